@@ -1,0 +1,28 @@
+"""Where runs live. `open_store` picks the store by the scheme of its URL; a new cloud is one line here."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+
+from storage.errors import InvalidURL
+from storage.protocol import ObjectInfo, Store
+
+__all__ = ["ObjectInfo", "Store", "open_store"]
+
+# scheme -> module and class; a module, and with it a cloud's SDK, is imported when its scheme is used
+_STORES = {"file": ("storage.local", "LocalStore")}
+
+
+def open_store(url: str) -> Store:
+    """The store at `url`. Raises `InvalidURL`."""
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        raise InvalidURL(f"{url!r} is no store: write its URL, for example file:///store")
+    if scheme not in _STORES:
+        near = difflib.get_close_matches(scheme, _STORES, n=1)
+        hint = f"did you mean {near[0]}://?" if near else f"known: {', '.join(f'{name}://' for name in _STORES)}"
+        raise InvalidURL(f"{url}: unknown scheme {scheme!r}; {hint}")
+    module, name = _STORES[scheme]
+    store: Store = getattr(import_module(module), name)(url)
+    return store

@@ -1,0 +1,55 @@
+"""What can go wrong with a store, as one tree.
+
+    StoreError
+    |-- NotFound (FileNotFoundError)          the object is proven absent
+    |-- AlreadyExists (FileExistsError)       create-if-absent found one there
+    |-- PermissionDenied (PermissionError)    a right is missing; never reported as NotFound
+    |-- InvalidKey (ValueError)               the key is none that a store may hold
+    |-- InvalidURL (ValueError)               the store's address can't be understood
+    |-- Unsupported                           the store can't keep the contract
+    `-- Transient                             worth trying again later
+        |-- NoSpace (OSError)
+        `-- Unavailable (ConnectionError)
+
+Each also is the builtin exception that fits, so callers may catch either.
+"""
+
+
+class StoreError(Exception):
+    """Root of the tree; its text is one line that a user can act on."""
+
+
+class NotFound(StoreError, FileNotFoundError):
+    pass
+
+
+class AlreadyExists(StoreError, FileExistsError):
+    pass
+
+
+class PermissionDenied(StoreError, PermissionError):
+    pass
+
+
+class InvalidKey(StoreError, ValueError):
+    pass
+
+
+class InvalidURL(StoreError, ValueError):
+    pass
+
+
+class Unsupported(StoreError):
+    pass
+
+
+class Transient(StoreError):
+    """The same call may succeed later."""
+
+
+class NoSpace(Transient, OSError):
+    pass
+
+
+class Unavailable(Transient, ConnectionError):
+    pass
