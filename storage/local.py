@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat as modes
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
 from storage.errors import (
     AlreadyExists,
+    InvalidKey,
     InvalidURL,
     NoSpace,
     NotFound,
@@ -21,9 +24,10 @@ from storage.errors import (
     Unavailable,
     Unsupported,
 )
-from storage.protocol import SCRATCH, ObjectInfo, Source, check_key, chunks
+from storage.protocol import SCRATCH, ObjectInfo, Source, check_key, check_prefix, chunks
 
 COPY_BYTES = 1 << 20
+STALE_S = 24 * 3600.0  # scratch that has not grown for so long has lost its writer
 
 
 class LocalStore:
@@ -34,41 +38,63 @@ class LocalStore:
             raise InvalidURL(f"{url}: a local store is written file:///absolute/folder or file://./folder")
         self.url = url
         self._root = Path(path).absolute()
+        self._swept: set[Path] = set()
 
     def put(self, key: str, source: Source, *, if_absent: bool = False) -> ObjectInfo:
         path = self._root / check_key(key)
         scratch = path.parent / f"{SCRATCH}{uuid.uuid4().hex}"
-        with _translated(key):
+        with _translated(key, absent=Unavailable(f"{path.parent}: vanished while {key} was being written")):
             _make_folders(path.parent)
-            try:
-                with open(scratch, "xb", buffering=0) as file:
-                    for chunk in chunks(source):
+            file = FileIO(scratch, "x")
+        try:
+            with file:
+                self._sweep(path.parent, os.fstat(file.fileno()).st_mtime)
+                for chunk in chunks(source):  # outside: the source's own errors are not the store's
+                    with _translated(key):
                         _write_all(file, chunk)
+                with _translated(key):
                     os.fsync(file.fileno())
                     stat = os.fstat(file.fileno())
+            with _translated(key, absent=Unsupported(f"{path}: is a folder here, so {key} can't be written")):
                 if if_absent:
                     _link(scratch, path)
                 else:
                     os.replace(scratch, path)
-            finally:
-                with suppress(FileNotFoundError):
-                    os.unlink(scratch)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(scratch)
+        with _translated(key):
             _sync_folder(path.parent)
         return ObjectInfo(key, stat.st_size, stat.st_mtime)
 
+    def _sweep(self, folder: Path, now: float) -> None:
+        """Remove what killed writers left in `folder`, once; `now` is by the clock of its file system."""
+        if folder in self._swept:
+            return
+        self._swept.add(folder)
+        with suppress(OSError), os.scandir(folder) as scan:
+            for entry in scan:
+                with suppress(OSError):
+                    if entry.name.startswith(SCRATCH) and now - entry.stat().st_mtime > STALE_S:
+                        os.unlink(entry)
+
     def get(self, key: str, sink: BinaryIO, *, byte_range: tuple[int, int] | None = None) -> ObjectInfo:
         path = self._root / check_key(key)
-        with _translated(key), open(path, "rb", buffering=0) as file:
-            stat = os.fstat(file.fileno())
-            start, stop = byte_range or (0, stat.st_size)
-            file.seek(start)
+        with _translated(key):
+            file = _open(path)
+        with file:
+            with _translated(key):
+                stat = os.fstat(file.fileno())
+                start, stop = byte_range or (0, stat.st_size)
+                file.seek(start)
             left = min(stop, stat.st_size) - start
             buffer = memoryview(bytearray(max(1, min(left, COPY_BYTES))))
             while left > 0:
-                got = file.readinto(buffer[: min(left, COPY_BYTES)])
+                with _translated(key):
+                    got = file.readinto(buffer[: min(left, COPY_BYTES)])
                 if not got:
                     raise Unavailable(f"{key}: ended {left} bytes early while being read")
-                sink.write(buffer[:got])
+                sink.write(buffer[:got])  # outside: the sink's own errors are not the store's
                 left -= got
         return ObjectInfo(key, stat.st_size, stat.st_mtime)
 
@@ -76,14 +102,14 @@ class LocalStore:
         path = self._root / check_key(key)
         with _translated(key):
             stat = os.stat(path)
-            if not path.is_file():
-                raise NotFound(f"{key}: not there")
+        if not modes.S_ISREG(stat.st_mode):
+            raise NotFound(f"{key}: not there")
         return ObjectInfo(key, stat.st_size, stat.st_mtime)
 
     def list(self, prefix: str, *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
-        folder, _, start = prefix.rpartition("/")
-        if folder:
-            check_key(folder)
+        if delimiter not in (None, "/"):
+            raise ValueError(f"the delimiter can only be '/': {delimiter!r}")
+        folder, _, start = check_prefix(prefix).rpartition("/")
         yield from self._list(folder, start, recurse=delimiter is None)
 
     def _list(self, folder: str, start: str, *, recurse: bool) -> Iterator[ObjectInfo]:
@@ -93,9 +119,14 @@ class LocalStore:
             try:
                 with os.scandir(self._root / folder) as scan:
                     for entry in scan:
-                        if entry.name.startswith(start) and not entry.name.startswith(SCRATCH):
-                            # a folder's keys all have "/" after its name: sort it as they are sorted
-                            entries.append((entry.name + "/" if entry.is_dir() else entry.name, entry))
+                        if not entry.name.startswith(start) or entry.name.startswith(SCRATCH):
+                            continue
+                        if entry.is_dir():
+                            if folder or entry.name != "lost+found":  # a disk's own, closed to all but root
+                                # a folder's keys all have "/" after its name: sort it as they are sorted
+                                entries.append((entry.name + "/", entry))
+                        elif entry.is_file():
+                            entries.append((entry.name, entry))
             except (FileNotFoundError, NotADirectoryError):
                 return
         for name, entry in sorted(entries, key=lambda pair: pair[0].encode("utf-8", "surrogateescape")):
@@ -106,36 +137,55 @@ class LocalStore:
                     yield ObjectInfo(key, stat.st_size, stat.st_mtime)
             elif recurse:
                 yield from self._list(key[:-1], "", recurse=True)
-            else:
+            elif self._holds_something(key[:-1]):
                 yield ObjectInfo(key, 0, 0.0)
+
+    def _holds_something(self, folder: str) -> bool:
+        """Whether an object is in or below `folder`: deleting the last one leaves the folder, which is no prefix."""
+        try:
+            return next(self._list(folder, "", recurse=True), None) is not None
+        except PermissionDenied:
+            return True  # nobody knows, and what may be there must not be hidden
 
     def delete(self, key: str) -> None:
         path = self._root / check_key(key)
-        with _translated(key), suppress(FileNotFoundError, NotADirectoryError):
+        with _translated(key), suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
             os.unlink(path)
             _sync_folder(path.parent)
 
     def free_bytes(self) -> int | None:
         folder = self._root
-        while not folder.exists() and folder != folder.parent:
-            folder = folder.parent
         with _translated("."):
+            while not folder.exists() and folder != folder.parent:
+                folder = folder.parent
             return shutil.disk_usage(folder).free
+
+    def caveat(self) -> str | None:
+        kind = _file_system(self._root)
+        if kind == ("/", "overlay"):
+            return (
+                f"{self.url} is inside this container and goes with it: add -v FOLDER:{self._root} to keep checkpoints"
+            )
+        if kind[1] in ("tmpfs", "ramfs"):
+            return f"{self.url} is in memory and goes with the machine: choose a folder on a disk"
+        return None
 
 
 @contextmanager
-def _translated(key: str) -> Iterator[None]:
-    """Turn what the operating system says into the store's own errors."""
+def _translated(key: str, *, absent: StoreError | None = None) -> Iterator[None]:
+    """Turn what the operating system says into the store's own errors; `absent` replaces NotFound."""
     try:
         yield
     except StoreError:
         raise
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as e:
-        raise NotFound(f"{key}: not there") from e
+        raise absent or NotFound(f"{key}: not there") from e
     except FileExistsError as e:
         raise AlreadyExists(f"{key}: already there") from e
     except OSError as e:
         where = e.filename or key
+        if e.errno == errno.ENAMETOOLONG:
+            raise InvalidKey(f"{key}: too long a path for this file system") from e
         if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise NoSpace(f"{where}: no space left for it") from e
         if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -144,7 +194,8 @@ def _translated(key: str) -> Iterator[None]:
 
 
 def _write_all(file: BinaryIO, chunk: bytes | bytearray | memoryview) -> None:
-    view = memoryview(chunk).cast("B")
+    whole = memoryview(chunk)
+    view = whole.cast("B") if whole.nbytes else b""  # an array without elements can't be cast
     while view:  # an unbuffered write may be short
         view = view[file.write(view) :]
 
@@ -152,6 +203,10 @@ def _write_all(file: BinaryIO, chunk: bytes | bytearray | memoryview) -> None:
 def _link(scratch: Path, path: Path) -> None:
     try:
         os.link(scratch, path)
+    except FileExistsError as e:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path)) from e
+        raise
     except OSError as e:
         if e.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
             raise Unsupported(
@@ -165,9 +220,21 @@ def _make_folders(folder: Path) -> None:
     if folder.is_dir():
         return
     _make_folders(folder.parent)
-    with suppress(FileExistsError):
+    try:
         os.mkdir(folder)
+    except FileExistsError as e:  # made by another at the same moment, or
+        if not folder.is_dir():
+            raise Unsupported(f"{folder}: is no folder here, so nothing can be written below it") from e
     _sync_folder(folder.parent)
+
+
+def _open(path: Path) -> FileIO:
+    # without O_NONBLOCK a pipe in the folder would be waited on for ever
+    file = FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    if not modes.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    return file
 
 
 def _sync_folder(folder: Path) -> None:
@@ -176,3 +243,17 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _file_system(path: Path) -> tuple[str, str]:
+    """Mount point and type of the file system that holds `path` (Linux: proc(5), mountinfo)."""
+    best = ("/", "")
+    try:
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            before, _, after = line.partition(" - ")
+            point = before.split()[4].encode().decode("unicode_escape")
+            if len(point) >= len(best[0]) and path.is_relative_to(point):
+                best = (point, after.split()[0])
+    except OSError:
+        pass  # not Linux
+    return best

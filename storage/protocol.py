@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
@@ -13,7 +14,12 @@ Chunk = bytes | bytearray | memoryview
 Source = Chunk | Sequence[Chunk]
 
 MAX_KEY_BYTES = 900  # S3, GCS and Azure allow 1,024; the rest is room for the store's own prefix
+MAX_NAME_BYTES = 255  # between two "/": what a file system holds
 SCRATCH = ".tmp-"  # names that start so are a store's own unfinished business
+
+# Control characters (some clouds refuse them, XML can't hold them), lone surrogates (no UTF-8), and the backslash,
+# which Azure takes for "/".
+_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\\\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +47,26 @@ class Store(Protocol):
     def put(self, key: str, source: Source, *, if_absent: bool = False) -> ObjectInfo:
         """Write one object, atomically and durably: a reader sees the old one, the new one, or none.
 
+        Never raises `NotFound`. What iterating over the source raises passes unchanged, and nothing is written.
         `if_absent` creates it, or raises `AlreadyExists` where there is one; of many callers one wins.
         """
 
     def get(self, key: str, sink: BinaryIO, *, byte_range: tuple[int, int] | None = None) -> ObjectInfo:
-        """Write the object's bytes, or those of [start, stop), to `sink`. Raises `NotFound`.
+        """Write the object's bytes, or those of [start, stop) that it has, to `sink`. Raises `NotFound`.
 
-        On an error `sink` may hold a part of the bytes.
+        `sink.write` takes all that it is given, and copies what it keeps. On an error `sink` may hold a part of the
+        bytes. What the sink itself raises passes unchanged.
         """
 
     def stat(self, key: str) -> ObjectInfo:
         """Raises `NotFound`."""
 
     def list(self, prefix: str, *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
-        """All objects whose key starts with `prefix`, by key; with "/" as delimiter, one level of them."""
+        """All objects whose key starts with `prefix`, in the order of their keys' UTF-8 bytes.
+
+        With "/" as delimiter, one level of them: what lies deeper is told as its prefix, once. One that is there
+        from the first to the last moment is in the list; one that comes or goes meanwhile may be.
+        """
 
     def delete(self, key: str) -> None:
         """Remove the object; one that isn't there is no error."""
@@ -62,17 +74,27 @@ class Store(Protocol):
     def free_bytes(self) -> int | None:
         """Room left, in bytes; None where a store doesn't know of an end."""
 
+    def caveat(self) -> str | None:
+        """What a user should know before trusting this place with a run, if anything; one line."""
+
 
 def check_key(key: str) -> str:
     """Return the key if every store can hold it, else raise `InvalidKey`."""
-    parts = key.split("/")
-    if (
-        any(part in ("", ".", "..") or part.startswith(SCRATCH) for part in parts)
-        or any(ord(c) < 32 or c in "\\\x7f" for c in key)
-        or len(key.encode("utf-8", "surrogatepass")) > MAX_KEY_BYTES
-    ):
-        raise InvalidKey(f"not a key that a store can hold: {key!r:.200}")
+    size = len(key.encode("utf-8", "surrogatepass"))
+    if size > MAX_KEY_BYTES or _UNFIT.search(key) or not all(map(_is_name, key.split("/"))):
+        raise InvalidKey(f"not a key that a store can hold: {key!a:.200}")
     return key
+
+
+def _is_name(name: str) -> bool:
+    # Azure drops the dot at a name's end; "." and ".." would climb
+    return 0 < len(name.encode()) <= MAX_NAME_BYTES and not name.startswith(SCRATCH) and not name.endswith(".")
+
+
+def check_prefix(prefix: str) -> str:
+    """Return the prefix if a key can start with it, else raise `InvalidKey`. One may end in the midst of a name."""
+    check_key(prefix + "x")
+    return prefix
 
 
 def chunks(source: Source) -> Sequence[Chunk]:

@@ -1,0 +1,67 @@
+"""Log lines: text for people, or one JSON object a line as the clouds' log readers take it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from datetime import UTC, datetime
+from typing import TextIO
+
+_SEVERITY = {"DEBUG": "DEBUG", "INFO": "INFO", "WARNING": "WARNING", "ERROR": "ERROR", "CRITICAL": "CRITICAL"}
+
+
+class _Synthetic(logging.Filter):
+    """Once the data is known to be the generated stand-in, every line says so."""
+
+    on = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if self.on:
+            record.msg, record.args = f"SYNTHETIC {record.getMessage()}", ()
+        return True
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        mark = {"WARNING": "warning: ", "ERROR": "error: ", "CRITICAL": "error: "}.get(record.levelname, "")
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        text = f"{clock} {mark}{one_line(record.getMessage())}"
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "severity": _SEVERITY.get(record.levelname, "DEFAULT"),
+            "message": one_line(record.getMessage()),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+_synthetic = _Synthetic()
+
+
+def set_up(form: str, stream: TextIO | None = None) -> None:
+    """Send all of Baton's log lines to `stream` (standard output), as "text" or "json"."""
+    handler = logging.StreamHandler(stream or sys.stdout)
+    handler.setFormatter(_Json() if form == "json" else _Text())
+    handler.addFilter(_synthetic)
+    logger = logging.getLogger("baton")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def say_synthetic() -> None:
+    """From now on every line says that the data is SYNTHETIC."""
+    _synthetic.on = True
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split("\n"))

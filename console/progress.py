@@ -1,0 +1,94 @@
+"""Progress for people: a live display on a terminal, one whole line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from trainer.attempt import Progress
+
+log = logging.getLogger("baton")
+
+
+class Display(Protocol):
+    every_s: float
+
+    def show(self, progress: Progress) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Lines:
+    """One log line each time."""
+
+    every_s = 5.0
+
+    def show(self, progress: Progress) -> None:
+        log.info(
+            "%s",
+            describe(progress),
+            extra={"fields": {"step": progress.step, "loss": progress.loss, "samples_per_s": progress.samples_per_s}},
+        )
+
+    def close(self) -> None:
+        pass
+
+
+class Live:
+    """A bar that redraws itself, with log lines above it."""
+
+    every_s = 0.25
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bar
+
+        self._bar = Bar(
+            TextColumn("{task.percentage:>3.0f} %"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}"),
+            console=Console(),
+            transient=True,
+        )
+        self._task = self._bar.add_task("starting", total=None)
+        self._bar.start()  # redirects what is printed meanwhile to above the bar
+
+    def show(self, progress: Progress) -> None:
+        self._bar.update(self._task, completed=progress.step, total=progress.steps, description=describe(progress))
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def describe(progress: Progress) -> str:
+    """Everything about a run's progress in one line."""
+    words = [f"epoch {progress.epoch}/{progress.epochs}", f"step {progress.step}/{progress.steps}"]
+    if progress.loss is not None:
+        words.append(f"loss {progress.loss:.3f}")
+    if progress.samples_per_s is not None:
+        words.append(f"{progress.samples_per_s:,.0f} images/s")
+    if progress.evaluating:
+        words.append("evaluating")
+    elif progress.seconds_left is not None:
+        words.append(f"{duration(progress.seconds_left)} left")
+    if progress.save_error is not None:
+        words.append("SAVING FAILS")
+    if progress.durable is not None:
+        age = max(0.0, time.time() - progress.durable.at)
+        words.append(f"saved: step {progress.durable.step}, {duration(age)} ago")
+    else:
+        words.append("nothing saved yet")
+    return ", ".join(words)
+
+
+def duration(seconds: float) -> str:
+    """In the two largest units that matter: 5 s, 3 min 10 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

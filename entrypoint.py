@@ -1,0 +1,239 @@
+"""Baton's command line: settings in, exit code out. What is heavy is imported only where it is used."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from console import logs
+from storage import open_store
+from storage.errors import StoreError, Transient
+from trainer.exits import ExitCode, UserError
+from trainer.names import job_names
+from trainer.settings import Settings, choices, fields_of, kind
+from watchers import HaltWatcher, Mailbox, Stopped, Watch, signals
+
+log = logging.getLogger("baton")
+
+DATA = Path(__file__).parent / "data"
+
+
+class Commands(click.Group):
+    """Jobs and commands in one namespace; a wrong name gets the nearest right one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in self.commands:
+            near = difflib.get_close_matches(name, self.commands, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(self.commands)}"
+            raise click.UsageError(f"no job or command {name!r}; {hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        jobs = job_names()
+        for title, names in (("Jobs", jobs), ("Commands", [n for n in self.commands if n not in jobs])):
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(80)) for name in names])
+
+
+def options(names: list[str]) -> Callable[[click.Command], click.Command]:
+    """Command-line options for these settings, each with its variable in the environment."""
+
+    def add(command: click.Command) -> click.Command:
+        for f in fields_of(names):
+            values = choices(f.name)
+            command.params.append(
+                click.Option(
+                    ["--" + f.name.replace("_", "-")],
+                    type=click.Choice(values) if values else kind(f.name),
+                    envvar="BATON_" + f.name.upper(),
+                    help=f.metadata["help"],
+                    metavar=None if values else kind(f.name).__name__.upper(),
+                )
+            )
+        return command
+
+    return add
+
+
+def settings_of(given: dict[str, Any]) -> Settings:
+    return Settings(**{name: value for name, value in given.items() if value is not None})
+
+
+@click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.pass_context
+def baton(ctx: click.Context) -> None:
+    """Train a model on cheap machines that may go at any time, and never lose the place.
+
+    Start the same line again, here or elsewhere, and it goes on from the newest checkpoint in the store.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def job_command(name: str) -> click.Command:
+    def call(allow_change: tuple[str, ...], **given: Any) -> int:
+        return train(name, settings_of(given), allow_change)
+
+    command = click.Command(
+        name, callback=call, short_help=f"train {name}", help=f"Train {name}, or go on training it."
+    )
+    command.params.append(
+        click.Option(
+            ["--allow-change"],
+            multiple=True,
+            envvar="BATON_ALLOW_CHANGE",
+            metavar="SETTING",
+            help="go on with another value of this setting than the run has had",
+        )
+    )
+    return options([f.name for f in fields_of()])(command)
+
+
+def train(job: str, settings: Settings, allow_change: tuple[str, ...]) -> int:
+    """Wire a job's parts together, with what can begin early begun before torch is imported."""
+    from trainer.data.pack import locate
+
+    from console.progress import Lines, Live
+    from trainer.early import Early
+    from trainer.history import History
+
+    live = settings.log == "auto" and sys.stdout.isatty()
+    mailbox = Mailbox()
+    signals.install(mailbox, stop_grace_s())
+    halt = HaltWatcher(settings.halt)
+    if (notice := halt.check()) is not None:
+        log.info("not started: %s; remove it to start", notice.detail)
+        return ExitCode.DONE if notice.source == "halt" else settings.preempted_exit_code
+    history = History(open_store(settings.store), settings.run or job)
+    watch = Watch([halt], mailbox)
+    checkpoint = Early(lambda: history.newest_good(check=mailbox.check), "newest-checkpoint")
+
+    def data() -> Any:
+        packed = locate(job, settings.data or None, DATA / job, check=mailbox.check, say=log.info)
+        if packed.synthetic:
+            logs.say_synthetic()
+        packed.verify()
+        return packed
+
+    early_data = Early(data, "data")
+    display = Live() if live else Lines()
+    try:
+        from trainer import run
+
+        return run.train(
+            job, settings, history, checkpoint, early_data, mailbox, halt, allow_change, display.show, display.every_s
+        )
+    except Stopped as e:
+        stop = mailbox.stop or e.notice
+        log.info("stopped before training: %s; the run's checkpoints are as they were", stop.detail)
+        return exit_code(stop.source, settings)
+    finally:
+        display.close()
+        watch.close()
+
+
+def exit_code(source: str, settings: Settings) -> int:
+    from trainer.run import exit_code_for
+
+    return exit_code_for(source, settings)
+
+
+def stop_grace_s() -> float:
+    """Seconds between a SIGTERM and the kill that follows; docker's own by default."""
+    text = os.environ.get("BATON_STOP_GRACE", "10")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 86400:
+        raise UserError(f"BATON_STOP_GRACE={text}: must be a number of seconds, for example 10")
+    return seconds
+
+
+@options(["store", "run"])
+@baton.command(short_help="the runs in the store, and how each stands")
+@click.option("--json", "as_json", is_flag=True, help="as JSON, a list of runs")
+def status(store: str | None, run: str | None, as_json: bool) -> int:
+    """Show the runs in the store: how far, how saved, how ended."""
+    from console.status import show
+
+    settings = settings_of({"store": store, "run": run})
+    return show(open_store(settings.store), settings.run or None, as_json=as_json)
+
+
+@baton.command(short_help="fetch or read a job's data, check it, pack it")
+@click.argument("job")
+@click.option("--source", help="archive, image folder, tar of one, URL, or `synthetic`")
+@click.option("--out", type=click.Path(path_type=Path), help="folder for the packed data; data/JOB if not given")
+def data(job: str, source: str | None, out: Path | None) -> int:
+    """Pack the data of JOB: once, checked, into one file that every start maps into memory."""
+    from trainer.data.pack import pack
+
+    mailbox = Mailbox()
+    signals.install(mailbox, stop_grace_s())
+    try:
+        pack(job, source, out or DATA / job, check=mailbox.check, say=log.info)
+    except Stopped as e:
+        log.info("packing stopped, nothing was changed: %s", e.notice.detail)
+        return ExitCode.INTERRUPTED if e.notice.source == "SIGINT" else ExitCode.PREEMPTED
+    return ExitCode.DONE
+
+
+for _name in job_names():
+    baton.add_command(job_command(_name))
+
+
+def wants_json(arguments: list[str]) -> bool:
+    """Whether log lines shall be JSON; asked before the command line is understood, so that its errors are too."""
+    for i, argument in enumerate(arguments):
+        if argument.startswith("--log=") or (argument == "--log" and i + 1 < len(arguments)):
+            return (argument.partition("=")[2] or arguments[i + 1]) == "json"
+    return os.environ.get("BATON_LOG") == "json"
+
+
+def main(arguments: list[str]) -> int:
+    logs.set_up("json" if wants_json(arguments) else "text")
+    warn_of_unknown_variables()
+    try:
+        return baton.main(arguments, prog_name="entrypoint.py", standalone_mode=False) or ExitCode.DONE
+    except click.UsageError as e:
+        log.error("%s (see --help)", e.format_message().rstrip("."))
+        return ExitCode.USAGE
+    except UserError as e:
+        log.error("%s", e)
+        return e.code
+    except StoreError as e:
+        log.error("%s", e)
+        return ExitCode.NOT_DURABLE if isinstance(e, Transient) else ExitCode.SETUP
+    except click.Abort:
+        return ExitCode.INTERRUPTED
+    except Exception:
+        log.exception("this is a defect in Baton or in the job; the run's checkpoints are as they were")
+        return ExitCode.DEFECT
+
+
+def warn_of_unknown_variables() -> None:
+    known = {"BATON_" + f.name.upper() for f in fields_of()}
+    known |= {"BATON_STOP_GRACE", "BATON_REVISION", "BATON_ALLOW_CHANGE", "BATON_TEST_DATA"}
+    for name in sorted(os.environ):
+        if name.startswith("BATON_") and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            log.warning(
+                "environment variable %s means nothing here%s", name, f"; did you mean {near[0]}?" if near else ""
+            )
+
+
+if __name__ == "__main__":
+    # CUDA's matrix library computes the same way twice only with this (docs: cuBLAS, results reproducibility)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,302 @@
+"""One container's part in a run, from its claim to its end: what is saved when, and what is put on record."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from storage.errors import StoreError
+from trainer.cadence import Cadence
+from trainer.checkpoint import HostBuffers, Position, take
+from trainer.history import Checkpoint, History, Superseded
+from trainer.job import Task
+from trainer.loop import Plan, seen_this_epoch
+from trainer.saver import CLOCK, Durable, RunFacts, Save, Saver, durable
+from trainer.settings import Json
+from watchers import Mailbox, Notice
+
+log = logging.getLogger("baton")
+
+SIGN_S = 30.0  # between two signs of life
+LAST_SAVE_S = 60.0  # how long the last save is tried where no deadline is known
+SPARE_S = 1.0  # kept before a deadline, for the end of the process
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far the run is; for people."""
+
+    step: int
+    steps: int
+    epoch: int  # counted from 1
+    epochs: int
+    loss: float | None  # mean of the running epoch so far
+    samples_per_s: float | None
+    seconds_left: float | None
+    durable: Durable | None
+    save_error: str | None
+    evaluating: bool
+
+
+class Attempt:
+    """Hears of every boundary from the loop; saves when due; signs; keeps the records."""
+
+    def __init__(
+        self,
+        history: History,
+        facts: RunFacts,
+        plan: Plan,
+        task: Task,
+        position: Position,
+        mailbox: Mailbox,
+        *,
+        cadence: Cadence,
+        resumed_from: Checkpoint | None,
+        show: Callable[[Progress], None],
+        show_every_s: float,
+    ) -> None:
+        self.history = history
+        self.facts = facts
+        self.position = position
+        self.metrics: dict[str, Json] = dict(resumed_from.manifest.metrics) if resumed_from else {}
+        self._plan = plan
+        self._task = task
+        self._mailbox = mailbox
+        self._cadence = cadence
+        self._show = show
+        self._show_every_s = show_every_s
+        self._lines: list[str] = []
+        self._buffers = HostBuffers()
+        self._owed = False  # a save fell due while another was in flight
+        self._ledger_before = list(resumed_from.manifest.ledger) if resumed_from else []
+        self._first_step = position.step
+        self._started = time.time()
+        self._stall_s = 0.0
+        self._evaluation_s = 0.0
+        self._evaluation_began: float | None = None
+        self._progress: Progress | None = None
+        self._shown_at, self._shown_step = CLOCK(), position.step
+        self.saver = Saver(
+            history,
+            facts,
+            durable(resumed_from.manifest) if resumed_from else None,
+            on_durable=self._forget_lines,
+            on_superseded=self._on_superseded,
+        )
+        self._closed = threading.Event()
+        self._sign_thread = threading.Thread(target=self._sign, name="sign", daemon=True)
+        self._sign_thread.start()
+
+    # -- what the loop tells ----------------------------------------------------------------------------------
+
+    def boundary(self, *, evaluating: bool) -> None:
+        now = CLOCK()
+        if evaluating and self._evaluation_began is None:
+            self._evaluation_began = now
+        if now - self._shown_at >= self._show_every_s:
+            self._tell(now, evaluating)
+        if self._is_due(now, evaluating):
+            if self.saver.busy:
+                self._owed = True
+            else:
+                self._owed = False
+                self.saver.start(self._take(copy=True))
+                self._stall_s += CLOCK() - now
+
+    def evaluated(self, metrics: dict[str, float]) -> None:
+        step = self.position.step
+        seen = seen_this_epoch(self._plan, step)
+        train_loss = float(self.position.sums["loss"]) / seen
+        self.metrics = {"step": step, **metrics, "train_loss": train_loss}
+        # JSON has no NaN: a loss that is none is null
+        self.metrics = {k: None if isinstance(v, float) and v != v else v for k, v in self.metrics.items()}
+        seconds = CLOCK() - (self._evaluation_began or CLOCK())
+        self._evaluation_s += seconds
+        self._evaluation_began = None
+        self._shown_at += seconds  # an evaluation is no time in which steps were made
+        epoch = -(-step // self._plan.steps_per_epoch)
+        self._lines.append(
+            json.dumps(
+                {
+                    **self.metrics,
+                    "epoch": epoch,
+                    "attempt": self.facts.attempt,
+                    "time": time.time(),
+                    "samples_per_s": self._progress.samples_per_s if self._progress else None,
+                }
+            )
+        )
+        told = ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in self.metrics.items() if isinstance(v, float))
+        log.info(
+            "epoch %d of %d ends: %s",
+            epoch,
+            -(-self._plan.steps // self._plan.steps_per_epoch),
+            told,
+            extra={"fields": {"step": step, "epoch": epoch, **self.metrics}},
+        )
+        if train_loss != train_loss:
+            log.warning("the loss is no longer a number: a smaller --lr may help; the run goes on as it was told")
+
+    # -- saving -----------------------------------------------------------------------------------------------
+
+    def _is_due(self, now: float, evaluating: bool) -> bool:
+        step, saver = self.position.step, self.saver
+        if step == 0 or (saver.durable is not None and saver.durable.step == step):
+            return False
+        since_last = now - saver.began
+        if saver.error is not None and not saver.busy:
+            return since_last >= min(5.0, self._cadence.seconds or 5.0)
+        if self._owed or (self._mailbox.take_save()):
+            return True
+        if evaluating and not self._cadence.seconds:
+            return False  # the step's save comes after its evaluation, and holds the result
+        return self._cadence.due(step, self._plan.steps_per_epoch, since_last)
+
+    def _take(self, *, copy: bool) -> Save:
+        snapshot = take(self._task, self.position, self._buffers if copy else None)
+        return Save(snapshot, dict(self.metrics), [*self._ledger_before, self._ledger_entry()], list(self._lines))
+
+    def _ledger_entry(self) -> dict[str, Json]:
+        return {
+            **self.facts.machine,
+            "attempt": self.facts.attempt,
+            "first_step": self._first_step,
+            "last_step": self.position.step,
+            "started": self._started,
+            "seconds": time.time() - self._started,
+            "evaluation_s": self._evaluation_s,
+            "save_stall_s": self._stall_s,
+        }
+
+    def _forget_lines(self, save: Save) -> None:
+        del self._lines[: len(save.lines)]
+
+    def _on_superseded(self, why: Superseded) -> None:
+        self._mailbox.post(Notice("superseded", "stop", str(why), f"superseded:{why.attempt}", time.time()))
+
+    def save_last(self) -> bool:
+        """Make the stopped run's state durable within what the notices leave of time; True if it is."""
+        if self.position.step == 0 and self.saver.durable is None:
+            return True  # nothing was trained, so nothing can be lost
+        left = LAST_SAVE_S
+        if self._mailbox.deadline is not None:
+            left = self._mailbox.deadline - time.time() - SPARE_S
+        return self.saver.save_now(self._take(copy=False), CLOCK() + max(0.0, left))
+
+    # -- what others see --------------------------------------------------------------------------------------
+
+    def _tell(self, now: float, evaluating: bool) -> None:
+        step, plan = self.position.step, self._plan
+        seconds, steps = now - self._shown_at, step - self._shown_step
+        rate = steps * plan.batch_size / seconds if steps and seconds > 0 else None
+        if rate is None and self._progress is not None:
+            rate = self._progress.samples_per_s
+        loss = self.position.sums.get("loss")
+        self._progress = Progress(
+            step=step,
+            steps=plan.steps,
+            epoch=min(step, plan.steps - 1) // plan.steps_per_epoch + 1,
+            epochs=-(-plan.steps // plan.steps_per_epoch),
+            loss=float(loss) / seen_this_epoch(plan, step) if loss is not None and step else None,
+            samples_per_s=rate,
+            seconds_left=(plan.steps - step) * plan.batch_size / rate if rate else None,
+            durable=self.saver.durable,
+            save_error=self.saver.error,
+            evaluating=evaluating,
+        )
+        self._shown_at, self._shown_step = now, step
+        self._show(self._progress)
+
+    def _sign(self) -> None:
+        """Every 30 s: look whether a newer copy has taken over, and leave a sign of life."""
+        while True:
+            try:
+                self.history.check_fence(self.facts.attempt)
+                self.write_status("running", None)
+            except Superseded as e:
+                self._on_superseded(e)
+                return
+            except StoreError as e:
+                log.debug("no sign of life could be left: %s", e)
+            if self._closed.wait(SIGN_S):
+                return
+
+    def write_status(self, state: str, exit_code: int | None) -> None:
+        """What `status` shows between checkpoints; never used to resume."""
+        last, position, progress = self.saver.durable, self.position, self._progress
+        self.history.write_record(
+            {
+                "run": self.facts.run,
+                "job": self.facts.job,
+                "state": state,
+                "exit": exit_code,
+                "attempt": self.facts.attempt,
+                "step": position.step,
+                "steps": self._plan.steps,
+                "epoch": position.step // self._plan.steps_per_epoch,
+                "epochs": -(-self._plan.steps // self._plan.steps_per_epoch),
+                "metrics": self.metrics,
+                "samples_per_s": progress.samples_per_s if progress else None,
+                "seconds_left": progress.seconds_left if progress else None,
+                "durable": {"name": last.name, "step": last.step, "time": last.at} if last else None,
+                "save_error": self.saver.error,
+                "host": self.facts.machine.get("host"),
+                "synthetic": self.facts.synthetic,
+                "time": time.time(),
+            },
+            "status.json",
+        )
+
+    def write_result(self) -> None:
+        last = self.saver.durable
+        assert last is not None
+        manifest = self.history.manifest(last.name)
+        self.history.write_record(
+            {
+                "run": self.facts.run,
+                "job": self.facts.job,
+                "step": last.step,
+                "checkpoint": last.name,
+                "metrics": self.metrics,
+                "weights": [self.history.key("parts", p.sha256) for p in manifest.parts if p.section == "model"],
+                "weights_sha256": last.weights_sha256,
+                "state_sha256": last.state_sha256,
+                "order_sha256": last.order_sha256,
+                "attempts": self.facts.attempt,
+                "synthetic": self.facts.synthetic,
+                "time": time.time(),
+            },
+            "result.json",
+        )
+
+    def end(self, exit_code: int, outcome: str) -> None:
+        """Put the end on record. A store that is away is no reason not to end."""
+        self._closed.set()
+        last = self.saver.durable
+        superseded = outcome == "superseded"
+        try:
+            self.history.write_record(
+                {
+                    "attempt": self.facts.attempt,
+                    "exit": exit_code,
+                    "outcome": outcome,
+                    "step": self.position.step,
+                    "durable_step": last.step if last else None,
+                    "notices": [
+                        {"source": n.source, "action": n.action, "seen": n.seen, "deadline": n.deadline}
+                        for n in self._mailbox.notices
+                    ],
+                    "time": time.time(),
+                },
+                "attempts",
+                f"{self.facts.attempt:06d}.end.json",
+            )
+            if not superseded:
+                self._sign_thread.join(1.0)
+                self.write_status("finished" if outcome == "finished" else "stopped", exit_code)
+        except StoreError as e:
+            log.warning("the end of this attempt could not be put on record: %s", e)

@@ -1,0 +1,154 @@
+"""All state at a step boundary: taken from a task, encoded for a store, put back into a task."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from trainer.exits import UserError
+from trainer.history import Checkpoint
+from trainer.job import Task
+from trainer.order import NO_SAMPLES
+from trainer.parts import decode, raw_bytes
+from trainer.settings import Json
+
+
+@dataclass
+class Position:
+    """The loop's own state at a boundary: how far it has come. Everything else follows from the seed."""
+
+    step: int = 0
+    order: bytes = NO_SAMPLES  # hash of all sample indices so far
+    sums: dict[str, Tensor] = field(default_factory=dict)  # metric sums of the running epoch; float64, 0-d
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """State at the boundary after `step` steps, in host memory that nobody changes until it is saved."""
+
+    step: int
+    order_sha256: str
+    sums: dict[str, str]
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    scalars: dict[str, Json]
+
+    def weights_sha256(self) -> str:
+        """SHA-256 over the model's state: raw bytes in row-major order, tensors in the order of their names."""
+        digest = hashlib.sha256()
+        for name in sorted(self.model):
+            digest.update(raw_bytes(self.model[name]))
+        return digest.hexdigest()
+
+
+class HostBuffers:
+    """Host copies of tensors, in memory that is allocated at the first copy and used again at each later one."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def copy(self, tensors: Mapping[str, Tensor], section: str) -> dict[str, Tensor]:
+        """Copies of `tensors`, with their strides, valid until the next call. From a GPU it waits for the end."""
+        copies = {}
+        for name, tensor in tensors.items():
+            key = f"{section}/{name}"
+            buffer = self._buffers.get(key)
+            if buffer is None or buffer.shape != tensor.shape or buffer.stride() != tensor.stride():
+                buffer = torch.empty_strided(
+                    tensor.shape, tensor.stride(), dtype=tensor.dtype, pin_memory=tensor.is_cuda
+                )
+                self._buffers[key] = buffer
+            copies[name] = buffer.copy_(tensor, non_blocking=tensor.is_cuda)
+        if any(tensor.is_cuda for tensor in tensors.values()):
+            torch.cuda.synchronize()
+        return copies
+
+
+def take(task: Task, position: Position, buffers: HostBuffers | None = None) -> Snapshot:
+    """The task's state now: with `buffers` a copy, while training goes on; without, the stopped task's memory."""
+    model = {name: tensor.detach() for name, tensor in task.model.state_dict().items()}
+    optimizer, scalars = _optimizer_state(task)
+    on_gpu = any(tensor.is_cuda for tensor in model.values())
+    if buffers is not None or on_gpu:
+        buffers = buffers or HostBuffers()
+        model, optimizer = buffers.copy(model, "model"), buffers.copy(optimizer, "optimizer")
+    return Snapshot(
+        position.step,
+        position.order.hex(),
+        {name: float(value).hex() for name, value in position.sums.items()},
+        model,
+        optimizer,
+        scalars,
+    )
+
+
+def _optimizer_state(task: Task) -> tuple[dict[str, Tensor], dict[str, Json]]:
+    """Every optimizer's state by "optimizer.parameter.name", tensors apart from other values."""
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, Json] = {}
+    for optimizer_name, optimizer in task.optimizers.items():
+        for parameter, state in optimizer.state_dict()["state"].items():
+            for name, value in state.items():
+                key = f"{optimizer_name}.{parameter}.{name}"
+                if isinstance(value, Tensor):
+                    tensors[key] = value.detach()
+                elif value is None or isinstance(value, bool | int | float | str):
+                    scalars[key] = value
+                else:
+                    raise TypeError(f"optimizer state {key} is a {type(value).__name__}, which no checkpoint can hold")
+    return tensors, scalars
+
+
+def restore(task: Task, checkpoint: Checkpoint) -> Position:
+    """Put a checkpoint's state into a freshly built task, in its own memory order and on its own device.
+
+    Raises `UserError` if the checkpoint is one of another model.
+    """
+    manifest = checkpoint.manifest
+    sections: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
+    for ref in manifest.parts:
+        try:
+            sections[ref.section].update(decode(checkpoint.data[ref.sha256]))
+        except ValueError as e:
+            raise UserError(f"checkpoint {manifest.name}: part {ref.sha256[:12]} is {e}") from e
+    _restore_model(task, sections["model"], manifest.name)
+    _restore_optimizers(task, sections["optimizer"], manifest.scalars, manifest.name)
+    device = next(task.model.parameters()).device
+    sums = {
+        name: torch.tensor(float.fromhex(value), dtype=torch.float64, device=device)
+        for name, value in manifest.sums.items()
+    }
+    return Position(manifest.step, bytes.fromhex(manifest.order_sha256), sums)
+
+
+def _restore_model(task: Task, saved: Mapping[str, Tensor], name: str) -> None:
+    own = task.model.state_dict()
+    odd = sorted(own.keys() ^ saved.keys()) or [
+        key for key, tensor in own.items() if (tensor.shape, tensor.dtype) != (saved[key].shape, saved[key].dtype)
+    ]
+    if odd:
+        raise UserError(
+            f"checkpoint {name} is one of another network (first difference: {odd[0]}): "
+            "this image's code is not that of the run; use the run's image, or --run NAME for a new run"
+        )
+    with torch.no_grad():
+        for key, tensor in own.items():
+            tensor.copy_(saved[key])
+
+
+def _restore_optimizers(task: Task, tensors: Mapping[str, Tensor], scalars: Mapping[str, Json], name: str) -> None:
+    states: dict[str, dict[int, dict[str, object]]] = {key: {} for key in task.optimizers}
+    for key, value in (*tensors.items(), *scalars.items()):
+        owner, _, rest = key.partition(".")
+        parameter, _, field_name = rest.partition(".")
+        if owner not in states or not parameter.isdecimal():
+            raise UserError(f"checkpoint {name} holds optimizer state that this job has not: {key:.100}")
+        states[owner].setdefault(int(parameter), {})[field_name] = value
+    for key, optimizer in task.optimizers.items():
+        # the groups' own values (learning rates and the like) come from the settings and the schedule
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": states[key], "param_groups": groups})

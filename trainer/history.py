@@ -1,0 +1,219 @@
+"""One run in its store: its attempts, which fence each other off, and its checkpoints, newest and good.
+
+Keys:   <run>/attempts/000003.json  .../000003.end.json  <run>/checkpoints/000003-00001234.json  <run>/parts/<sha256>
+        <run>/metrics/000003-00001234.jsonl  <run>/status.json  <run>/result.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from storage import Store
+from storage.errors import AlreadyExists, NotFound
+from trainer.exits import UserError
+from trainer.manifest import MAX_BYTES, Manifest, PartRef, checkpoint_name, from_json, parse_name
+from trainer.settings import Json
+
+log = logging.getLogger("baton.history")
+
+MAX_RECORD_BYTES = 1 << 20
+_CLAIM = re.compile(r"([0-9]{6,12})\.json")
+
+
+class Bad(Exception):
+    """A checkpoint that is proven not to be whole; says how."""
+
+
+class Superseded(Exception):
+    """A newer attempt has taken the run over: this one may commit nothing more."""
+
+    def __init__(self, attempt: int) -> None:
+        super().__init__(f"attempt {attempt} has taken this run over")
+        self.attempt = attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint whose every byte has been read and found to be what its manifest says."""
+
+    manifest: Manifest
+    data: Mapping[str, bytes]  # SHA-256 -> the part's bytes
+
+
+class History:
+    """A run's records in a store. All methods may raise `StoreError`."""
+
+    def __init__(self, store: Store, run: str) -> None:
+        self.store = store
+        self.run = run
+
+    def key(self, *names: str) -> str:
+        return "/".join((self.run, *names))
+
+    # -- attempts ---------------------------------------------------------------------------------------------
+
+    def attempts(self) -> list[int]:
+        """The numbers claimed so far, ascending."""
+        folder = self.key("attempts", "")
+        claims = (_CLAIM.fullmatch(info.key.removeprefix(folder)) for info in self.store.list(folder))
+        return sorted(int(claim[1]) for claim in claims if claim)
+
+    def claim(self, record: Mapping[str, Json]) -> int:
+        """Take the run over: create the record of the next attempt. Its number fences every lower one off."""
+        mine = dict(record, uuid=uuid.uuid4().hex)
+        while True:
+            # checkpoints count too: should claims have been lost, an old number must not be given again
+            used = self.attempts()[-1:] + [attempt for attempt, _ in self.checkpoints()[:1]]
+            number = max(used, default=0) + 1
+            body = json.dumps(dict(mine, attempt=number), indent=1, sort_keys=True).encode()
+            try:
+                self.create(self.key("attempts", f"{number:06d}.json"), body)
+                return number
+            except AlreadyExists:
+                log.info("attempt %d was claimed by another container at the same moment", number)
+
+    def check_fence(self, attempt: int) -> None:
+        """Raise `Superseded` if there is a higher attempt."""
+        newest = self.attempts()[-1:]
+        if newest and newest[0] > attempt:
+            raise Superseded(newest[0])
+
+    def create(self, key: str, body: bytes) -> None:
+        """Create a record once. Raises `AlreadyExists` if somebody else's is there.
+
+        A reply can be lost after the object was written: bytes that are our own are a success.
+        """
+        try:
+            self.store.put(key, body, if_absent=True)
+        except AlreadyExists:
+            if self.read(key, len(body) + 1) != body:
+                raise
+
+    def read(self, key: str, limit: int) -> bytes:
+        """An object's bytes, `limit` of them at most."""
+        sink = io.BytesIO()
+        self.store.get(key, sink, byte_range=(0, limit))
+        return sink.getvalue()
+
+    def read_record(self, *names: str) -> dict[str, Json] | None:
+        """A small JSON object, or None where it isn't there or is none."""
+        try:
+            record = json.loads(self.read(self.key(*names), MAX_RECORD_BYTES))
+        except (NotFound, ValueError, RecursionError):
+            return None
+        return record if isinstance(record, dict) else None
+
+    def write_record(self, record: Mapping[str, Json], *names: str) -> None:
+        self.store.put(self.key(*names), json.dumps(record, indent=1, sort_keys=True).encode())
+
+    # -- checkpoints ------------------------------------------------------------------------------------------
+
+    def checkpoints(self) -> list[tuple[int, int]]:
+        """(attempt, step) of every checkpoint, the newest first."""
+        folder = self.key("checkpoints", "")
+        names = (info.key.removeprefix(folder).removesuffix(".json") for info in self.store.list(folder))
+        return sorted((parsed for name in names if (parsed := parse_name(name))), reverse=True)
+
+    def manifest(self, name: str) -> Manifest:
+        """Raises `Bad` if it isn't there, or is no manifest when read a second time too."""
+        for last_try in (False, True):
+            try:
+                manifest = from_json(self.read(self.key("checkpoints", f"{name}.json"), MAX_BYTES + 1), name)
+                if manifest.run != self.run:
+                    raise ValueError(f"is one of run {manifest.run}")
+                return manifest
+            except NotFound as e:
+                raise Bad("its manifest is not there") from e
+            except ValueError as e:
+                if last_try:
+                    raise Bad(f"its manifest {e}") from e
+        raise AssertionError
+
+    def part(self, ref: PartRef) -> bytes:
+        """A part's bytes, verified. Raises `Bad` if it isn't there, or is another when read a second time too."""
+        for last_try in (False, True):
+            sink = _Hashing()
+            try:
+                self.store.get(self.key("parts", ref.sha256), sink, byte_range=(0, ref.size + 1))
+            except NotFound as e:
+                raise Bad(f"part {ref.sha256[:12]} is not there") from e
+            data = sink.getvalue()
+            if len(data) == ref.size and sink.sha256.hexdigest() == ref.sha256:
+                return data
+            if last_try:
+                what = "is damaged" if len(data) == ref.size else f"has {len(data)} bytes and should have {ref.size}"
+                raise Bad(f"part {ref.sha256[:12]} {what}")
+        raise AssertionError
+
+    def load(
+        self, name: str, known: Mapping[str, bytes] | None = None, check: Callable[[], None] = lambda: None
+    ) -> Checkpoint:
+        """Read and verify a checkpoint; parts in `known` (verified earlier) are not read again. Raises `Bad`."""
+        manifest = self.manifest(name)
+        data: dict[str, bytes] = {}
+        for ref in manifest.parts:
+            check()
+            if ref.sha256 not in data:
+                data[ref.sha256] = (known or {}).get(ref.sha256) or self.part(ref)
+        return Checkpoint(manifest, data)
+
+    def newest_good(
+        self, known: Mapping[str, bytes] | None = None, check: Callable[[], None] = lambda: None
+    ) -> Checkpoint | None:
+        """The newest checkpoint that is whole; None if the run has none at all.
+
+        Goes back along the parents of one that is bad, then to other chains, and says why. Raises `UserError`
+        if there are checkpoints but none is good: training must not quietly start again from step 0.
+        """
+        left = self.checkpoints()
+        count, name = len(left), checkpoint_name(*left[0]) if left else None
+        while left and name:
+            here = parse_name(name)
+            if here in left:
+                left.remove(here)
+            parent = None
+            try:
+                manifest = self.manifest(name)
+                parent = manifest.parent
+                return self.load(name, known, check)
+            except Bad as e:
+                log.error("checkpoint %s is bad: %s; going back to the one before it", name, e)
+            # its parent, else the newest that has not been looked at
+            name = parent if parent and parse_name(parent) in left else checkpoint_name(*left[0]) if left else None
+        if count:
+            raise UserError(
+                f"none of the {count} checkpoints of run {self.run!r} in {self.store.url} is good; "
+                "look at them, or start anew under another name with --run NAME"
+            )
+        return None
+
+    def put_part(self, sha256: str, chunks: list[memoryview]) -> None:
+        self.store.put(self.key("parts", sha256), chunks)
+
+    def commit(self, manifest: Manifest) -> None:
+        """Make a checkpoint exist. Its parts must be in the store. Raises `Superseded`."""
+        self.check_fence(manifest.attempt)
+        try:
+            self.create(self.key("checkpoints", f"{manifest.name}.json"), manifest.to_json())
+        except AlreadyExists as e:
+            # only a process that believes to be this very attempt could have written it
+            raise Superseded(manifest.attempt) from e
+
+
+class _Hashing(io.BytesIO):
+    """Collects what is read and hashes it on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:  # type: ignore[override]
+        self.sha256.update(data)
+        return super().write(data)

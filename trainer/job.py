@@ -1,0 +1,99 @@
+"""What a job is: one module in trainer/jobs/ with PRESETS and a Task. It knows nothing of stores or clouds."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from trainer import order
+from trainer.data.packed import Packed
+from trainer.exits import ExitCode, UserError
+from trainer.settings import Settings
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The samples of one micro-batch, and their chance."""
+
+    samples: order.Int64s  # int64 [n], indices into the training data
+    seed: int
+    epoch: int
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @cached_property
+    def index(self) -> Tensor:
+        """`samples` on the device; int64 [n]."""
+        return self.on_device(self.samples)
+
+    def random_below(self, n: int, name: str) -> order.Int64s:
+        """One integer in [0, n) for each sample; the same for the same (seed, epoch, sample, name). int64 [n]"""
+        return order.below(order.stream(self.seed, name, self.epoch), self.samples, n)
+
+    def on_device(self, values: np.ndarray[Any, Any]) -> Tensor:
+        return torch.from_numpy(values).to(self.device, non_blocking=True)
+
+
+class Task:
+    """One job built for one run, on one device; what the loop trains.
+
+    All that training changes must be in `model.state_dict()` or in the optimizers' `state_dict()`: that is what
+    a checkpoint holds. Random numbers in `loss` come from torch's default generators (dropout does this), which
+    the loop seeds anew for each micro-batch, or from `Batch.random_below`.
+    """
+
+    model: nn.Module
+    optimizers: Mapping[str, Optimizer]
+    train_size: int  # samples
+    eval_size: int  # samples
+    eval_batch: int  # samples evaluated between two looks at the mailbox
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss over the micro-batch (0-d), and sums over its samples to report (0-d, by name)."""
+        raise NotImplementedError
+
+    def evaluate(self, rows: slice) -> dict[str, Tensor]:
+        """Sums over the evaluation samples `rows`, by name (0-d). Reported divided by `eval_size`."""
+        raise NotImplementedError
+
+    def schedule(self, step: int, steps: int) -> float:
+        """Set this step's learning rates and return the one to report; a pure function of (step, steps)."""
+        raise NotImplementedError
+
+    def update(self) -> None:
+        """Change the weights by the gradients, and clear these."""
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+
+class Job(Protocol):
+    """A module in trainer/jobs/. The first preset is the default one."""
+
+    DATASET: str
+    PRESETS: Mapping[str, Mapping[str, Any]]
+
+    def build(self, settings: Settings, data: Packed, device: torch.device) -> Task: ...
+
+
+def load(name: str) -> Job:
+    job: Job = import_module(f"trainer.jobs.{name}")
+    return job
+
+
+def preset(job: Job, name: str) -> tuple[str, Mapping[str, Any]]:
+    """The preset's name (the first one's for "") and settings. Raises `UserError`."""
+    name = name or next(iter(job.PRESETS))
+    if name not in job.PRESETS:
+        near = difflib.get_close_matches(name, job.PRESETS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(job.PRESETS)}"
+        raise UserError(f"--preset {name}: no such preset; {hint}", ExitCode.USAGE)
+    return name, job.PRESETS[name]

@@ -1,0 +1,80 @@
+"""This machine: what it computes with, for the ledger and for exactness."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import socket
+from pathlib import Path
+
+import torch
+
+from trainer.exits import UserError
+from trainer.settings import Json
+
+
+def pick_device(wanted: str) -> torch.device:
+    """Raises `UserError` if a GPU is asked for and none can be used."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU; in docker give --gpus all, or use --device auto")
+    name = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+    return torch.device(name, 0) if name == "cuda" else torch.device(name)
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether bf16 is computed rather than emulated."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # "avx512_bf16" or "amx_bf16" on x86, "bf16" on Arm
+    return any(flag.endswith("bf16") for flag in _cpu_facts()[1])
+
+
+def compute_exactly(threads: int) -> None:
+    """The same bits on every machine of one type: deterministic algorithms, nothing tuned by timing."""
+    torch.set_num_threads(threads)
+    # not use_deterministic_algorithms(), which imports the compiler too
+    torch.set_deterministic_debug_mode("error")
+    torch.backends.cudnn.benchmark = False
+    # it would fill all new memory with NaN, for debugging
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def thread_count() -> int:
+    """Threads to compute with: torch's own choice, but no more than the container's share of the processors."""
+    quota = _cgroup_cpus()
+    return max(1, min(torch.get_num_threads(), math.ceil(quota)) if quota else torch.get_num_threads())
+
+
+def facts(device: torch.device, threads: int) -> dict[str, Json]:
+    """What decides the last bits of a result, and what a reader of the ledger wants to know. JSON values."""
+    return {
+        "host": socket.gethostname(),
+        "cpu": _cpu_facts()[0],
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": threads,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch": str(torch.__version__),
+        "revision": os.environ.get("BATON_REVISION") or None,
+    }
+
+
+def _cpu_facts() -> tuple[str, set[str]]:
+    """The processor's name and its flags, from /proc/cpuinfo."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine(), set()
+    fields = [line.partition(":") for line in text.split("\n\n")[0].splitlines()]
+    values = {name.strip().lower(): value.strip() for name, _, value in fields}
+    flags = set((values.get("flags") or values.get("features") or "").split())
+    return values.get("model name") or platform.machine(), flags
+
+
+def _cgroup_cpus() -> float | None:
+    """Processors that this container may use (docker run --cpus), or None if there is no such limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else int(quota) / int(period)

@@ -1,0 +1,117 @@
+"""Parts: tensors as safetensors objects of about 32 MB, named by the SHA-256 of their bytes.
+
+Written here, because the bytes are hashed and sent straight from the tensors' memory, never joined; read by the
+safetensors library, which is made to withstand hostile files. The format: https://huggingface.co/docs/safetensors
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+PART_BYTES = 32 << 20
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One encoded part. `chunks` are views into the tensors' own memory wherever that is in logical order."""
+
+    sha256: str
+    size: int  # bytes
+    chunks: list[memoryview]
+
+
+def grouped(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Whole tensors in the order of their names, in groups of about `PART_BYTES`."""
+    group: dict[str, Tensor] = {}
+    size = 0
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        if group and size + tensor.nbytes > PART_BYTES:
+            yield group
+            group, size = {}, 0
+        group[name] = tensor
+        size += tensor.nbytes
+    if group:
+        yield group
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """A CPU tensor's bytes in logical (row-major) order; without a copy if they lie so in memory."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def encode(tensors: Mapping[str, Tensor]) -> Part:
+    """The part that holds these CPU tensors.
+
+    Their strides go into its metadata where memory order is another than the logical one: arithmetic on a tensor
+    that comes back from a checkpoint in another memory order (channels_last) can round otherwise.
+    """
+    header: dict[str, object] = {}
+    # not is_contiguous(): that overlooks dimensions of size 1, by whose strides kernels choose their path too
+    strides = {name: t.stride() for name, t in sorted(tensors.items()) if t.stride() != _row_major(t.shape)}
+    if strides:
+        header["__metadata__"] = {"strides": json.dumps(strides, separators=(",", ":"))}
+    chunks: list[memoryview] = []
+    end = 0
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        chunks.append(raw_bytes(tensor))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    chunks.insert(0, memoryview(len(text).to_bytes(8, "little") + text))
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return Part(digest.hexdigest(), sum(chunk.nbytes for chunk in chunks), chunks)
+
+
+def decode(data: bytes) -> dict[str, Tensor]:
+    """The tensors of a part, in the memory order that they were saved from. Raises ValueError if `data` is none."""
+    try:
+        loaded = load(data)
+        strides = _strides(data)
+        tensors = {name: _laid_out(tensor, strides.get(name)) for name, tensor in loaded.items()}
+    except (SafetensorError, KeyError, TypeError, RuntimeError) as e:
+        raise ValueError(f"not a part: {e}") from e
+    return tensors
+
+
+def _laid_out(tensor: Tensor, strides: list[int] | None) -> Tensor:
+    """A copy with these strides, in memory aligned as torch's own: by the alignment too, kernels choose their path."""
+    own = torch.empty_strided(tensor.shape, strides or tensor.stride(), dtype=tensor.dtype)
+    if own.untyped_storage().nbytes() != tensor.nbytes:
+        raise ValueError(f"strides {strides} don't fit the shape {tuple(tensor.shape)}")
+    return own.copy_(tensor)
+
+
+def _row_major(shape: torch.Size) -> tuple[int, ...]:
+    return torch.empty(shape, device="meta").stride()
+
+
+def _strides(data: bytes) -> dict[str, list[int]]:
+    length = int.from_bytes(data[:8], "little")
+    metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+    strides: dict[str, list[int]] = json.loads(metadata.get("strides", "{}"))
+    return strides

@@ -1,0 +1,140 @@
+"""Every setting, once: its name, type, help and range. The command line, the environment and manifests follow.
+
+A setting `lr` is `--lr` on the command line, `BATON_LR` in the environment and `lr` in manifests and JSON.
+What wins, in this order: flag, environment, the job's preset, the default here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from typing import Any, Literal, get_args, get_type_hints
+
+from trainer.cadence import Cadence
+from trainer.exits import ExitCode, UserError
+
+Json = bool | int | float | str | None | list["Json"] | dict[str, "Json"]
+
+
+def setting(
+    default: Any, text: str, *, shapes_run: bool = False, low: float | None = None, above: float | None = None
+) -> Any:
+    """One setting. `shapes_run`: it decides what the run computes, so a resumed run must have the same one."""
+    return field(default=default, metadata={"help": text, "shapes_run": shapes_run, "low": low, "above": above})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """All settings of one container. None means: not given, so the preset or the job decides."""
+
+    store: str = setting("file://./store", "where runs live: file:///folder or file://./folder")
+    run: str = setting("", "name of the run; the job's name if not given")
+    data: str = setting("", "packed folder, archive, image folder, tar or URL; data/JOB if not given")
+    halt: str = setting("/halt", "folder to look in for a file `halt` or `preempt.txt`")
+    preset: str = setting("", "the job's named set of settings; its first one if not given", shapes_run=True)
+    model: str = setting("", "network, by the job's names", shapes_run=True)
+    epochs: int = setting(0, "passes over the training data", shapes_run=True, low=1)
+    steps: int = setting(0, "length of the run in steps, instead of --epochs", shapes_run=True, low=1)
+    batch_size: int = setting(0, "samples in a step (the global batch)", shapes_run=True, low=1)
+    micro_batch_size: int = setting(
+        0, "samples computed at once; gradients add up to the batch; all at once if not given", shapes_run=True, low=1
+    )
+    lr: float = setting(math.nan, "peak learning rate", shapes_run=True, above=0)
+    momentum: float = setting(math.nan, "momentum", shapes_run=True, low=0)
+    weight_decay: float = setting(math.nan, "weight decay", shapes_run=True, low=0)
+    dropout: float = setting(0.0, "share of activations dropped before the last layer", shapes_run=True, low=0)
+    seed: int = setting(0, "seed of data order, augmentation, initial weights, dropout", shapes_run=True, low=0)
+    precision: Literal["auto", "fp32", "bf16"] = setting(
+        "auto", "bf16 autocast or fp32; auto: bf16 where the device computes in it", shapes_run=True
+    )
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to compute")
+    checkpoint_every: str = setting("30s", "how often to save: 30s, 200steps or 1epoch")
+    log: Literal["auto", "text", "json"] = setting(
+        "auto", "text, or one JSON object a line; auto: a live display on a terminal, else text"
+    )
+    instance_type: str = setting("", "this machine's type, for the ledger")
+    price_per_hour: float = setting(math.nan, "what this machine costs in an hour, for the ledger", low=0)
+    preempted_exit_code: int = setting(int(ExitCode.PREEMPTED), "exit code when told to go by the machine", low=0)
+    superseded_exit_code: int = setting(int(ExitCode.DONE), "exit code when a newer copy took the run over", low=0)
+
+    def __post_init__(self) -> None:
+        for name, value in self.given().items():
+            check(name, value)
+
+    def given(self) -> dict[str, Any]:
+        """The settings that have a value."""
+        return {f.name: v for f in fields(self) if not is_unset(v := getattr(self, f.name), f)}
+
+    def filled(self, preset: Mapping[str, Any]) -> Settings:
+        """These settings, with the preset's values where none is given."""
+        given = self.given()
+        return replace(self, **{name: value for name, value in preset.items() if name not in given})
+
+    def that_shape_the_run(self) -> dict[str, Json]:
+        """What a resumed run must have in common with the run so far; JSON values."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["shapes_run"]}
+        return {name: None if value != value else value for name, value in values.items()}
+
+
+def is_unset(value: Any, f: Field[Any]) -> bool:
+    """Defaults "", 0 and NaN of a setting stand for "not given"; other defaults are values."""
+    if value != value:
+        return True
+    return value in ("", 0) and value == f.default and f.name not in ("dropout", "seed", "superseded_exit_code")
+
+
+def check(name: str, value: Any) -> None:
+    """Raise `UserError` (wrong command line) if a setting's value is out of its range."""
+    f = next(f for f in fields(Settings) if f.name == name)
+    flag = "--" + name.replace("_", "-")
+    low, above = f.metadata["low"], f.metadata["above"]
+    if isinstance(value, float) and math.isinf(value):
+        raise UserError(f"{flag} {value}: must be a finite number", ExitCode.USAGE)
+    if low is not None and value < low:
+        raise UserError(f"{flag} {value}: must be {low} or more", ExitCode.USAGE)
+    if above is not None and value <= above:
+        raise UserError(f"{flag} {value}: must be more than {above}", ExitCode.USAGE)
+    if name == "dropout" and value >= 1:
+        raise UserError(f"{flag} {value}: must be less than 1", ExitCode.USAGE)
+    if name == "seed" and value >= 1 << 63:
+        raise UserError(f"{flag} {value}: must be less than 2^63", ExitCode.USAGE)
+    if name.endswith("_exit_code") and value > 255:
+        raise UserError(f"{flag} {value}: must be 255 or less", ExitCode.USAGE)
+    if name == "checkpoint_every":
+        Cadence.parse(value)
+    if name == "run" and not is_run_name(value):
+        raise UserError(
+            f"{flag} {value!r}: a run's name has letters, digits, '.', '_' and '-', "
+            "begins with a letter or digit, and is 100 characters long at most",
+            ExitCode.USAGE,
+        )
+
+
+def is_run_name(name: str) -> bool:
+    return (
+        0 < len(name) <= 100 and name.isascii() and name[0].isalnum() and all(c.isalnum() or c in "._-" for c in name)
+    )
+
+
+def fields_of(names: Sequence[str] = ()) -> list[Field[Any]]:
+    """The fields of these settings, or of all."""
+    return [f for f in fields(Settings) if not names or f.name in names]
+
+
+def choices(name: str) -> tuple[str, ...]:
+    """The values that a setting may have, or () where it is free."""
+    return get_args(get_type_hints(Settings)[name])
+
+
+def kind(name: str) -> type:
+    """int, float or str."""
+    f = next(f for f in fields(Settings) if f.name == name)
+    assert f.default is not MISSING
+    return type(f.default)
+
+
+def difference(mine: Mapping[str, Json], theirs: Mapping[str, Json]) -> dict[str, tuple[Json, Json]]:
+    """Setting -> (mine, the run's), where they are not the same."""
+    names = sorted(mine.keys() | theirs.keys())
+    return {n: (mine.get(n), theirs.get(n)) for n in names if mine.get(n) != theirs.get(n)}
