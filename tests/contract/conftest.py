@@ -1,0 +1,3 @@
+import pytest
+
+pytest.register_assert_rewrite("store_contract", "watcher_contract")

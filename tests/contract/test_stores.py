@@ -1,0 +1,66 @@
+"""The store contract, kept by every store that is known here. A new store is one line in `PLACES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from store_contract import MALFORMED, Place, StoreContract
+
+from storage import ObjectInfo, open_store
+from storage.errors import InvalidKey, InvalidURL
+from storage.protocol import check_key, check_prefix
+
+# name -> a fresh place, given a folder that is this test's alone
+PLACES: dict[str, Callable[[Path], Place]] = {
+    "local": lambda folder: Place(lambda: open_store(f"file://{folder}/store")),
+}
+
+
+class TestStores(StoreContract):
+    @pytest.fixture(params=PLACES)
+    def place(self, request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+        return PLACES[request.param](tmp_path)
+
+
+# --- what holds without any store
+
+
+def test_legal_keys_and_prefixes_pass_as_they_are() -> None:
+    for key in ("run/parts/" + "0" * 64, "a", "..a/b"):
+        assert check_key(key) == key
+        assert check_prefix(key) == key
+    for prefix in ("", "run/", "run/checkpoints/0000"):
+        assert check_prefix(prefix) == prefix
+
+
+@pytest.mark.parametrize("key", MALFORMED, ids=lambda key: ascii(key)[:30])
+def test_a_malformed_key_is_refused_and_shown_in_one_printable_line(key: str) -> None:
+    with pytest.raises(InvalidKey) as caught:
+        check_key(key)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+
+
+def test_a_prefix_in_a_listing_is_told_from_an_object() -> None:
+    assert not ObjectInfo("run/a", 0, 0.0).is_prefix
+    assert ObjectInfo("run/", 0, 0.0).is_prefix
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        ("/store", "file:///store"),
+        ("gs:/bucket", "URL"),
+        ("fil:///store", "did you mean file://"),
+        ("nonsense://bucket", "file://"),
+        ("file://store", "file://./folder"),
+        ("file://", "file://./folder"),
+    ],
+)
+def test_an_url_that_is_not_understood_says_how_to_write_it(url: str, hint: str) -> None:
+    with pytest.raises(InvalidURL) as caught:
+        open_store(url)
+    assert hint in str(caught.value)
+    assert isinstance(caught.value, ValueError)
