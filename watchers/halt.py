@@ -7,11 +7,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import stat
 import time
 from pathlib import Path
 
 from watchers.protocol import Notice
+
+log = logging.getLogger("baton.watchers")
 
 
 class HaltWatcher:
@@ -20,14 +24,25 @@ class HaltWatcher:
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
+        self._blind = False
 
     def check(self) -> Notice | None:
-        halt, preempt = self._path / "halt", self._path / "preempt.txt"
-        if _is_there(halt):
-            return self._notice("halt", halt)
-        if _is_there(preempt):
-            return self._notice("preempt", preempt)
-        if self._path.is_file() and self._path.stat().st_size:
+        try:
+            notice = self._look()
+        except OSError as e:  # also called outside the watch: what can't be read may not end training, nor be silent
+            if not self._blind:
+                log.warning("can't look for a halt file in %s: %s", self._path, e.strerror or e)
+            self._blind = True
+            return None
+        self._blind = False
+        return notice
+
+    def _look(self) -> Notice | None:
+        for source, path in (("halt", self._path / "halt"), ("preempt", self._path / "preempt.txt")):
+            if _look_at(path) is not None:  # not stat: a dangling link that an operator made still means halt
+                return self._notice(source, path)
+        itself = _look_at(self._path, follow=True)
+        if itself is not None and stat.S_ISREG(itself.st_mode) and itself.st_size:
             return self._notice("halt", self._path)
         return None
 
@@ -36,6 +51,9 @@ class HaltWatcher:
         return Notice(source, "stop", f"halt file {path} is there", f"{source}:{path}", time.time())
 
 
-def _is_there(path: Path) -> bool:
-    # lexists: a dangling link that an operator made still means halt
-    return os.path.lexists(path)
+def _look_at(path: Path, *, follow: bool = False) -> os.stat_result | None:
+    """None if nothing is there; unlike os.path.lexists it doesn't take a missing right for an absence."""
+    try:
+        return os.stat(path, follow_symlinks=follow)
+    except (FileNotFoundError, NotADirectoryError):
+        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
 
 from watchers.mailbox import Mailbox
@@ -31,6 +32,8 @@ class Watch:
         while not self._closed.wait(watcher.interval_s):
             try:
                 notice = watcher.check()
+                if notice is not None:
+                    self._mailbox.post(notice)
                 failed = False
             except Exception as e:  # a watcher that fails may never end training
                 if not failed:
@@ -38,11 +41,10 @@ class Watch:
                         "watching %s fails: %s; it is tried again every %g s", watcher.name, e, watcher.interval_s
                     )
                 failed = True
-                continue
-            if notice is not None:
-                self._mailbox.post(notice)
 
     def close(self) -> None:
+        """Look no more. Waits 1 s at most, for all together: a hung watcher is left behind."""
         self._closed.set()
+        give_up = time.monotonic() + 1.0
         for thread in self._threads:
-            thread.join(1.0)
+            thread.join(max(0.0, give_up - time.monotonic()))
