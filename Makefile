@@ -1,0 +1,78 @@
+# Every task of the house. Wants python3 (3.11 or newer), git and make; `make image` wants Docker.
+.DEFAULT_GOAL := help
+.PHONY: help cifar10 test check format lint types image run bench soak lock clean dev-env
+MAKEFLAGS += --no-print-directory
+
+# Yours to set: make cifar10 ARGS="--epochs 3" CIFAR10=cifar-10-binary.tar.gz; make image FLAVOUR=cpu
+ARGS ?=
+# Where CIFAR-10 comes from: an archive, a folder of pictures, an address, or `synthetic`. Empty: what is there
+# already, else the official archive.
+CIFAR10 ?=
+FLAVOUR ?= cuda
+BASE_IMAGE ?=
+IMAGE ?= baton:$(FLAVOUR)
+export PYTHON ?= python3
+export CIFAR10 FLAVOUR BASE_IMAGE IMAGE
+
+VENV := .venv
+BIN := $(VENV)/bin
+SCRIPTS := $(wildcard make/*.sh .ci/run)
+
+help: ## this list
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-8s %s\n", $$1, $$2 }'
+
+cifar10: ## train on CIFAR-10 here and now, or go on training; stop it with: touch halt/halt
+	@make/venv.sh $(VENV) requirements.lock
+	@$(BIN)/python entrypoint.py data cifar10 $(if $(CIFAR10),--source '$(CIFAR10)')
+	@mkdir -p halt
+	@$(BIN)/python entrypoint.py cifar10 --halt halt $(ARGS)
+
+test: dev-env ## every test; says what it skips and why. One of them: make test ARGS="-k NAME"
+	@$(BIN)/python -m pytest -rs $(ARGS)
+
+check: lint types ## what to run before each commit: lint, types, unit tests; under two minutes
+	@$(BIN)/python -m pytest -rs tests/unit $(ARGS)
+
+format: dev-env ## rewrite the Python files as ruff would have them
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+lint: dev-env ## ruff, shellcheck, hadolint
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/shellcheck $(SCRIPTS)
+	@$(BIN)/hadolint Dockerfile
+
+types: dev-env ## mypy, strict
+	@$(BIN)/mypy
+
+image: ## build the image: FLAVOUR=cuda|cpu BASE_IMAGE=... CIFAR10=path|address|synthetic IMAGE=tag
+	@make/image.sh
+
+run: ## run the image on halt/ and store/ here: the same line again goes on with the run
+	@mkdir -p halt store
+	docker run --rm --user "$$(id -u):$$(id -g)" -v "$(CURDIR)/halt:/halt" -v "$(CURDIR)/store:/store" \
+	    $(if $(findstring cuda,$(FLAVOUR)),$(if $(wildcard /dev/nvidiactl),--gpus all)) $(IMAGE) cifar10 $(ARGS)
+
+bench: dev-env ## every figure that the README states, measured here
+	@set -e; for figure in $(wildcard bench/[a-z]*.py); do echo "== $$figure"; $(BIN)/python "$$figure" $(ARGS); done
+
+soak: dev-env ## the tests that kill and resume, over and over: make soak ROUNDS=20
+	@set -e; for round in $$(seq $(or $(ROUNDS),5)); do echo "== round $$round"; \
+	    $(BIN)/python -m pytest -rs tests/chaos $(ARGS); done
+
+LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+    --no-header --no-emit-index-url --no-emit-find-links
+lock: dev-env ## choose dependencies' versions anew, into requirements*.lock; the CPU one wants PIP_FIND_LINKS, see its .in
+	@$(LOCK) pyproject.toml -o requirements.lock
+	@$(LOCK) pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
+	@UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" UV_EXTRA_INDEX_URL="$${PIP_EXTRA_INDEX_URL:-}" \
+	    $(LOCK) pyproject.toml --overrides requirements-cpu.in --no-emit-package torchvision -o requirements-cpu.lock
+	@grep '^uv==' requirements-dev.lock | cut -d' ' -f1 | $(LOCK) - -o requirements-uv.lock
+
+clean: ## delete what was built and cached here; the data, the store and the runs in it stay
+	rm -rf $(VENV) .build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+dev-env:
+	@make/venv.sh $(VENV) requirements-dev.lock

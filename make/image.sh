@@ -1,0 +1,118 @@
+#!/usr/bin/env bash
+# make/image.sh: lay out in .build/ what the image needs and git doesn't hold, then build it. `make image` sets:
+#   FLAVOUR     cuda or cpu
+#   BASE_IMAGE  what to build on; empty for the flavour's own
+#   CIFAR10     archive, folder, packed.safetensors, address, or `synthetic`; empty for what `make cifar10` packed
+#   IMAGE       the tag
+# Your pip settings and certificates go in as build secrets: no layer and no image history holds them.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+die() {
+    echo "$*" >&2
+    exit 78
+}
+
+# The first docker on the path that has BuildKit: a newer client without its buildx plug-in has not.
+find_docker() {
+    local candidate
+    while read -r candidate; do
+        if DOCKER_BUILDKIT=1 "$candidate" build --help 2>/dev/null | grep -q -e --secret; then
+            echo "$candidate"
+            return
+        fi
+    done < <(type -ap docker)
+    die "No docker with BuildKit on the path (a docker client newer than 22 also wants its buildx plug-in)."
+}
+
+# A hard link where one can be made (the build context then costs no disk), else a copy.
+lay() {
+    ln -f "$1" "$2" 2>/dev/null || cp -f "$1" "$2"
+}
+
+# The source as one file in .build/source/, from where the Dockerfile packs it; an address is left to the build itself.
+lay_source() {
+    mkdir -p .build/source
+    local packed=data/cifar10/packed.safetensors
+    if [[ -z $CIFAR10 && -f $packed ]]; then
+        CIFAR10=$packed
+    elif [[ -f $CIFAR10/packed.safetensors ]]; then
+        CIFAR10=$CIFAR10/packed.safetensors
+    fi
+    if [[ -f $CIFAR10 ]]; then
+        lay "$CIFAR10" ".build/source/$(basename "$CIFAR10")"
+    elif [[ -d $CIFAR10 ]]; then
+        tar -C "$CIFAR10" -cf .build/source/cifar10.tar .
+    else
+        build+=(--build-arg "CIFAR10=$CIFAR10")
+    fi
+}
+
+# Wheels of CPU torch that lie in a folder which pip is told to look in; a served index needs nothing laid out.
+lay_wheels() {
+    mkdir -p .build/wheels
+    local folder wheel
+    for folder in $(pip_setting find-links); do
+        for wheel in "${folder#file://}"/torch-*+cpu-*.whl; do
+            [[ ! -f $wheel ]] || lay "$wheel" ".build/wheels/$(basename "$wheel")"
+        done
+    done
+}
+
+pip_setting() {
+    local value
+    value=PIP_$(tr 'a-z-' 'A-Z_' <<<"$1")
+    if [[ -n ${!value:-} ]]; then
+        echo "${!value}"
+    else
+        python3 -m pip config get "global.$1" 2>/dev/null || true
+    fi
+}
+
+first_file() {
+    local path
+    for path in "$@"; do
+        if [[ -s $path ]]; then
+            echo "$path"
+            return
+        fi
+    done
+}
+
+secrets() {
+    local ca conf
+    ca=$(first_file "${PIP_CERT:-}" "${SSL_CERT_FILE:-}" /etc/ssl/certs/ca-certificates.crt /etc/ssl/cert.pem)
+    conf=$(first_file "${PIP_CONFIG_FILE:-}" "${XDG_CONFIG_HOME:-$HOME/.config}/pip/pip.conf" ~/.pip/pip.conf /etc/pip.conf)
+    [[ -z $ca ]] || build+=(--secret "id=ca,src=$ca")
+    [[ -z $conf ]] || build+=(--secret "id=pip_conf,src=$conf")
+    [[ -z ${PIP_INDEX_URL:-} ]] || build+=(--secret "id=pip_index_url,env=PIP_INDEX_URL")
+    [[ -z ${PIP_EXTRA_INDEX_URL:-} ]] || build+=(--secret "id=pip_extra_index_url,env=PIP_EXTRA_INDEX_URL")
+}
+
+stamp_revision() {
+    git rev-parse --verify -q HEAD >/dev/null || return 0
+    local revision source
+    revision=$(git rev-parse HEAD)
+    [[ -z $(git status --porcelain) ]] || revision+=-dirty
+    source=$(git remote get-url origin 2>/dev/null || true)
+    [[ $source == https://* && $source != *@* ]] || source="" # no local folders, no tokens
+    build+=(--build-arg "REVISION=$revision" --build-arg "CREATED=$(git show -s --format=%cI HEAD)"
+        --build-arg "SOURCE=$source")
+}
+
+: "${FLAVOUR:=cuda}" "${BASE_IMAGE:=}" "${CIFAR10:=}" "${IMAGE:=baton:$FLAVOUR}"
+case $FLAVOUR in
+    cuda) : "${BASE_IMAGE:=ubuntu:24.04}" ;;
+    cpu) : "${BASE_IMAGE:=debian:bookworm-slim}" ;; # its Python 3.11 is the one that requirements-cpu.lock has a wheel for
+    *) die "FLAVOUR is cuda or cpu, not $FLAVOUR" ;;
+esac
+docker=${DOCKER:-$(find_docker)}
+build=(--build-arg "BASE_IMAGE=$BASE_IMAGE" --build-arg "FLAVOUR=$FLAVOUR" -t "$IMAGE")
+rm -rf .build/source .build/wheels
+lay_source
+[[ $FLAVOUR == cuda ]] || lay_wheels
+secrets
+stamp_revision
+# The whole output, not a moving picture: the build's own words, such as what is missing, stay to be read.
+DOCKER_BUILDKIT=1 "$docker" build --progress plain "${build[@]}" .
+"$docker" image inspect -f '{{index .RepoTags 0}}: {{.Size}} bytes, {{len .RootFS.Layers}} layers' "$IMAGE"

@@ -1,0 +1,121 @@
+"""What is in the image, and what is not; and that a code change costs one small layer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.container.engine import REPOSITORY, Engine
+
+pytestmark = pytest.mark.timeout(1800)
+
+
+@pytest.fixture(scope="session")
+def files(engine: Engine, image: str) -> dict[str, int]:
+    """Every file in any of the image's layers, also those that a later one hides, with its size."""
+    found: dict[str, int] = {}
+    with subprocess.Popen([engine.client, "save", image], stdout=subprocess.PIPE) as saving:
+        assert saving.stdout is not None
+        with tarfile.open(fileobj=saving.stdout, mode="r|") as outer:
+            for member in outer:
+                # layer.tar by Docker up to 24; blobs/sha256/... from then on, of which the small ones are JSON
+                if member.isfile() and (member.name.endswith("layer.tar") or member.name.startswith("blobs/")):
+                    try:
+                        with tarfile.open(fileobj=outer.extractfile(member), mode="r|") as layer:
+                            found |= {"/" + entry.name: entry.size for entry in layer if not entry.isdir()}
+                    except tarfile.ReadError:
+                        continue
+    assert "/app/entrypoint.py" in found
+    return found
+
+
+def working_copy(folder: Path) -> Path:
+    """The tree as it stands, without what git ignores: no packed data, no environment."""
+    names = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for name in filter(None, names.split("\0")):
+        if (REPOSITORY / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / name, folder / name)
+    return folder
+
+
+def test_no_layer_holds_a_compiler_a_cache_pip_or_a_secret(files: dict[str, int]):
+    def holding(*parts: str) -> list[str]:
+        return [name for name in files if any(part in name for part in parts)]
+
+    assert holding("/bin/gcc", "/bin/cc", "/bin/g++", "/bin/clang", "/bin/ld") == []
+    assert holding("/.cache/", "/var/cache/apt/archives/partial/", ".whl.metadata", "/root/.config") == []
+    assert holding("/opt/venv/bin/pip", "/opt/venv/bin/uv", "/site-packages/pip/", "/site-packages/uv/") == []
+    assert [name for name in holding("/run/secrets", "/etc/pip.conf") if files[name]] == []
+    assert holding("/.git/", "/app/tests", "/app/.build") == []
+    assert [name for name in holding("/opt/", "/app/") if name.endswith(".whl")] == []
+
+
+def test_no_secret_stands_in_the_image_history(engine: Engine, image: str):
+    history = engine("history", "--no-trunc", image) + str(engine.inspect(image))
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
+        if value := os.environ.get(name):
+            assert value not in history
+    assert "BEGIN CERTIFICATE" not in history
+
+
+def test_byte_code_is_ready_and_trusted_without_looking_at_times(files: dict[str, int]):
+    # Found by the name alone: the flags in its header are what compileall was told in the Dockerfile.
+    compiled = {name.split("/__pycache__/")[1].split(".")[0] for name in files if name.startswith("/app/__pycache__/")}
+    assert compiled == {"entrypoint"}
+    assert any(name.startswith("/opt/venv/lib") and "/torch/__pycache__/__init__." in name for name in files)
+
+
+def test_it_runs_as_a_numbered_user_under_tini_with_labels_for_who_made_it(engine: Engine, image: str):
+    config = engine.inspect(image)["Config"]
+    assert config["User"] == "1000:1000"
+    assert config["Entrypoint"] == ["/usr/bin/tini", "--", "/opt/venv/bin/python", "/app/entrypoint.py"]
+    assert not config.get("Volumes")
+    assert "BATON_STORE=file:///store" in config["Env"]
+    labels = {name.removeprefix("org.opencontainers.image."): value for name, value in config["Labels"].items()}
+    assert labels["title"] == "Baton"
+    assert labels["licenses"] == "Apache-2.0"
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True).stdout.strip()
+    assert labels["revision"].removesuffix("-dirty") == head
+    assert labels["created"][:3] == "202"
+    assert f"BATON_REVISION={labels['revision']}" in config["Env"]
+
+
+def test_every_place_that_libraries_write_to_is_under_tmp(engine: Engine, image: str):
+    settings = dict(entry.split("=", 1) for entry in engine.inspect(image)["Config"]["Env"])
+    for name in ("HOME", "HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR"):
+        assert settings[name].startswith("/tmp/baton-cache")
+
+
+def test_a_code_change_makes_one_new_layer_of_less_than_a_megabyte(
+    engine: Engine, image: str, cifar10: str, tmp_path: Path
+):
+    copy = working_copy(tmp_path)
+    with (copy / "trainer" / "exits.py").open("a") as code:
+        code.write("\n# changed\n")
+    code_, said, changed = engine.build(cifar10, copy)
+    assert code_ == 0, said[-6000:]
+    before, after = engine.layers(image), engine.layers(changed)
+    assert after[:-1] == before[:-1]
+    assert after[-1] != before[-1]
+    # as it lies on disk; a push compresses it besides
+    sizes = engine("history", "--human=false", "--format", "{{.Size}} {{.CreatedBy}}", changed).splitlines()
+    (layer,) = [line for line in sizes if "/app /app" in line]
+    assert int(layer.split()[0]) < 1_000_000, sizes
+
+
+def test_without_a_source_the_build_stops_and_says_how_to_give_one(engine: Engine, image: str, tmp_path: Path):
+    code, said, _ = engine.build("", working_copy(tmp_path))
+    assert code != 0
+    assert "CIFAR10=synthetic" in said

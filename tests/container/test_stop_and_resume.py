@@ -1,0 +1,92 @@
+"""However its container ends, `docker run -v DIR:/halt -v STORE:/store IMAGE cifar10` again goes on with the run."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+
+from tests.container.runner import Runner
+
+pytestmark = pytest.mark.timeout(1800)  # the first one also builds the image
+
+STARTED = "to stop: touch /halt/halt"
+
+
+def durable_step(log: str) -> int:
+    found = re.search(r"last checkpoint durable at step (\d+)", log)
+    assert found, log
+    return int(found[1])
+
+
+def test_a_halt_file_stops_it_in_two_seconds_with_a_durable_checkpoint_and_without_it_the_run_goes_on(runner: Runner):
+    first = runner.start()
+    first.wait_for(STARTED)
+    time.sleep(2)  # well into training
+    touched_at = time.time()
+    (runner.halt / "halt").touch()
+    assert first.exit_code() == 0, first.logs()
+    assert first.ended_at() - touched_at < 2, first.logs()
+    step = durable_step(first.logs())
+    assert step > 0
+    assert runner.checkpoints()[-1] == f"000001-{step:08d}"
+
+    (runner.halt / "halt").unlink()
+    second = runner.start()
+    second.wait_for(f"attempt 2 goes on at step {step} ")
+    (runner.halt / "halt").touch()
+    assert second.exit_code() == 0
+    assert durable_step(second.logs()) >= step
+
+
+def test_docker_stop_gives_75_and_the_run_goes_on_where_it_was(runner: Runner):
+    first = runner.start()
+    first.wait_for(STARTED)
+    time.sleep(1)
+    runner.engine("stop", first.name)  # SIGTERM, and SIGKILL ten seconds later
+    assert first.exit_code() == 75, first.logs()
+    second = runner.start()
+    second.wait_for(f"attempt 2 goes on at step {durable_step(first.logs())} ")
+
+
+def test_a_rehearsed_eviction_gives_75(runner: Runner):
+    container = runner.start()
+    container.wait_for(STARTED)
+    (runner.halt / "preempt.txt").touch()
+    assert container.exit_code() == 75, container.logs()
+    assert runner.checkpoints()[-1] == f"000001-{durable_step(container.logs()):08d}"
+
+
+def test_killed_outright_again_and_again_it_goes_on_from_its_newest_checkpoint(runner: Runner):
+    container = runner.start()
+    for attempt in (2, 3):
+        runner.wait_for_new_checkpoint(container)
+        runner.engine("kill", container.name)
+        assert container.exit_code() == 137
+        newest = runner.checkpoints()[-1]
+        container = runner.start()
+        container.wait_for(f"attempt {attempt} goes on at step {int(newest.split('-')[1])} ")
+
+
+def test_with_a_halt_file_there_already_it_leaves_at_once_with_0(runner: Runner):
+    (runner.halt / "halt").touch()
+    container = runner.start()
+    assert container.exit_code() == 0, container.logs()
+    assert container.ended_at() - container.started_at() < 2
+    assert runner.checkpoints() == []
+
+
+@pytest.mark.parametrize("runner", [()], ids=["plain"], indirect=True)
+def test_without_a_store_folder_it_warns_that_checkpoints_go_with_the_container(runner: Runner):
+    container = runner.start(store=False)
+    container.wait_for("add -v FOLDER:/store to keep checkpoints")
+    (runner.halt / "halt").touch()
+    assert container.exit_code() == 0
+
+
+@pytest.mark.parametrize("runner", [()], ids=["plain"], indirect=True)
+def test_the_image_alone_says_what_it_can_do(runner: Runner):
+    container = runner.start("--help")
+    assert container.exit_code() == 0
+    assert "cifar10" in container.logs()
