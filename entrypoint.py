@@ -65,8 +65,9 @@ def options(names: list[str]) -> Callable[[click.Command], click.Command]:
     return add
 
 
-def settings_of(given: dict[str, Any]) -> Settings:
-    return Settings(**{name: value for name, value in given.items() if value is not None})
+def those_given(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the command line or the environment has."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 @click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -81,8 +82,8 @@ def baton(ctx: click.Context) -> None:
 
 
 def job_command(name: str) -> click.Command:
-    def call(allow_change: tuple[str, ...], **given: Any) -> int:
-        return train(name, settings_of(given), allow_change)
+    def call(allow_change: tuple[str, ...], **values: Any) -> int:
+        return train(name, those_given(values), allow_change)
 
     command = click.Command(
         name, callback=call, short_help=f"train {name}", help=f"Train {name}, or go on training it."
@@ -99,7 +100,7 @@ def job_command(name: str) -> click.Command:
     return options([f.name for f in fields_of()])(command)
 
 
-def train(job: str, settings: Settings, allow_change: tuple[str, ...]) -> int:
+def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int:
     """Wire a job's parts together, with what can begin early begun before torch is imported."""
     from trainer.data.pack import locate
 
@@ -107,6 +108,7 @@ def train(job: str, settings: Settings, allow_change: tuple[str, ...]) -> int:
     from trainer.early import Early
     from trainer.history import History
 
+    settings = Settings(**given)
     live = settings.log == "auto" and sys.stdout.isatty()
     mailbox = Mailbox()
     signals.install(mailbox, stop_grace_s())
@@ -131,7 +133,7 @@ def train(job: str, settings: Settings, allow_change: tuple[str, ...]) -> int:
         from trainer import run
 
         return run.train(
-            job, settings, history, checkpoint, early_data, mailbox, halt, allow_change, display.show, display.every_s
+            job, given, history, checkpoint, early_data, mailbox, halt, allow_change, display.show, display.every_s
         )
     except Stopped as e:
         stop = mailbox.stop or e.notice
@@ -167,7 +169,7 @@ def status(store: str | None, run: str | None, as_json: bool) -> int:
     """Show the runs in the store: how far, how saved, how ended."""
     from console.status import show
 
-    settings = settings_of({"store": store, "run": run})
+    settings = Settings(**those_given({"store": store, "run": run}))
     return show(open_store(settings.store), settings.run or None, as_json=as_json)
 
 
@@ -202,7 +204,7 @@ def wants_json(arguments: list[str]) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    logs.set_up("json" if wants_json(arguments) else "text")
+    logs.set_up("json" if wants_json(arguments) else "text", debug=bool(os.environ.get("BATON_DEBUG")))
     warn_of_unknown_variables()
     try:
         return baton.main(arguments, prog_name="entrypoint.py", standalone_mode=False) or ExitCode.DONE
@@ -224,7 +226,7 @@ def main(arguments: list[str]) -> int:
 
 def warn_of_unknown_variables() -> None:
     known = {"BATON_" + f.name.upper() for f in fields_of()}
-    known |= {"BATON_STOP_GRACE", "BATON_REVISION", "BATON_ALLOW_CHANGE", "BATON_TEST_DATA"}
+    known |= {"BATON_STOP_GRACE", "BATON_DEBUG", "BATON_REVISION", "BATON_ALLOW_CHANGE", "BATON_TEST_DATA"}
     for name in sorted(os.environ):
         if name.startswith("BATON_") and name not in known:
             near = difflib.get_close_matches(name, known, n=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
 from datetime import UTC, datetime
@@ -37,7 +38,7 @@ class _Json(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "severity": _SEVERITY.get(record.levelname, "DEFAULT"),
             "message": one_line(record.getMessage()),
-            **getattr(record, "fields", {}),
+            **{name: finite(value) for name, value in getattr(record, "fields", {}).items()},
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -47,20 +48,40 @@ class _Json(logging.Formatter):
 _synthetic = _Synthetic()
 
 
-def set_up(form: str, stream: TextIO | None = None) -> None:
-    """Send all of Baton's log lines to `stream` (standard output), as "text" or "json"."""
-    handler = logging.StreamHandler(stream or sys.stdout)
+class _Stdout(logging.StreamHandler[TextIO]):
+    """Standard output as it is when a line is written: the live display puts itself in its place."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stdout
+
+    @stream.setter
+    def stream(self, _: TextIO) -> None:
+        pass
+
+
+def set_up(form: str, *, debug: bool = False) -> None:
+    """Send all of Baton's log lines to standard output, as "text" or "json"."""
+    handler = _Stdout()
     handler.setFormatter(_Json() if form == "json" else _Text())
     handler.addFilter(_synthetic)
     logger = logging.getLogger("baton")
     logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
     logger.propagate = False
 
 
 def say_synthetic() -> None:
     """From now on every line says that the data is SYNTHETIC."""
     _synthetic.on = True
+
+
+def finite(value: object) -> object:
+    """JSON has no NaN and no infinity: null in their place."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def one_line(text: str) -> str:

@@ -133,7 +133,7 @@ def _print_table(found: list[dict[str, Json]]) -> None:
         table.add_column(title)
     for told in found:
         table.add_row(
-            str(told["run"]),
+            f"{told['run']}" + (" SYNTHETIC" if told["synthetic"] else ""),
             f"{told['state']}" + (f" (exit {told['exit']})" if told["exit"] is not None else ""),
             f"{told['step']} of {told['steps'] or '?'}",
             str(told["attempt"]),

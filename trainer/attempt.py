@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -95,8 +96,11 @@ class Attempt:
 
     def boundary(self, *, evaluating: bool) -> None:
         now = CLOCK()
+        if self.position.step == self._first_step + 1 and not evaluating:
+            log.debug("first step made")
         if evaluating and self._evaluation_began is None:
             self._evaluation_began = now
+            log.debug("evaluating after step %d", self.position.step)
         if now - self._shown_at >= self._show_every_s:
             self._tell(now, evaluating)
         if self._is_due(now, evaluating):
@@ -112,8 +116,8 @@ class Attempt:
         seen = seen_this_epoch(self._plan, step)
         train_loss = float(self.position.sums["loss"]) / seen
         self.metrics = {"step": step, **metrics, "train_loss": train_loss}
-        # JSON has no NaN: a loss that is none is null
-        self.metrics = {k: None if isinstance(v, float) and v != v else v for k, v in self.metrics.items()}
+        # JSON has no NaN and no infinity: null in their place
+        self.metrics = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in self.metrics.items()}
         seconds = CLOCK() - (self._evaluation_began or CLOCK())
         self._evaluation_s += seconds
         self._evaluation_began = None
@@ -138,7 +142,7 @@ class Attempt:
             told,
             extra={"fields": {"step": step, "epoch": epoch, **self.metrics}},
         )
-        if train_loss != train_loss:
+        if not math.isfinite(train_loss):
             log.warning("the loss is no longer a number: a smaller --lr may help; the run goes on as it was told")
 
     # -- saving -----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -82,6 +83,13 @@ class Job(Protocol):
     PRESETS: Mapping[str, Mapping[str, Any]]
 
     def build(self, settings: Settings, data: Packed, device: torch.device) -> Task: ...
+
+
+def tensor_of(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    """The array on the device; on the CPU it is the packed file's own mapped memory, which nobody may write to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of memory that can't be written to
+        return torch.from_numpy(array).to(device)
 
 
 def load(name: str) -> Job:

@@ -9,8 +9,9 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -52,7 +53,7 @@ class Prepared:
 
 def train(
     job_name: str,
-    settings: Settings,
+    given: Mapping[str, Any],
     history: History,
     early_checkpoint: Early[Checkpoint | None],
     early_data: Early[Packed],
@@ -62,11 +63,11 @@ def train(
     show: Callable[[Progress], None],
     show_every_s: float,
 ) -> int:
-    """Train a run to its end or to a notice; returns the exit code.
+    """Train a run to its end or to a notice; returns the exit code. `given`: the user's own settings.
 
     Raises `UserError`, `StoreError` and `Stopped` for what ends it before it has begun.
     """
-    ready = _prepare(job_name, settings, history, early_checkpoint, early_data, mailbox, allow_change)
+    ready = _prepare(job_name, given, history, early_checkpoint, early_data, mailbox, allow_change)
     if _is_finished(ready):
         return ExitCode.DONE
     _check_room(ready)
@@ -78,12 +79,15 @@ def train(
         loop.run(evaluated_at=evaluated_at if isinstance(evaluated_at, int) else None)
     except Stopped:
         return _stop(attempt, ready, mailbox, halt)
+    except Exception:
+        attempt.end(ExitCode.DEFECT, "defect")
+        raise
     return _finish(attempt, ready, mailbox, halt)
 
 
 def _prepare(
     job_name: str,
-    settings: Settings,
+    given: Mapping[str, Any],
     history: History,
     early_checkpoint: Early[Checkpoint | None],
     early_data: Early[Packed],
@@ -92,14 +96,14 @@ def _prepare(
 ) -> Prepared:
     put_off_compiler()
     job = jobs.load(job_name)
-    name, preset = jobs.preset(job, settings.preset)
+    name, preset = jobs.preset(job, given.get("preset", ""))
+    settings = Settings(**{**preset, **given, "preset": name})
     device = machine.pick_device(settings.device)
     threads = machine.thread_count()
     machine.compute_exactly(threads)
     data = early_data.result(mailbox)
     newest = early_checkpoint.result(mailbox)
 
-    settings = settings.filled({**preset, "preset": name})
     precision = settings.precision
     if precision == "auto":  # fixed by the run's first machine, wherever it goes on
         recorded = newest.manifest.settings.get("precision") if newest else None
@@ -287,7 +291,8 @@ def _say_start(
             seen,
         )
         _warn_of_other_machine(newest.manifest.machine, ready.machine)
-    log.info("to stop: touch %s/halt, or Ctrl-C, or docker stop; the place is kept", settings.halt)
+    touch = f"touch {settings.halt}/halt, or " if os.path.isdir(settings.halt) else ""
+    log.info("to stop: %sCtrl-C, or docker stop; the place is kept", touch)
 
 
 def _warn_of_other_machine(theirs: dict[str, Json], mine: dict[str, Json]) -> None:

@@ -18,7 +18,6 @@ from trainer.settings import Json
 
 log = logging.getLogger("baton.saver")
 
-RETRY_S = 5.0  # after a failed save, before the next
 CLOCK = time.monotonic
 
 
@@ -183,6 +182,7 @@ class Saver:
         step = save.snapshot.step
         parent = self.durable.name if self.durable else None
         begun = CLOCK()
+        log.debug("saving the state at step %d", step)
         try:
             manifest = commit(self._history, self._facts, save, parent, self._fresh)
         except Superseded as e:
@@ -190,9 +190,10 @@ class Saver:
             self._on_superseded(e)
             return
         except StoreError as e:
+            age = f"the last durable one is of step {self.durable.step}" if self.durable else "none is durable yet"
+            level = logging.DEBUG if self.error == str(e) else logging.WARNING  # said once, tried on and on
+            log.log(level, "checkpoint at step %d could not be saved, trying again: %s; %s", step, e, age)
             self.error = str(e)
-            age = f"the last durable one is step {self.durable.step}" if self.durable else "none is durable yet"
-            log.warning("checkpoint at step %d could not be saved: %s; training goes on, %s", step, e, age)
             return
         if self.error is not None:
             log.warning("saving works again: checkpoint at step %d is durable", step)

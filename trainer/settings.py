@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
 
 from trainer.cadence import Cadence
@@ -26,7 +26,7 @@ def setting(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """All settings of one container. None means: not given, so the preset or the job decides."""
+    """All settings of one container. "", 0 and NaN as defaults mean: not given, so the preset decides."""
 
     store: str = setting("file://./store", "where runs live: file:///folder or file://./folder")
     run: str = setting("", "name of the run; the job's name if not given")
@@ -59,29 +59,16 @@ class Settings:
     superseded_exit_code: int = setting(int(ExitCode.DONE), "exit code when a newer copy took the run over", low=0)
 
     def __post_init__(self) -> None:
-        for name, value in self.given().items():
-            check(name, value)
-
-    def given(self) -> dict[str, Any]:
-        """The settings that have a value."""
-        return {f.name: v for f in fields(self) if not is_unset(v := getattr(self, f.name), f)}
-
-    def filled(self, preset: Mapping[str, Any]) -> Settings:
-        """These settings, with the preset's values where none is given."""
-        given = self.given()
-        return replace(self, **{name: value for name, value in preset.items() if name not in given})
+        """Raises `UserError` (wrong command line)."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value == value and value != f.default:
+                check(f.name, value)
 
     def that_shape_the_run(self) -> dict[str, Json]:
         """What a resumed run must have in common with the run so far; JSON values."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["shapes_run"]}
         return {name: None if value != value else value for name, value in values.items()}
-
-
-def is_unset(value: Any, f: Field[Any]) -> bool:
-    """Defaults "", 0 and NaN of a setting stand for "not given"; other defaults are values."""
-    if value != value:
-        return True
-    return value in ("", 0) and value == f.default and f.name not in ("dropout", "seed", "superseded_exit_code")
 
 
 def check(name: str, value: Any) -> None:

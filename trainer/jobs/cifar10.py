@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.data.packed import Packed
-from trainer.job import Batch, Task
+from trainer.job import Batch, Task, tensor_of
 from trainer.settings import Settings
 
 DATASET = "cifar10"
@@ -37,7 +37,7 @@ class Cifar(Task):
     def __init__(self, settings: Settings, data: Packed, device: torch.device) -> None:
         self.settings = settings
         self.train_images, self.train_labels, self.test_images, self.test_labels = (
-            torch.from_numpy(data.arrays[name]).to(device)
+            tensor_of(data.arrays[name], device)
             for name in ("train_images", "train_labels", "test_images", "test_labels")
         )
         self.train_size, self.eval_size = len(self.train_labels), len(self.test_labels)

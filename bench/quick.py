@@ -1,0 +1,67 @@
+"""What `cifar10`'s preset `quick` reaches: accuracy and training seconds over several seeds, and peak memory.
+
+Each seed is a run of the real entrypoint. Seconds are those from its first step to its last evaluation's end, as
+its ledger has them; `training` leaves the evaluations out. With --epochs 1 and --predecessor it also runs the
+predecessor's loop in the same call, and prints how many times less time it takes to that loop's accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from measure import REPOSITORY, entrypoint, machine, packed_data, peak_memory_of_children_mb, scratch, spread
+
+
+def one_run(folder: Path, seed: int, options: list[str]) -> tuple[float, float, float]:
+    """Accuracy, training seconds, evaluation seconds of one run."""
+    run = f"seed{seed}"
+    place = ["--store", f"file://{folder}", "--data", str(packed_data()), "--halt", str(folder / "halt")]
+    command = entrypoint("cifar10", *place, "--run", run, "--seed", str(seed), *options)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=dict(os.environ))
+    result = json.loads((folder / run / "result.json").read_bytes())
+    manifest = json.loads((folder / run / "checkpoints" / f"{result['checkpoint']}.json").read_bytes())
+    (entry,) = manifest["ledger"]
+    return result["metrics"]["accuracy"], entry["seconds"] - entry["evaluation_s"], entry["evaluation_s"]
+
+
+def predecessor(epochs: int) -> tuple[float, float]:
+    """Accuracy and training seconds of the predecessor's loop after its last epoch."""
+    command = [sys.executable, str(REPOSITORY / "bench" / "predecessor.py"), "--epochs", str(epochs)]
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    print(out, end="")
+    accuracy, seconds = re.findall(r"accuracy ([0-9.]+) after ([0-9.]+) s", out)[-1]
+    return float(accuracy), float(seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--predecessor", action="store_true", help="race the predecessor's 10 epochs")
+    parser.add_argument("--epochs", type=int, help="instead of the preset's")
+    options = parser.parse_args()
+    extra = ["--epochs", str(options.epochs)] if options.epochs else []
+    with scratch() as folder:
+        runs = [one_run(folder, seed, extra) for seed in range(options.seeds)]
+    accuracies, training, evaluation = (list(column) for column in zip(*runs, strict=True))
+    print(f"cifar10 quick {' '.join(extra)}, {machine()}, {options.seeds} seeds")
+    mean = sum(accuracies) / len(accuracies)
+    print(f"test accuracy:  mean {100 * mean:.2f} % ({100 * min(accuracies):.2f} to {100 * max(accuracies):.2f})")
+    print(f"training:       {spread(training, '.1f')} s")
+    print(f"evaluations:    {spread(evaluation, '.1f')} s")
+    print(f"peak memory:    {peak_memory_of_children_mb():.0f} MB")
+    if options.predecessor:
+        accuracy, seconds = predecessor(10)
+        mine = [a + b for a, b in zip(training, evaluation, strict=True)]
+        won = "reached by every seed" if min(accuracies) >= accuracy else "NOT reached by every seed"
+        print(f"predecessor:    {100 * accuracy:.2f} % after {seconds:.0f} s of training; {won}")
+        print(f"time to it:     {spread([seconds / s for s in mine], '.1f')} times less, evaluation included")
+
+
+if __name__ == "__main__":
+    main()

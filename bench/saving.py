@@ -1,0 +1,71 @@
+"""What saving costs: boundary to durable, and training time with a save every 2 s against none.
+
+In one process, in turn: the same steps of the same network with a checkpoint falling due every 2 s, and with none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import time
+
+from loop_overhead import Baton, build
+from measure import machine, ratio, scratch, spread
+
+from trainer.cadence import Cadence
+from trainer.machine import compute_exactly, thread_count
+from trainer.startup import put_off_compiler
+
+
+class Durations(logging.Handler):
+    """Collects what the saver's debug lines tell."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.seconds: list[float] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "durable after" in str(record.msg) and isinstance(record.args, tuple):
+            self.seconds.append(float(record.args[1]))  # type: ignore[arg-type]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="quick")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of training in each measurement")
+    options = parser.parse_args()
+    put_off_compiler()
+    compute_exactly(thread_count())
+    durations = Durations()
+    logging.getLogger("baton.saver").addHandler(durations)
+    logging.getLogger("baton.saver").setLevel(logging.DEBUG)
+    with scratch() as folder:
+        baton = Baton(*build(options.preset), folder)
+        rate = baton.run(10)
+        steps = max(1, round(options.seconds * rate))
+        figures: dict[str, list[float]] = {"every 2 s": [], "none": []}
+        for number in range(-1, options.rounds):
+            for name in ("every 2 s", "none") if number % 2 else ("none", "every 2 s"):
+                baton.attempt._cadence = Cadence.parse("2s" if name == "every 2 s" else "100000s")
+                begun = time.process_time(), time.perf_counter()
+                baton.run(steps)
+                seconds = time.perf_counter() - begun[1]
+                if number >= 0:
+                    figures[name].append(seconds)
+        stall = baton.attempt._stall_s
+        baton.watch.close()
+    print(f"cifar10 {options.preset}, {machine()}, {steps} steps a measurement")
+    print(f"no saving:            {spread(figures['none'])} s")
+    print(f"a save every 2 s:     {spread(figures['every 2 s'])} s")
+    print(f"ratio:                {ratio(figures['every 2 s'], figures['none'])}")
+    print(f"stall of training:    {1000 * stall / max(1, len(durations.seconds)):.2f} ms a save")
+    milliseconds = [1000 * seconds for seconds in durations.seconds]
+    print(
+            for name in ("every 2 s", "none") if number % 2 else ("none", "every 2 s"):
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""A user's mistake gets one line that says what is wrong and what to do, and the right exit code; never a traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.runs import REPOSITORY, Lab, environment
+
+MISTAKES = [
+    (["cifr10"], 64, "no job or command 'cifr10'; did you mean cifar10?"),
+    (["cifar10", "--lrr", "1"], 64, "--lrr"),
+    (["cifar10", "--check-point-every", "1s"], 64, "--checkpoint-every"),
+    (["cifar10", "--lr", "abc"], 64, "'abc' is not a valid float"),
+    (["cifar10", "--lr", "-1"], 64, "--lr -1.0: must be more than 0"),
+    (["cifar10", "--lr", "inf"], 64, "finite"),
+    (["cifar10", "--epochs", "0.5"], 64, "--epochs"),
+    (["cifar10", "--batch-size", "-4"], 64, "--batch-size -4"),
+    (["cifar10", "--dropout", "1"], 64, "--dropout"),
+    (["cifar10", "--checkpoint-every", "often"], 64, "write for example 30s, 200steps or 1epoch"),
+    (["cifar10", "--checkpoint-every", "0s"], 64, "write for example"),
+    (["cifar10", "--run", "../x"], 64, "a run's name"),
+    (["cifar10", "--precision", "fp8"], 64, "--precision"),
+    (["cifar10", "--preset", "quik"], 64, "did you mean quick?"),
+    (["cifar10", "--device", "tpu"], 64, "--device"),
+    (["cifar10", "extra"], 64, "extra"),
+    (["cifar10", "--store", "ftp://x/y"], 78, "unknown scheme 'ftp'"),
+    (["cifar10", "--store", "fil://x/y"], 78, "did you mean file://?"),
+    (["cifar10", "--store", "/some/folder"], 78, "is no store"),
+    (["cifar10", "--store", "file://folder"], 78, "file:///absolute/folder or file://./folder"),
+    (["cifar10", "--data", "/nowhere/at/all"], 78, "/nowhere/at/all"),
+    (["cifar10", "--batch-size", "1000000"], 78, "has only 2000 training samples"),
+    (["status", "--run", "nothing"], 78, "no run 'nothing'"),
+    (["data", "cifar11"], 78, "cifar11"),
+    (["data", "cifar10", "--source", "/nowhere.tar"], 78, "/nowhere.tar"),
+]
+
+
+def run(*arguments: str, **extra: str) -> tuple[int, list[str]]:
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "entrypoint.py"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(**extra),
+        cwd=REPOSITORY,
+        check=False,
+    )
+    return done.returncode, done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), MISTAKES, ids=lambda v: " ".join(v) if type(v) is list else "")
+def test_one_line_and_the_right_code(
+    arguments: list[str], code: int, words: str, tmp_path: Path, small_cifar: Path
+) -> None:
+    extra = {"BATON_STORE": f"file://{tmp_path}/store", "BATON_DATA": str(small_cifar), "BATON_HALT": str(tmp_path)}
+    got, lines = run(*arguments, **extra)
+    assert got == code, lines
+    assert len(lines) == 1, lines
+    assert words in lines[0]
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_wrong_value_in_the_environment_names_the_variable() -> None:
+    got, lines = run("cifar10", BATON_LR="fast")
+    assert (got, len(lines)) == (64, 1)
+    assert "BATON_LR" in lines[0]
+
+
+def test_a_mistyped_variable_is_pointed_out() -> None:
+    _, lines = run("cifar10", "--lr", "abc", BATON_CHECKPOINT_EVRY="3s")
+    assert "did you mean BATON_CHECKPOINT_EVERY?" in lines[0]
+
+
+def test_errors_are_json_lines_where_json_is_asked_for() -> None:
+    import json
+
+    _, lines = run("cifar10", "--lr", "abc", "--log", "json")
+    assert [json.loads(line)["severity"] for line in lines] == ["ERROR"]
+
+
+def test_other_settings_than_the_runs_are_refused_with_the_difference_and_both_ways_on(
+    tmp_path: Path, small_cifar: Path
+) -> None:
+    lab = Lab(tmp_path, small_cifar, "--preset", "tutorial", "--batch-size", "100")
+    lab.finish("--epochs", "1")
+    longer = lab.start("--epochs", "2")
+    assert longer.wait() == 78
+    assert "epochs 1 -> 2" in longer.lines[-1]
+    assert "--run NAME" in longer.lines[-1]
+    assert "--allow-change epochs" in longer.lines[-1]
+    allowed = lab.finish("--epochs", "2", "--allow-change", "epochs")
+    assert "epochs changed from 1 to 2" in allowed.text
+    assert lab.status()["step"] == 40
+    other = lab.start("--epochs", "2", "--batch-size", "50", "--allow-change", "batch_size")
+    assert other.wait() == 78, "the place in the data is counted in batches"
+
+
+def test_an_unwritable_store_is_found_before_the_first_step(tmp_path: Path, small_cifar: Path) -> None:
+    if os.getuid() == 0:
+        store = Path("/proc/nothing-can-be-written-here")  # root may write everywhere else
+    else:
+        store = tmp_path / "store"
+        store.mkdir(mode=0o500)
+    got, lines = run("cifar10", "--store", f"file://{store}", "--data", str(small_cifar), "--halt", str(tmp_path))
+    assert got == 78, lines
+    assert len(lines) == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MB; as root, for it has to be mounted."""
+    if os.getuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_no_training_shows_and_heals(tmp_path: Path, small_cifar: Path, small_disk: Path) -> None:
+    lab = Lab(tmp_path, small_cifar, "--preset", "tutorial", "--batch-size", "10", "--epochs", "2000")
+    lab.store = small_disk / "store"
+    container = lab.start("--checkpoint-every", "0.5s")
+    container.wait_for("durable after")
+    ballast = small_disk / "ballast"
+    with open(ballast, "wb") as file:
+        try:
+            while file.write(b"x" * 4096):
+                file.flush()
+        except OSError:
+            pass
+    container.wait_for("could not be saved, trying again.*no space left")
+    container.wait_for("SAVING FAILS", 30)
+    ballast.unlink()
+    container.wait_for("saving works again")
+    container.signal(15)
+    assert container.wait() == 75, container.text
+    assert lab.status()["save_error"] is None
+
+
+def test_a_stop_on_a_full_disk_says_what_is_lost(tmp_path: Path, small_cifar: Path, small_disk: Path) -> None:
+    lab = Lab(tmp_path, small_cifar, "--preset", "tutorial", "--batch-size", "10", "--epochs", "2000")
+    lab.store = small_disk / "store"
+    container = lab.start("--checkpoint-every", "0.5s", BATON_STOP_GRACE="3")
+    container.wait_for("durable after")
+    (small_disk / "ballast").write_bytes(b"")
+    with open(small_disk / "ballast", "wb") as file:
+        try:
+            while file.write(b"x" * 4096):
+                file.flush()
+        except OSError:
+            pass
+    container.wait_for("could not be saved")
+    container.signal(15)
+    assert container.wait() == 74, container.text
+    assert "could not be saved" in container.text
+    assert "are lost" in container.text
+
+
+def test_a_store_without_room_for_a_checkpoint_is_found_before_the_first_step(
+    tmp_path: Path, small_cifar: Path, small_disk: Path
+) -> None:
+    lab = Lab(tmp_path, small_cifar, "--preset", "tutorial")
+    lab.store = small_disk / "store"
+    (small_disk / "ballast").write_bytes(b"x" * (5 << 19))
+    container = lab.start()
+    assert container.wait() == 78, container.text
+    assert "make room" in container.lines[-1]
+    assert not lab.store.exists()

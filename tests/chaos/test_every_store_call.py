@@ -1,0 +1,117 @@
+"""The process dies at every store call in turn; each time the next attempt goes on from a good checkpoint."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.runs import Lab
+
+# 16 steps, 2 epochs: claims, signs of life, saves, evaluations, result and all
+OPTIONS = [
+    "--preset",
+    "tutorial",
+    "--batch-size",
+    "125",
+    "--dropout",
+    "0.2",
+    "--epochs",
+    "1",
+    "--checkpoint-every",
+    "4steps",
+]
+CALLS = ("put", "get", "stat", "list", "delete")
+
+
+class DyingStore:
+    """A store whose `number`-th call the process does not survive: it dies before it, or right after it."""
+
+    def __init__(self, store: Any, number: int, when: str) -> None:
+        self._store = store
+        self._left = itertools.count(number, -1)
+        self._when = when
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+        if name not in CALLS:
+            return method
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            last = next(self._left) == 1
+            if last and self._when == "before":
+                os.kill(os.getpid(), 9)
+            result = method(*args, **kwargs)
+            if name == "list":
+                result = list(result)
+            if last and self._when == "after":
+                os.kill(os.getpid(), 9)
+            return result
+
+        return call
+
+
+def in_a_child(work: Callable[[], int]) -> int:
+    """Run `work` in a forked process, which has torch imported already; returns its exit status as `os.wait` has it."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = work()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def train(lab: Lab, log: Path, wrap: Callable[[Any], Any] = lambda store: store) -> int:
+    """The entrypoint's own main, with the store wrapped."""
+    import entrypoint
+
+    sys.stdout = sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115
+    opened = entrypoint.open_store
+    entrypoint.open_store = lambda url: wrap(opened(url))
+    place = ["--store", f"file://{lab.store}", "--halt", str(lab.halt), "--data", str(lab.data)]
+    return entrypoint.main(["cifar10", *place, *lab.options])
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory, small_cifar: Path) -> Lab:
+    import trainer.run  # noqa: F401  (imported before forking, so that each child starts at once)
+
+    lab = Lab(tmp_path_factory.mktemp("quiet"), small_cifar, *OPTIONS)
+    assert in_a_child(lambda: train(lab, lab.store.parent / "log")) == 0
+    return lab
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_death_at_any_store_call_loses_nothing_committed(
+    when: str, tmp_path: Path, small_cifar: Path, quiet: Lab
+) -> None:
+    expected = quiet.hashes()
+    for number in itertools.count(1):
+        lab = Lab(tmp_path / str(number), small_cifar, *OPTIONS)
+        log = tmp_path / f"{number}.log"
+        ended = in_a_child(lambda: train(lab, log, lambda store: DyingStore(store, number, when)))  # noqa: B023
+        committed = {(m["attempt"], m["step"]) for m in lab.manifests()}
+        if ended == 0:
+            break  # the run makes fewer calls than that
+        assert ended == -9, log.read_text()
+        assert in_a_child(lambda: train(lab, log)) == 0, log.read_text()  # noqa: B023
+        text = log.read_text()
+        assert "is bad" not in text
+        if committed:
+            attempt, step = max(committed)
+            finished = "is finished" in text
+            assert finished or f"checkpoint {attempt:06d}-{step:08d} is the newest good one" in text, text
+        assert lab.hashes() == expected, f"died {when} call {number}"
+    print(f"died {when} each of {number - 1} store calls")
+    assert number > 25

@@ -1,0 +1,140 @@
+"""However a container is told to go, it goes in time, with the right exit code and its last state durable."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.runs import REPOSITORY, Lab, environment
+
+OPTIONS = ["--preset", "tutorial", "--batch-size", "10", "--epochs", "500"]
+
+
+def stop(lab: Lab, how: str) -> tuple[int, float, str]:
+    """Train a little, stop it so; exit code, seconds that it took, text."""
+    container = lab.start()
+    container.wait_for("to stop:")
+    time.sleep(1)
+    begun = time.monotonic()
+    if how.startswith("SIG"):
+        container.signal(getattr(signal, how))
+    else:
+        (lab.halt / how).touch()
+    code = container.wait()
+    return code, time.monotonic() - begun, container.text
+
+
+@pytest.mark.parametrize(("how", "code"), [("halt", 0), ("preempt.txt", 75), ("SIGTERM", 75), ("SIGINT", 130)])
+def test_stops_with_its_exit_code_and_a_durable_checkpoint(
+    how: str, code: int, tmp_path: Path, small_cifar: Path
+) -> None:
+    lab = Lab(tmp_path, small_cifar, *OPTIONS)
+    got, seconds, text = stop(lab, how)
+    assert got == code, text
+    assert seconds < 5, "a generous bound: half a second to see it, the rest for a loaded machine"
+    status = lab.status()
+    assert f"last checkpoint durable at step {status['step']}, 0 steps lost" in text
+    assert (status["state"], status["exit"], status["checkpoint_health"]) == ("stopped", code, "ok")
+    assert status["checkpoint_step"] == status["step"]
+
+
+def test_a_halt_file_beats_the_sigterm_that_comes_with_it(tmp_path: Path, small_cifar: Path) -> None:
+    lab = Lab(tmp_path, small_cifar, *OPTIONS)
+    container = lab.start()
+    container.wait_for("to stop:")
+    time.sleep(0.5)
+    container.signal(signal.SIGTERM)
+    (lab.halt / "halt").touch()
+    assert container.wait() == 0, container.text
+
+
+@pytest.mark.parametrize(("file", "code"), [("halt", 0), ("preempt.txt", 75)])
+def test_a_halt_file_at_the_start_ends_it_before_torch_is_imported(
+    file: str, code: int, tmp_path: Path, small_cifar: Path
+) -> None:
+    lab = Lab(tmp_path, small_cifar)
+    (lab.halt / file).touch()
+    script = (
+        "import sys, entrypoint\n"
+        "code = entrypoint.main(sys.argv[1:])\n"
+        "assert 'torch' not in sys.modules\n"
+        "sys.exit(code)"
+    )
+    arguments = ["cifar10", "--halt", str(lab.halt), "--store", f"file://{lab.store}"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env=environment(),
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert f"not started: halt file {lab.halt / file} is there; remove it to start" in done.stdout
+    assert not lab.store.exists()
+
+
+@pytest.mark.parametrize("delay", [0.4, 0.8, 1.2, 1.6, 2.0])
+def test_a_sigterm_during_start_up_is_obeyed(delay: float, tmp_path: Path, small_cifar: Path) -> None:
+    lab = Lab(tmp_path, small_cifar, *OPTIONS)
+    container = lab.start()
+    time.sleep(delay)
+    container.signal(signal.SIGTERM)
+    assert container.wait(15) in (75, -signal.SIGTERM), container.text
+    assert "Traceback" not in container.text
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, small_cifar: Path) -> None:
+    """Shown on a save that can't end: the store's folder is on a stopped FUSE-like place, here a full pipe."""
+    lab = Lab(tmp_path, small_cifar, *OPTIONS)
+    container = lab.start()
+    container.wait_for("to stop:")
+    os.kill(container.process.pid, signal.SIGINT)
+    os.kill(container.process.pid, signal.SIGINT)
+    assert container.wait(10) == 130
+
+
+def test_between_micro_batches_the_step_is_given_up_and_leaves_no_trace(tmp_path: Path, small_cifar: Path) -> None:
+    """One step of 2,000 micro-batches lasts long; a stop in it may not wait for its end, nor change a bit."""
+    options = ["--preset", "quick", "--batch-size", "2000", "--micro-batch-size", "4", "--epochs", "2"]
+    lab = Lab(tmp_path / "hunted", small_cifar, *options)
+    container = lab.start("--checkpoint-every", "1steps")
+    container.wait_for("durable after")
+    time.sleep(0.3)
+    container.signal(signal.SIGTERM)
+    assert container.wait() == 75, container.text
+    assert "durable at step 1, 0 steps lost" in container.text, container.text
+    lab.finish()
+    quiet = Lab(tmp_path / "quiet", small_cifar, *options)
+    quiet.finish()
+    assert lab.hashes() == quiet.hashes()
+
+
+def test_a_finished_run_started_again_says_so_and_trains_nothing(tmp_path: Path, small_cifar: Path) -> None:
+    lab = Lab(tmp_path, small_cifar, "--preset", "tutorial", "--batch-size", "100", "--epochs", "1")
+    lab.finish()
+    before = sorted(p.name for p in lab.store.rglob("*"))
+    again = lab.finish()
+    assert "is finished: 20 steps" in again.text
+    assert sorted(p.name for p in lab.store.rglob("*")) == before
+
+
+def test_a_run_killed_before_its_result_was_written_still_gets_it(tmp_path: Path, small_cifar: Path) -> None:
+    lab = Lab(tmp_path, small_cifar, "--preset", "tutorial", "--batch-size", "100", "--epochs", "1")
+    lab.finish()
+    result = lab.store / "cifar10" / "result.json"
+    before = result.read_text()
+    result.unlink()
+    lab.finish()
+    assert '"accuracy"' in before
+    keys = ("metrics", "weights_sha256", "checkpoint")
+    import json
+
+    first, second = json.loads(before), json.loads(result.read_text())
+    assert [first[k] for k in keys] == [second[k] for k in keys]

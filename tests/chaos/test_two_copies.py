@@ -1,0 +1,82 @@
+"""The copy that won't die: a newer one takes the run over, the older one notices, and the history stays one line."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.runs import Lab
+
+OPTIONS = ["--preset", "tutorial", "--batch-size", "10", "--epochs", "200", "--checkpoint-every", "0.3s"]
+
+
+def attempts(lab: Lab) -> int:
+    return len([f for f in (lab.store / "cifar10" / "attempts").glob("*.json") if ".end." not in f.name])
+
+
+def test_the_second_goes_on_and_the_first_says_that_it_is_superseded(tmp_path: Path, small_cifar: Path) -> None:
+    lab = Lab(tmp_path, small_cifar, *OPTIONS)
+    first = lab.start()
+    first.wait_for("durable after")
+    second = lab.start()
+    assert first.wait() == 0, first.text
+    assert "superseded: attempt 2 has taken this run over" in first.text
+    taken_over = time.time()
+    second.wait_for("durable after")
+    time.sleep(0.7)
+    second.signal(signal.SIGTERM)
+    assert second.wait() == 75, second.text
+    assert "taking over from" in second.text
+
+    manifests = lab.manifests()
+    assert all(m["attempt"] == 2 for m in manifests if float(str(m["time"])) > taken_over + 0.5)
+    chain = lab.chain()
+    seconds = [name for name in chain if name.startswith("000002")]
+    assert chain == seconds + [name for name in chain if name.startswith("000001")], "one line, no fork"
+    assert len(seconds) >= 2
+
+
+def test_a_superseded_copy_can_have_its_own_exit_code(tmp_path: Path, small_cifar: Path) -> None:
+    lab = Lab(tmp_path, small_cifar, *OPTIONS)
+    first = lab.start("--superseded-exit-code", "76")
+    first.wait_for("durable after")
+    second = lab.start()
+    assert first.wait() == 76, first.text
+    second.signal(signal.SIGKILL)
+    second.wait()
+
+
+@pytest.mark.parametrize("trouble", ["bad data", "no data", "halt file", "other settings", "no gpu", "wrong preset"])
+def test_a_copy_that_cannot_work_never_takes_the_run(trouble: str, tmp_path: Path, small_cifar: Path) -> None:
+    lab = Lab(tmp_path, small_cifar, *OPTIONS)
+    first = lab.start()
+    first.wait_for("durable after")
+    options: list[str] = []
+    expected = 78
+    match trouble:
+        case "bad data":
+            bad = tmp_path / "bad"
+            bad.mkdir()
+            (bad / "packed.safetensors").write_bytes((small_cifar / "packed.safetensors").read_bytes()[:-1000])
+            options = ["--data", str(bad)]
+        case "no data":
+            options = ["--data", str(tmp_path / "nowhere")]
+        case "halt file":
+            other = tmp_path / "halted"
+            other.mkdir()
+            (other / "halt").touch()
+            options, expected = ["--halt", str(other)], 0
+        case "other settings":
+            options = ["--lr", "0.5"]
+        case "no gpu":
+            options = ["--device", "cuda"]
+        case "wrong preset":
+            options, expected = ["--preset", "nonsense"], 64
+    second = lab.start(*options)
+    assert second.wait() == expected, second.text
+    assert attempts(lab) == 1
+    first.signal(signal.SIGTERM)
+    assert first.wait() == 75, first.text

@@ -1,0 +1,41 @@
+"""Data for all tests: a part of the real CIFAR-10 where it is at hand, else the generated stand-in."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))  # tests import each other's drivers as tests.*
+
+TEST_DATA = Path(os.environ.get("BATON_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with CIFAR-10 packed: the real images, or the stand-in where they aren't at hand."""
+    from trainer.data.pack import pack
+
+    real = TEST_DATA / "cifar10-jpeg.tar.xz"
+    folder = tmp_path_factory.mktemp("cifar10")
+    pack("cifar10", str(real) if real.exists() else "synthetic", folder, say=lambda line: None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_cifar(cifar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first 2,000 training and 500 test images of it: epochs of a second."""
+    from trainer.data.dataset import Samples, Splits, named
+    from trainer.data.packed import open_packed, write_packed
+
+    whole = open_packed(cifar)
+    splits = {
+        split: Samples(whole.arrays[f"{split}_images"][:count], whole.arrays[f"{split}_labels"][:count])
+        for split, count in (("train", 2000), ("test", 500))
+    }
+    folder = tmp_path_factory.mktemp("small")
+    write_packed(folder, named("cifar10"), Splits(**splits), whole.origin, synthetic=whole.synthetic)
+    return folder
