@@ -1,0 +1,152 @@
+"""Fetch an archive over HTTP: bounded waiting, whole or not at all, and stopped at once by a notice.
+
+The network is read on a thread of its own, because a look-up of a name or a silent server can hold a thread far longer
+than a notice may wait; the caller's thread only ever waits 0.1 s.
+"""
+
+from __future__ import annotations
+
+import http.client
+import queue
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+from trainer.data.dataset import shown
+from trainer.data.pulse import Pulse
+from trainer.data.scratch import Scratch
+from trainer.exits import UserError
+
+SILENCE_S = 10.0  # without an answer, or without a byte of it
+CHUNK = 1 << 18  # bytes
+_WAITING = 16  # chunks read and not yet written
+
+
+class DownloadError(UserError):
+    """The address gave no whole file."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What the server said before the content."""
+
+    total: int | None  # bytes
+    tag: str
+    content_type: str
+
+
+def name_of(url: str) -> str:
+    """The file's name in a URL."""
+    return unquote(urlsplit(url).path).rstrip("/").rpartition("/")[2] or "download"
+
+
+def fetch(url: str, into: Scratch, pulse: Pulse, *, known: str = "", silence_s: float = SILENCE_S) -> str | None:
+    """Write what `url` gives; returns the server's tag of this version ("" if it has none).
+
+    None, and nothing written, if that tag is still `known`. Raises `DownloadError`, and `UserError` for a full disk.
+    """
+    answers: queue.Queue[_Start | bytes | Exception | None] = queue.Queue(_WAITING)
+    stop = threading.Event()
+    threading.Thread(target=_read, args=(url, answers, stop, silence_s), name="download", daemon=True).start()
+    name = name_of(url)
+    got, start, began = 0, _Start(None, "", ""), time.monotonic()
+    try:
+        while (answer := _next(answers, pulse, name, silence_s)) is not None:
+            if isinstance(answer, Exception):
+                raise _plain(name, answer, silence_s) from answer
+            if isinstance(answer, _Start):
+                start = answer
+                if start.content_type == "text/html":
+                    raise DownloadError(f"{name}: the address gives a web page, not an archive; check it")
+                if start.tag and start.tag == known:
+                    return None
+                continue
+            into.write(answer)
+            got += len(answer)
+            pulse.beat(_progress(name, got, start.total, time.monotonic() - began))
+    finally:
+        stop.set()
+    if start.total is not None and got != start.total:
+        raise DownloadError(f"{name}: the download ended early, after {got:,} of {start.total:,} bytes; try again")
+    into.sync()
+    return start.tag
+
+
+def _next(
+    answers: queue.Queue[_Start | bytes | Exception | None], pulse: Pulse, name: str, silence_s: float
+) -> _Start | bytes | Exception | None:
+    end = time.monotonic() + silence_s + 1  # later than the socket's own time-out, which tells more
+    while True:
+        pulse.check()
+        try:
+            return answers.get(timeout=0.1)
+        except queue.Empty:
+            if time.monotonic() > end:
+                raise DownloadError(
+                    f"{name}: no answer in {silence_s:g} s; check the network and the address"
+                ) from None
+
+
+def _read(
+    url: str, answers: queue.Queue[_Start | bytes | Exception | None], stop: threading.Event, silence_s: float
+) -> None:
+    def put(answer: _Start | bytes | Exception | None) -> None:
+        while not stop.is_set():
+            try:
+                answers.put(answer, timeout=0.1)
+                break
+            except queue.Full:
+                continue
+
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "baton", "Accept-Encoding": "identity"})  # noqa: S310 (schemes: _opener)
+        with _opener().open(request, timeout=silence_s) as response:
+            put(_start(response.headers))
+            while not stop.is_set() and (chunk := response.read1(CHUNK)):
+                put(chunk)
+        put(None)
+    except Exception as e:  # whatever it is, the waiting thread shall hear of it
+        put(e)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """HTTP and HTTPS alone: urllib's own opener would follow a redirection to FTP."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
+    return opener
+
+
+def _start(headers: http.client.HTTPMessage) -> _Start:
+    length = headers.get("Content-Length", "")
+    tag = headers.get("ETag") or headers.get("Last-Modified") or ""
+    total = int(length) if length.isascii() and length.isdigit() else None
+    return _Start(total, f"{tag} {length}" if tag else "", headers.get_content_type())
+
+
+def _plain(name: str, error: Exception, silence_s: float) -> DownloadError:
+    name = shown(name)
+    if isinstance(error, urllib.error.HTTPError):
+        return DownloadError(f"{name}: the server answers {error.code} {shown(error.reason)}; check the address")
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(reason, TimeoutError):
+        return DownloadError(f"{name}: no answer in {silence_s:g} s; check the network and the address")
+    if isinstance(reason, OSError) and reason.strerror:
+        reason = reason.strerror
+    return DownloadError(f"{name}: can't be fetched: {shown(reason)}; check the network and the address")
+
+
+def _progress(name: str, got: int, total: int | None, seconds: float) -> str:
+    of = f" of {total / 1e6:.0f}" if total else ""
+    return f"{shown(name)}: {got / 1e6:.0f}{of} MB, {got / 1e6 / max(seconds, 1e-3):.1f} MB/s"

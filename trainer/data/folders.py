@@ -1,0 +1,156 @@
+"""Image trees: `train/CLASS/PICTURE` and `test/CLASS/PICTURE` (or `val`), as a folder or as a tar of one."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.data.dataset import Dataset, Splits, shown
+from trainer.data.pictures import EXTENSIONS, Picture, decode_all
+from trainer.data.pulse import Pulse, told
+from trainer.data.tarstream import members
+from trainer.exits import UserError
+
+_SPLITS = {"train": False, "test": True, "val": True}
+WANTED = "wanted is train/CLASS/PICTURE and test/CLASS/PICTURE"
+
+
+class _Layout:
+    """Tells each file's split and label by its path in the tree."""
+
+    def __init__(self, dataset: Dataset, source: Path) -> None:
+        self._dataset = dataset
+        self._source = shown(source)
+        self._labels = {name: i for i, name in enumerate(dataset.classes)}
+        self._top: tuple[str, ...] | None = None
+        self._test_name: str | None = None
+        self.ignored: list[str] = []
+
+    def place(self, parts: tuple[str, ...]) -> tuple[bool, int] | None:
+        """(in the test split?, label) of a picture; None for a file that is none. Raises `UserError`."""
+        if hidden(parts):
+            return None
+        name = shown("/".join(parts))
+        if not parts[-1].lower().endswith(EXTENSIONS):
+            self.ignored.append(name)
+            return None
+        top = parts[:1] if parts[0] not in _SPLITS else ()
+        rest = parts[len(top) :]
+        if len(rest) < 3 or rest[0] not in _SPLITS:
+            raise UserError(f"{self._source}: {name} is in no class's folder; {WANTED}")
+        if self._top not in (None, top):
+            raise UserError(f"{self._source}: {name} is in a second top folder; {WANTED}")
+        self._top = top
+        split, folder = rest[:2]
+        if _SPLITS[split]:
+            if self._test_name not in (None, split):
+                raise UserError(f"{self._source}: has both test and val; remove one")
+            self._test_name = split
+        if folder not in self._labels:
+            near = difflib.get_close_matches(folder, self._labels, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(self._labels)}"
+            raise UserError(f"{self._source}: {split}/{shown(folder)} is no class of {self._dataset.name}; {hint}")
+        return _SPLITS[split], self._labels[folder]
+
+    def tell_ignored(self, pulse: Pulse) -> None:
+        if self.ignored:
+            more = f" and {len(self.ignored) - 1:,} more" if len(self.ignored) > 1 else ""
+            pulse.say(f"ignored, as no picture by its name: {self.ignored[0]}{more}")
+
+
+def hidden(parts: tuple[str, ...]) -> bool:
+    """Whether file managers and notebooks keep this for themselves."""
+    return any(p.startswith(".") or p == "__MACOSX" for p in parts)
+
+
+def read_tar(dataset: Dataset, path: Path, md5: str, pulse: Pulse) -> Splits:
+    """The pictures in a tar of an image tree, read once, its members in any order. Raises `UserError`."""
+    layout = _Layout(dataset, path)
+    official = {n + end for _, names, _ in dataset.splits() for n in names for end in ("", ".bin")}
+
+    def pictures() -> Iterator[Picture]:
+        for member in members(path, pulse.check):
+            if member.parts[-1] in official:
+                raise UserError(
+                    f"{shown(path)}: looks like an official archive of {dataset.name}, but its MD5 {md5} is neither "
+                    f"{dataset.python.md5} (python) nor {dataset.binary.md5} (binary); fetch it again"
+                )
+            if (place := layout.place(member.parts)) is not None:
+                yield Picture(f"{path}: {'/'.join(member.parts)}", *place, member.data)
+
+    return _read(dataset, layout, pictures(), pulse)
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """The files of an image folder."""
+
+    root: Path
+    files: tuple[Path, ...]  # sorted
+    mark: str  # changes when files come, go or are written anew
+
+
+def scan(folder: Path, pulse: Pulse) -> Tree | None:
+    """The image tree in `folder`, or in the one folder in it; None if there is none. Raises `UserError`."""
+    try:
+        root = _root(folder)
+        if root is None:
+            return None
+        files, size, newest = [], 0, 0
+        for path in _walk(root, pulse):
+            status = path.stat()
+            files.append(path)
+            size += status.st_size
+            newest = max(newest, status.st_mtime_ns)
+    except OSError as e:
+        raise told(e, f"can't read {shown(e.filename or folder)}") from e
+    return Tree(root, tuple(sorted(files)), f"files:{len(files)},bytes:{size},newest:{newest}")
+
+
+def read_tree(dataset: Dataset, tree: Tree, pulse: Pulse) -> Splits:
+    """The pictures of an image folder. Raises `UserError`."""
+    layout = _Layout(dataset, tree.root)
+
+    def pictures() -> Iterator[Picture]:
+        for path in tree.files:
+            if (place := layout.place(path.relative_to(tree.root).parts)) is not None:
+                yield Picture(str(path), *place, path)
+
+    return _read(dataset, layout, pictures(), pulse)
+
+
+def _read(dataset: Dataset, layout: _Layout, pictures: Iterable[Picture], pulse: Pulse) -> Splits:
+    splits = decode_all(dataset, pictures, pulse)
+    layout.tell_ignored(pulse)
+    return splits
+
+
+def _root(folder: Path) -> Path | None:
+    """Where train and test lie; looked for nowhere deeper, so that a wrong folder isn't searched for ever."""
+    inside = [p for p in sorted(folder.iterdir()) if p.is_dir() and not hidden((p.name,))]
+    if any(p.name in _SPLITS for p in inside):
+        return folder
+    if len(inside) == 1 and any((inside[0] / split).is_dir() for split in _SPLITS):
+        return inside[0]
+    return None
+
+
+def _walk(root: Path, pulse: Pulse) -> Iterator[Path]:
+    for split in _SPLITS:
+        for folder, folders, names in os.walk(root / split, onerror=_raise):
+            pulse.beat(f"listing {shown(folder)}")
+            folders[:] = [name for name in folders if not hidden((name,))]
+            for i, name in enumerate(names):
+                if i % 1000 == 0:
+                    pulse.check()
+                path = Path(folder, name)
+                if not hidden((name,)) and path.is_file():
+                    yield path
+
+
+def _raise(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # one of test and val is never there
+        raise error

@@ -1,0 +1,157 @@
+"""Pack a data set once, from any source, into the file that every start maps into memory; and find it again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from trainer.data import sources
+from trainer.data.dataset import Archive, Dataset, named, shown
+from trainer.data.download import DownloadError, fetch, name_of
+from trainer.data.packed import FILE_NAME, Packed, open_packed, remedy, write_packed
+from trainer.data.pulse import Pulse
+from trainer.data.scratch import remove_stale, scratch
+from trainer.exits import UserError
+
+
+def pack(
+    dataset_name: str | Dataset,
+    source: str | None,
+    folder: Path,
+    *,
+    check: Callable[[], None] = lambda: None,
+    say: Callable[[str], None],
+) -> Packed:
+    """Pack the data set from `source` into `folder`, unless it was packed from the very same already.
+
+    A source is an official archive or its address, an image folder or a tar of one, or "synthetic". None means:
+    what is packed already, else the official archive, else, where that can't be fetched, the SYNTHETIC stand-in.
+
+    `check` is called at least every 0.2 s and may raise to stop; then, and after any error, what was packed before is
+    as it was. `say` takes whole lines for people. Raises `UserError`, and whatever `check` does.
+    """
+    dataset, pulse = named(dataset_name), Pulse(check, say)
+    pulse.check()
+    remove_stale(folder)
+    if source is None:
+        held = _usable(folder, dataset, pulse)
+        return _already(held, pulse) if held else _official(dataset, folder, pulse)
+    if sources.is_address(source):
+        return _from_address(dataset, source, folder, pulse)
+    return _from_source(dataset, sources.recognise(dataset, source, pulse), folder, pulse)
+
+
+def locate(
+    dataset_name: str | Dataset,
+    data: str | None,
+    folder: Path,
+    *,
+    check: Callable[[], None] = lambda: None,
+    say: Callable[[str], None],
+    cache: Path | None = None,
+) -> Packed:
+    """The packed data that `--data` means. Its bytes are not hashed here: `Packed.verify` does.
+
+    None: what is packed in `folder`. A packed folder or file: that one. Any source: packed first, into a folder of its
+    own in `cache` ($XDG_CACHE_HOME/baton, or ~/.cache/baton), and found there the next time.
+    Raises `UserError`, where nothing is packed with the command that does it; and whatever `check` does.
+    """
+    dataset = named(dataset_name)
+    if not data:
+        if not (folder / FILE_NAME).exists():
+            raise UserError(f"{shown(folder)}: no packed data here; {remedy(dataset.name)}")
+        return _fits(open_packed(folder), dataset)
+    if data != sources.SYNTHETIC and not sources.is_address(data):
+        path = sources.local_path(dataset, data)
+        if (path / FILE_NAME).is_file() or path.name == FILE_NAME or path.suffix == ".safetensors":
+            return _fits(open_packed(path), dataset)
+        data = str(path.resolve())
+    cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "baton"
+    key = hashlib.sha256(data.encode(errors="surrogateescape")).hexdigest()[:16]
+    return pack(dataset, data, cache / dataset.name / key, check=check, say=say)
+
+
+def _fits(packed: Packed, dataset: Dataset) -> Packed:
+    if packed.name != dataset.name or packed.classes != dataset.classes:
+        raise UserError(f"{shown(packed.path)}: holds {shown(packed.name)}, not {dataset.name}; {remedy(dataset.name)}")
+    if packed.arrays["train_images"].shape[1:] != dataset.shape:
+        raise UserError(f"{shown(packed.path)}: its pictures have another size; {remedy(dataset.name)}")
+    return packed
+
+
+def _usable(folder: Path, dataset: Dataset, pulse: Pulse) -> Packed | None:
+    """What is packed in `folder`, if it is whole."""
+    if not (folder / FILE_NAME).exists():
+        return None
+    try:
+        packed = _fits(open_packed(folder), dataset)
+        packed.verify(pulse.check)
+        return packed
+    except UserError as e:
+        pulse.say(f"packed before, but of no use: {e}")
+        return None
+
+
+def _already(packed: Packed, pulse: Pulse) -> Packed:
+    what = f"from {shown(packed.origin.kind)} {shown(packed.origin.name)}"
+    if packed.synthetic:
+        what = "the SYNTHETIC stand-in (--source gives real data)"
+    pulse.say(f"already packed: {packed.name}, {what}, in {shown(packed.path)}")
+    return packed
+
+
+def _official(dataset: Dataset, folder: Path, pulse: Pulse) -> Packed:
+    try:
+        return _from_address(dataset, dataset.python.url, folder, pulse)
+    except DownloadError as e:
+        pulse.say(f"the official {dataset.name} can't be had: {e}")
+        pulse.say("using a generated SYNTHETIC stand-in instead: results with it say nothing about the real data")
+    return _from_source(dataset, sources.recognise(dataset, sources.SYNTHETIC, pulse), folder, pulse)
+
+
+def _from_address(dataset: Dataset, url: str, folder: Path, pulse: Pulse) -> Packed:
+    name = name_of(url)
+    held = _usable(folder, dataset, pulse)
+    published = _published(dataset, name)
+    if held and held.origin.name == name and published and held.origin.mark == f"md5:{published.md5}":
+        return _already(held, pulse)
+    known = held.origin.tag if held and held.origin.name == name else ""
+    pulse.say(f"fetching {shown(name)}")
+    with scratch(folder) as file:
+        tag = fetch(url, file, pulse, known=known)
+        if tag is None and held:
+            return _already(held, pulse)
+        source = sources.recognise(dataset, str(file.path), pulse, name)
+        md5 = source.origin.mark.removeprefix("md5:")
+        if published and md5 != published.md5:
+            raise DownloadError(
+                f"{shown(name)}: what came has MD5 {md5}, published is {published.md5}; try again later"
+            )
+        return _from_source(dataset, source, folder, pulse, tag or "")
+
+
+def _published(dataset: Dataset, name: str) -> Archive | None:
+    return next((archive for archive in (dataset.python, dataset.binary) if archive.name == name), None)
+
+
+def _from_source(dataset: Dataset, source: sources.Source, folder: Path, pulse: Pulse, tag: str = "") -> Packed:
+    origin = source.origin
+    held = _usable(folder, dataset, pulse)
+    if held and (held.origin.kind, held.origin.name, held.origin.mark) == (origin.kind, origin.name, origin.mark):
+        return _already(held, pulse)
+    began = time.monotonic()
+    what = "the SYNTHETIC stand-in" if source.synthetic else f"{origin.kind} {shown(origin.name)}"
+    pulse.say(f"packing {dataset.name} from {what}")
+    splits = source.read(pulse)
+    splits.check(dataset, shown(origin.name))
+    packed = write_packed(folder, dataset, splits, replace(origin, tag=tag), synthetic=source.synthetic, pulse=pulse)
+    pulse.say(
+        f"packed {len(splits.train.labels):,} training and {len(splits.test.labels):,} test pictures"
+        f"{' (SYNTHETIC)' if source.synthetic else ''} in {time.monotonic() - began:.1f} s: {shown(packed.path)}, "
+        f"SHA-256 {packed.sha256[:12]}"
+    )
+    return packed

@@ -1,0 +1,255 @@
+"""The packed file: a data set as one safetensors file that every start maps into memory.
+
+    8 bytes      length of the header, little-endian
+    JSON         the arrays' types, shapes and places, and `__metadata__`; padded with spaces to a multiple of 4096
+    bytes        train_images, test_images, train_labels, test_labels: uint8, row-major, nothing between them
+
+Pictures lie in the order of the SHA-256 of (label, pixels). So the same pictures give the same bytes whichever
+archive or folder they came from and however its files were named, and any slice is a fair mixture of the classes.
+The format: https://huggingface.co/docs/safetensors
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from trainer.data.dataset import Bytes, Dataset, Samples, Splits, shown
+from trainer.data.pulse import Pulse, told
+from trainer.data.scratch import replacing
+from trainer.exits import UserError
+
+FILE_NAME = "packed.safetensors"
+FORMAT = "baton-packed-1"
+ARRAYS = ("train_images", "test_images", "train_labels", "test_labels")  # images first: they stay aligned
+ALIGNMENT = 4096  # a memory page: the images begin on one
+HEADER_LIMIT = 1 << 20  # bytes; a real header has one page
+CHUNK = 8 << 20  # bytes hashed or written between two looks at `check`
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where packed data came from; enough to know the same source again, and nothing about the machine."""
+
+    kind: str  # for people: "image tar", "python archive", ...
+    name: str  # file or folder name, without the folders above
+    mark: str  # checksum, or count, bytes and newest change of a folder
+    tag: str = ""  # what a server said of this version of a download (its ETag), if anything
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed file, mapped into memory."""
+
+    path: Path
+    name: str  # of the data set
+    classes: tuple[str, ...]
+    sha256: str  # of the arrays' bytes in file order, as the header claims; `verify` holds it to that
+    synthetic: bool
+    origin: Origin
+    arrays: dict[str, Bytes]  # read-only: *_images uint8 [n, height, width, channels], *_labels uint8 [n]
+    body: Bytes  # all arrays' bytes, as they lie in the file
+
+    def verify(self, check: Callable[[], None] = lambda: None) -> None:
+        """Hash the arrays' bytes (0.2 s for CIFAR-10). Raises `UserError` if they aren't what was packed."""
+        digest = hashlib.sha256()
+        for start in range(0, len(self.body), CHUNK):
+            check()
+            digest.update(self.body[start : start + CHUNK].data)
+        if digest.hexdigest() != self.sha256:
+            raise _unusable(self.path, f"its bytes have changed since: SHA-256 {digest.hexdigest()}", self.name)
+
+
+class _Bad(Exception):
+    """Why a file is no packed one."""
+
+
+def open_packed(folder: Path) -> Packed:
+    """Map `folder`/packed.safetensors (or the file itself). Raises `UserError` unless it is whole and well-formed.
+
+    Costs no reading but of the header and the labels; the bytes themselves are checked by `Packed.verify`.
+    """
+    path = folder if folder.is_file() else folder / FILE_NAME
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            start, header = _read_header(file, size)
+        return _map(path, start, header, size)
+    except FileNotFoundError as e:
+        raise UserError(f"{shown(path)}: no packed data here; {remedy(folder.name)}") from e
+    except OSError as e:
+        raise told(e, f"can't read {shown(path)}") from e
+    except _Bad as e:
+        raise _unusable(path, str(e), folder.name) from e
+
+
+def remedy(name: str) -> str:
+    """What gets data packed; the end of a message."""
+    name = name if name.isidentifier() else "cifar10"
+    return f"pack it: python entrypoint.py data {name} --source ARCHIVE-OR-FOLDER, or make cifar10"
+
+
+def _unusable(path: Path, why: str, name: str) -> UserError:
+    return UserError(f"{shown(path)}: not a whole packed file ({why}); {remedy(name)}")
+
+
+def _require(good: bool, why: str) -> None:
+    if not good:
+        raise _Bad(why)
+
+
+def _read_header(file: BinaryIO, size: int) -> tuple[int, dict[str, Any]]:
+    """(where the arrays begin, the header), of a file of `size` bytes."""
+    _require(size >= 8, f"{size} bytes long")
+    length = int.from_bytes(file.read(8), "little")
+    _require(0 < length <= min(HEADER_LIMIT, size - 8), f"header of {length} bytes in {size}")
+    try:
+        header = json.loads(file.read(length))
+    except (ValueError, RecursionError) as e:
+        raise _Bad("header is not JSON") from e
+    names = {"__metadata__", *ARRAYS}
+    _require(type(header) is dict and header.keys() == names, "header lists other arrays")
+    return 8 + length, header
+
+
+def _map(path: Path, start: int, header: dict[str, Any], size: int) -> Packed:
+    places: dict[str, tuple[int, list[int]]] = {}
+    end = 0
+    for name in ARRAYS:
+        shape = _shape(header[name], name, end)
+        places[name] = (end, shape)
+        end += int(np.prod(shape, dtype=object))
+    _require(size == start + end, f"{size} bytes long, its header says {start + end}")
+    meta = _metadata(header["__metadata__"])
+    body = np.memmap(path, np.uint8, "r", start, (end,)).view(np.ndarray)
+    arrays = {
+        name: body[at : at + int(np.prod(shape, dtype=object))].reshape(shape) for name, (at, shape) in places.items()
+    }
+    classes = tuple(meta["classes"])
+    for split in ("train", "test"):
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        _require(len(images) == len(labels) == meta[split] > 0, f"counts of {split} differ")
+        _require(int(labels.max()) < len(classes), f"a label of {split} is {labels.max()} of {len(classes)} classes")
+    _require(arrays["train_images"].shape[1:] == arrays["test_images"].shape[1:], "train and test differ in shape")
+    origin = Origin(**meta["source"])
+    return Packed(path, meta["name"], classes, meta["sha256"], meta["synthetic"], origin, arrays, body)
+
+
+def _shape(entry: Any, name: str, start: int) -> list[int]:
+    """The array's shape, if its entry is what `_header` writes for an array beginning at `start`."""
+    _require(type(entry) is dict and entry.keys() == {"dtype", "shape", "data_offsets"}, f"{name}: odd entry")
+    shape: list[int] = entry["shape"]
+    _require(type(shape) is list and len(shape) == (4 if "images" in name else 1), f"{name}: odd shape")
+    _require(all(type(n) is int and 0 < n < 2**40 for n in shape), f"{name}: odd shape")
+    wanted = {"dtype": "U8", "shape": shape, "data_offsets": [start, start + int(np.prod(shape, dtype=object))]}
+    _require(entry == wanted, f"{name}: type, shape and place don't fit")
+    return shape
+
+
+def _metadata(raw: Any) -> dict[str, Any]:
+    _require(type(raw) is dict and all(type(v) is str for v in raw.values()), "odd metadata")
+    _require(raw.get("format") == FORMAT, f"format is not {FORMAT}")
+    try:
+        meta = {
+            "name": raw["name"],
+            "classes": json.loads(raw["classes"]),
+            "train": int(raw["train"]),
+            "test": int(raw["test"]),
+            "source": json.loads(raw["source"]),
+            "synthetic": {"true": True, "false": False}[raw["synthetic"]],
+            "sha256": raw["sha256"],
+        }
+    except (KeyError, ValueError, RecursionError) as e:
+        raise _Bad("odd metadata") from e
+    classes, source = meta["classes"], meta["source"]
+    _require(type(classes) is list and all(type(c) is str for c in classes) and len(classes) > 0, "odd class names")
+    _require(len(set(classes)) == len(classes) <= 256, "odd class names")
+    _require(type(source) is dict and source.keys() == {"kind", "name", "mark", "tag"}, "odd source")
+    _require(all(type(v) is str for v in source.values()), "odd source")
+    _require(re.fullmatch("[0-9a-f]{64}", meta["sha256"]) is not None, "odd SHA-256")
+    return meta
+
+
+def write_packed(
+    folder: Path,
+    dataset: Dataset,
+    splits: Splits,
+    origin: Origin,
+    *,
+    synthetic: bool = False,
+    pulse: Pulse | None = None,
+) -> Packed:
+    """Put `splits` into `folder` as its packed file, in place of one that is there: wholly or not at all.
+
+    Raises `UserError` where there is no space or no permission, and whatever `pulse.check` does.
+    """
+    pulse = pulse or Pulse()
+    orders = {"train": _order(splits.train, pulse), "test": _order(splits.test, pulse)}
+    sources: dict[str, tuple[Bytes, Bytes]] = {}  # array, and the order to write its rows in
+    for name in ARRAYS:
+        split, _, what = name.partition("_")
+        sources[name] = (getattr(getattr(splits, split), what), orders[split])
+    meta = {
+        "format": FORMAT,
+        "name": dataset.name,
+        "classes": json.dumps(dataset.classes),
+        "train": str(len(splits.train.labels)),
+        "test": str(len(splits.test.labels)),
+        "source": json.dumps(asdict(origin)),
+        "synthetic": "true" if synthetic else "false",
+        "sha256": "0" * 64,
+    }
+    total = sum(array.nbytes for array, _ in sources.values())
+    with replacing(folder / FILE_NAME) as scratch:
+        digest, written = hashlib.sha256(), 0
+        # The header comes last, in the space left for it: without one, no unfinished file is taken for whole.
+        scratch.write(bytes(len(_header(sources, meta))))
+        for chunk in _chunks(sources):
+            pulse.beat(f"writing: {written >> 20} of {total >> 20} MB")
+            digest.update(chunk)
+            scratch.write(chunk)
+            scratch.sync()  # piece by piece, because one long sync at the end couldn't be stopped
+            written += len(chunk)
+        meta["sha256"] = digest.hexdigest()
+        scratch.seek(0)
+        scratch.write(_header(sources, meta))
+        pulse.check()
+    return open_packed(folder)
+
+
+def _header(sources: Mapping[str, tuple[Bytes, Bytes]], meta: Mapping[str, str]) -> bytes:
+    """The file up to its arrays. As long for any SHA-256."""
+    entries: dict[str, Any] = {"__metadata__": meta}
+    end = 0
+    for name, (array, _) in sources.items():
+        start, end = end, end + array.nbytes
+        entries[name] = {"dtype": "U8", "shape": list(array.shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _chunks(sources: Mapping[str, tuple[Bytes, Bytes]]) -> Iterator[memoryview]:
+    """The arrays' bytes in file order, about `CHUNK` at a time, so that no second copy of the images is made."""
+    for array, order in sources.values():
+        rows = max(1, CHUNK // (array.nbytes // len(array)))
+        for start in range(0, len(order), rows):
+            yield array[order[start : start + rows]].reshape(-1).data
+
+
+def _order(samples: Samples, pulse: Pulse) -> Any:
+    """The order in which to write these samples; int64 [n]."""
+    keys = np.empty((len(samples.labels), 32), np.uint8)
+    for i, (image, label) in enumerate(zip(samples.images, samples.labels.tolist(), strict=True)):
+        if i % 1000 == 0:
+            pulse.beat("putting in order")
+        keys[i] = np.frombuffer(hashlib.sha256(bytes([label]) + image.tobytes()).digest(), np.uint8)
+    return np.lexsort(keys.T[::-1])
