@@ -1,8 +1,9 @@
 # Baton's image. `make image` builds it with all that can be set; with Docker alone:
 #     DOCKER_BUILDKIT=1 docker build --build-arg CIFAR10=synthetic -t baton .
 # Needs BuildKit of Docker 20.10 or newer, and no Dockerfile frontend from a registry.
-# Every file's time is set to the epoch and byte code refers to its source by hash, so the same tree gives the same
-# layers, on any machine that builds it, and a push sends only the layers that changed.
+# The same tree gives the same layers, whoever builds it, and a push sends only those that changed. So every time is set to
+# the epoch and byte code refers to its source by hash; and what a layer adds is laid out with its parent folders under
+# /layer, because COPY gives the folders that it makes itself the time of day.
 
 # In releases by digest: ubuntu:24.04@sha256:... Any Debian or Ubuntu with Python 3.11 or newer will do.
 ARG BASE_IMAGE=ubuntu:24.04
@@ -64,7 +65,10 @@ RUN --mount=type=secret,id=ca --mount=type=secret,id=pip_conf,target=/etc/pip.co
     find /opt/venv -name RECORD -exec sed -i '/uv_cache.json/d' {} +; \
     : 'some packages carry files that only newer Pythons can read'; \
     /opt/venv/bin/python -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/venv/lib || true; \
-    find /opt/venv -exec touch -h -d @0 {} +
+    mkdir -p /layer/opt; \
+    mv /opt/venv /layer/opt/venv; \
+    ln -s /layer/opt/venv /opt/venv; \
+    find /layer -exec touch -h -d @0 {} +
 
 
 FROM deps AS data
@@ -93,9 +97,10 @@ RUN --mount=type=secret,id=ca --mount=type=cache,target=/packed \
     elif ! [ -s "$packed/packed.safetensors" ]; then \
         /opt/venv/bin/python /app/entrypoint.py data cifar10 --source "${given:-$CIFAR10}" --out "$packed"; \
     fi; \
-    mkdir -p /app/data/cifar10; \
-    cp "$packed/packed.safetensors" /app/data/cifar10/; \
-    find /app/data -exec touch -h -d @0 {} +
+    mkdir -p /layer/data/app/data/cifar10; \
+    cp "$packed/packed.safetensors" /layer/data/app/data/cifar10/; \
+    chmod -R a+rX /layer/data/app; \
+    find /layer/data/app -exec touch -h -d @0 {} +
 
 
 FROM deps AS app
@@ -105,16 +110,17 @@ COPY storage /app/storage
 COPY watchers /app/watchers
 COPY console /app/console
 RUN PYTHONHASHSEED=0 /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /app; \
-    find /app -type d -exec chmod 755 {} +; \
-    find /app -type f -exec chmod 644 {} +; \
-    find /app -exec touch -h -d @0 {} +
+    chmod -R u=rwX,go=rX /app; \
+    mkdir /layer/code; \
+    mv /app /layer/code/app; \
+    find /layer/code -exec touch -h -d @0 {} +
 
 
 # From the part that changes least to the one that changes most.
 FROM base
-COPY --from=deps /opt/venv /opt/venv
-COPY --from=data /app/data /app/data
-COPY --from=app /app /app
+COPY --from=deps /layer/ /
+COPY --from=data /layer/data/ /
+COPY --from=app /layer/code/ /
 # All that libraries write for themselves goes to one place, which --read-only --tmpfs /tmp leaves writable. USER and
 # LOGNAME: torch asks for the user's name, and any number given with --user has none.
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \

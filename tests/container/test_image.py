@@ -54,7 +54,7 @@ def test_no_layer_holds_a_compiler_a_cache_pip_or_a_secret(files: dict[str, int]
     def holding(*parts: str) -> list[str]:
         return [name for name in files if any(part in name for part in parts)]
 
-    assert holding("/bin/gcc", "/bin/cc", "/bin/g++", "/bin/clang", "/bin/ld") == []
+    assert [name for name in files if name.endswith(("/bin/gcc", "/bin/cc", "/bin/g++", "/bin/clang", "/bin/ld"))] == []
     assert holding("/.cache/", "/var/cache/apt/archives/partial/", ".whl.metadata", "/root/.config") == []
     assert holding("/opt/venv/bin/pip", "/opt/venv/bin/uv", "/site-packages/pip/", "/site-packages/uv/") == []
     assert [name for name in holding("/run/secrets", "/etc/pip.conf") if files[name]] == []
@@ -111,7 +111,7 @@ def test_a_code_change_makes_one_new_layer_of_less_than_a_megabyte(
     assert after[-1] != before[-1]
     # as it lies on disk; a push compresses it besides
     sizes = engine("history", "--human=false", "--format", "{{.Size}} {{.CreatedBy}}", changed).splitlines()
-    (layer,) = [line for line in sizes if "/app /app" in line]
+    (layer,) = [line for line in sizes if "/layer/code/ /" in line]
     assert int(layer.split()[0]) < 1_000_000, sizes
 
 
