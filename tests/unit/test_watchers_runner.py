@@ -74,7 +74,7 @@ def test_a_bad_watcher_never_delays_nor_silences_another(bad: type[Quiet]) -> No
     mailbox = Mailbox()
     others = [bad() for _ in range(3)]
     with watching(mailbox, *others, Telling("good"), *others):
-        assert mailbox.wait(0.3)
+        assert mailbox.wait(3)
     assert mailbox.stop is not None
     assert mailbox.stop.source == "good"
 
@@ -83,8 +83,10 @@ def test_a_bad_watcher_never_delays_nor_silences_another(bad: type[Quiet]) -> No
 def test_a_watcher_that_fails_is_tried_again_and_said_once(bad: type[Quiet], caplog: pytest.LogCaptureFixture) -> None:
     mailbox, failing = Mailbox(), bad("cloud")
     with caplog.at_level(logging.WARNING), watching(mailbox, failing):
-        time.sleep(0.3)
-    assert failing.looks > 3
+        end = time.monotonic() + 5
+        while failing.looks < 5 and time.monotonic() < end:
+            time.sleep(0.01)
+    assert failing.looks >= 5
     assert len(caplog.records) == 1
     assert "cloud" in caplog.text
     assert mailbox.stop is None
@@ -130,7 +132,7 @@ def test_close_waits_no_longer_for_many_hung_watchers_than_for_one() -> None:
         time.sleep(0.01)
     began = time.monotonic()
     watch.close()
-    assert time.monotonic() - began < 1.3
+    assert time.monotonic() - began < 2
     for one in hung:
         one.free.set()
     watch.close()
@@ -139,7 +141,7 @@ def test_close_waits_no_longer_for_many_hung_watchers_than_for_one() -> None:
 def test_a_closed_watch_looks_no_more() -> None:
     quiet = Quiet()
     watch = Watch([quiet], Mailbox())
-    time.sleep(0.1)
+    time.sleep(0.3)
     watch.close()
     looks = quiet.looks
     time.sleep(0.1)
