@@ -62,9 +62,8 @@ def main() -> None:
     print(f"ratio:                {ratio(figures['every 2 s'], figures['none'])}")
     print(f"stall of training:    {1000 * stall / max(1, len(durations.seconds)):.2f} ms a save")
     milliseconds = [1000 * seconds for seconds in durations.seconds]
-    print(
-            for name in ("every 2 s", "none") if number % 2 else ("none", "every 2 s"):
-    )
+    tail = statistics.quantiles(milliseconds, n=10)[-1]
+    print(f"boundary to durable:  {spread(milliseconds, '.1f')} ms; 90 % within {tail:.1f} ms")
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ class Attempt:
         self._cadence = cadence
         self._show = show
         self._show_every_s = show_every_s
+        self.superseded: Superseded | None = None
         self._lines: list[str] = []
         self._buffers = HostBuffers()
         self._owed = False  # a save fell due while another was in flight
@@ -180,10 +181,13 @@ class Attempt:
         del self._lines[: len(save.lines)]
 
     def _on_superseded(self, why: Superseded) -> None:
+        self.superseded = why
         self._mailbox.post(Notice("superseded", "stop", str(why), f"superseded:{why.attempt}", time.time()))
 
     def save_last(self) -> bool:
         """Make the stopped run's state durable within what the notices leave of time; True if it is."""
+        if self.superseded is not None:
+            return False
         if self.position.step == 0 and self.saver.durable is None:
             return True  # nothing was trained, so nothing can be lost
         left = LAST_SAVE_S

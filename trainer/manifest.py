@@ -68,13 +68,20 @@ class Manifest:
             "sums": self.sums,
             "order_sha256": self.order_sha256,
         }
-        return hashlib.sha256(json.dumps(state, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return _hash(state)
 
     def with_state_hash(self) -> Manifest:
         return replace(self, state_sha256=self.hash_of_state())
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
+        """As it is stored: with a checksum over all of it, for a flipped bit may leave it well-formed."""
+        fields_ = asdict(self)
+        return json.dumps({**fields_, "checksum": _hash(fields_)}, indent=1, sort_keys=True).encode()
+
+
+def _hash(value: Json | dict[str, Any]) -> str:
+    """SHA-256 of the value's canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def checkpoint_name(attempt: int, step: int) -> str:
@@ -97,6 +104,8 @@ def from_json(text: bytes, name: str) -> Manifest:
         raise ValueError("not JSON") from e
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise ValueError(f"not a manifest of format {FORMAT}")
+    if raw.pop("checksum", None) != _hash(raw):
+        raise ValueError("is not what was written: its checksum differs")
     missing = {f.name for f in fields(Manifest)} - raw.keys()
     if missing:
         raise ValueError(f"lacks {', '.join(sorted(missing))}")

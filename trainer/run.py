@@ -308,13 +308,13 @@ def _stop(attempt: Attempt, ready: Prepared, mailbox: Mailbox, halt: Watcher) ->
     """Save what a notice stopped, and say what became of it. Returns the exit code."""
     assert mailbox.stop is not None
     log.info("stopping at step %d: %s", attempt.position.step, mailbox.stop.detail)
-    saved = mailbox.stop.source != "superseded" and attempt.save_last()
+    saved = attempt.save_last()
     if (notice := halt.check()) is not None:  # an operator's halt outranks the SIGTERM that came with it
         mailbox.post(notice)
     source, last, step = mailbox.stop.source, attempt.saver.durable, attempt.position.step
-    if source == "superseded":
+    if attempt.superseded is not None:  # whatever else came: the run is no longer this copy's to halt or to save
         code, outcome = ready.settings.superseded_exit_code, "superseded"
-        log.info("superseded: %s; nothing more is saved here", mailbox.stop.detail)
+        log.info("superseded: %s; nothing more is saved here", attempt.superseded)
     elif saved:
         code, outcome = exit_code_for(source, ready.settings), "stopped"
         spare = f", {mailbox.deadline - time.time():.1f} s before the deadline" if mailbox.deadline else ""
@@ -347,7 +347,7 @@ def exit_code_for(source: str, settings: Settings) -> int:
 def _finish(attempt: Attempt, ready: Prepared, mailbox: Mailbox, halt: Watcher) -> int:
     """The run is at its end: make that durable, and write the result."""
     if not attempt.save_last():
-        if mailbox.stop is not None and mailbox.stop.source == "superseded":
+        if attempt.superseded is not None:
             return _stop(attempt, ready, mailbox, halt)
         log.error(
             "trained to the end, but the last state could not be saved: %s", attempt.saver.error or "no time left"

@@ -29,7 +29,7 @@ class Watch:
 
     def _look(self, watcher: Watcher) -> None:
         failed = False
-        while not self._closed.wait(watcher.interval_s):
+        while True:
             try:
                 notice = watcher.check()
                 if notice is not None:
@@ -41,6 +41,8 @@ class Watch:
                         "watching %s fails: %s; it is tried again every %g s", watcher.name, e, watcher.interval_s
                     )
                 failed = True
+            if self._closed.wait(watcher.interval_s):
+                return
 
     def close(self) -> None:
         """Look no more. Waits 1 s at most, for all together: a hung watcher is left behind."""

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as notices. A process that is PID 1 ignores signals without a handler, so these come first."""
+"""SIGTERM, SIGHUP and SIGINT as notices. A process that is PID 1 ignores signals without a handler, so these come first."""
 
 from __future__ import annotations
 
@@ -14,15 +14,20 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 
 def install(mailbox: Mailbox, stop_grace_s: float) -> None:
-    """Handle SIGTERM, which a kill follows after `stop_grace_s`, and SIGINT; a second SIGINT ends at once."""
+    """Handle SIGTERM, which a kill follows after `stop_grace_s`, and SIGINT; a second SIGINT ends at once.
 
-    def on_sigterm(_number: int, _frame: FrameType | None) -> None:
-        now = time.time()
-        mailbox.post(Notice("SIGTERM", "stop", "SIGTERM: told to go", "SIGTERM", now, now + stop_grace_s))
+    A terminal that is closed (SIGHUP) is as SIGTERM, unless `nohup` said that it doesn't matter.
+    """
+
+    def on_sigterm(number: int, _frame: FrameType | None) -> None:
+        now, name = time.time(), signal.Signals(number).name
+        mailbox.post(Notice(name, "stop", f"{name}: told to go", name, now, now + stop_grace_s))
 
     def on_sigint(_number: int, _frame: FrameType | None) -> None:
         if not mailbox.post(Notice("SIGINT", "stop", "Ctrl-C: stopping; again to end at once", "SIGINT", time.time())):
             os._exit(INTERRUPTED)
 
     signal.signal(signal.SIGTERM, on_sigterm)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, on_sigterm)
     signal.signal(signal.SIGINT, on_sigint)

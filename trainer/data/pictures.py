@@ -54,7 +54,7 @@ def decode_all(dataset: Dataset, pictures: Iterable[Picture], pulse: Pulse) -> S
 
 
 def _joined(dataset: Dataset, blocks: list[Bytes], labels: list[int], pulse: Pulse) -> Samples:
-    """One array of all blocks, which are emptied on the way, so that memory holds little more than once all pictures."""
+    """One array of all blocks, which are dropped on the way, so that memory never holds all pictures twice."""
     images = np.empty((len(labels), *dataset.shape), np.uint8)
     end = len(labels)
     while blocks:
