@@ -209,7 +209,7 @@ def main(arguments: list[str]) -> int:
     try:
         return baton.main(arguments, prog_name="entrypoint.py", standalone_mode=False) or ExitCode.DONE
     except click.UsageError as e:
-        log.error("%s (see --help)", e.format_message().rstrip("."))
+        log.error("%s%s (see --help)", variable_of(e), e.format_message().rstrip("."))
         return ExitCode.USAGE
     except UserError as e:
         log.error("%s", e)
@@ -222,6 +222,15 @@ def main(arguments: list[str]) -> int:
     except Exception:
         log.exception("this is a defect in Baton or in the job; the run's checkpoints are as they were")
         return ExitCode.DEFECT
+
+
+def variable_of(error: click.UsageError) -> str:
+    """Where a wrong value came from, if it was the environment."""
+    parameter = getattr(error, "param", None)
+    if not isinstance(parameter, click.Option) or error.ctx is None:
+        return ""
+    source = error.ctx.get_parameter_source(parameter.name or "")
+    return f"{parameter.envvar}: " if source is click.core.ParameterSource.ENVIRONMENT else ""
 
 
 def warn_of_unknown_variables() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -114,14 +115,23 @@ def test_an_unwritable_store_is_found_before_the_first_step(tmp_path: Path, smal
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 3 MB; as root, for it has to be mounted."""
+    """A file system of 24 MB; as root, for it has to be mounted."""
     if os.getuid() != 0:
         pytest.skip("mounting a small file system needs root")
     folder = tmp_path / "disk"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], check=True)
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill_up(disk: Path) -> Path:
+    """A file that takes all the room there is."""
+    ballast = disk / "ballast"
+    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"x" * 4096):
+            pass
+    return ballast
 
 
 def test_a_full_disk_stops_no_training_shows_and_heals(tmp_path: Path, small_cifar: Path, small_disk: Path) -> None:
@@ -129,13 +139,7 @@ def test_a_full_disk_stops_no_training_shows_and_heals(tmp_path: Path, small_cif
     lab.store = small_disk / "store"
     container = lab.start("--checkpoint-every", "0.5s")
     container.wait_for("durable after")
-    ballast = small_disk / "ballast"
-    with open(ballast, "wb") as file:
-        try:
-            while file.write(b"x" * 4096):
-                file.flush()
-        except OSError:
-            pass
+    ballast = fill_up(small_disk)
     container.wait_for("could not be saved, trying again.*no space left")
     container.wait_for("SAVING FAILS", 30)
     ballast.unlink()
@@ -150,13 +154,7 @@ def test_a_stop_on_a_full_disk_says_what_is_lost(tmp_path: Path, small_cifar: Pa
     lab.store = small_disk / "store"
     container = lab.start("--checkpoint-every", "0.5s", BATON_STOP_GRACE="3")
     container.wait_for("durable after")
-    (small_disk / "ballast").write_bytes(b"")
-    with open(small_disk / "ballast", "wb") as file:
-        try:
-            while file.write(b"x" * 4096):
-                file.flush()
-        except OSError:
-            pass
+    fill_up(small_disk)
     container.wait_for("could not be saved")
     container.signal(15)
     assert container.wait() == 74, container.text
@@ -169,7 +167,7 @@ def test_a_store_without_room_for_a_checkpoint_is_found_before_the_first_step(
 ) -> None:
     lab = Lab(tmp_path, small_cifar, "--preset", "tutorial")
     lab.store = small_disk / "store"
-    (small_disk / "ballast").write_bytes(b"x" * (5 << 19))
+    (small_disk / "ballast").write_bytes(b"x" * (47 << 19))
     container = lab.start()
     assert container.wait() == 78, container.text
     assert "make room" in container.lines[-1]
