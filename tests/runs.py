@@ -27,6 +27,17 @@ def environment(**extra: str) -> dict[str, str]:
     return {**clean, **extra}
 
 
+STARTED: list[subprocess.Popen[str]] = []
+
+
+def kill_all() -> None:
+    """End what a failed test has left running."""
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.wait()
+
+
 @dataclass
 class Container:
     """One process, as a container would run it. Its lines are collected as they come."""
@@ -37,6 +48,7 @@ class Container:
     ended: bool = False
 
     def __post_init__(self) -> None:
+        STARTED.append(self.process)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
