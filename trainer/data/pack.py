@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from trainer.data import sources
-from trainer.data.dataset import Archive, Dataset, named, shown
+from trainer.data.dataset import Archive, Dataset, Splits, named, shown
 from trainer.data.download import DownloadError, fetch, name_of
 from trainer.data.packed import FILE_NAME, Packed, open_packed, remedy, write_packed
 from trainer.data.pulse import Pulse
 from trainer.data.scratch import remove_stale, scratch
+from trainer.data.sources import Source
 from trainer.exits import UserError
 
 
@@ -125,33 +125,42 @@ def _from_address(dataset: Dataset, url: str, folder: Path, pulse: Pulse) -> Pac
         tag = fetch(url, file, pulse, known=known)
         if tag is None and held:
             return _already(held, pulse)
-        source = sources.recognise(dataset, str(file.path), pulse, name)
-        md5 = source.origin.mark.removeprefix("md5:")
-        if published and md5 != published.md5:
-            raise DownloadError(
-                f"{shown(name)}: what came has MD5 {md5}, published is {published.md5}; try again later"
-            )
-        return _from_source(dataset, source, folder, pulse, tag or "")
+        try:
+            source = sources.recognise(dataset, str(file.path), pulse, name)
+            if published and source.origin.mark != f"md5:{published.md5}":
+                raise UserError(f"{shown(name)}: what came isn't it by its MD5, {published.md5}; try again later")
+            splits = _read(dataset, source, pulse)
+        except UserError as e:
+            # people know the file by its own name, not by that of the scratch file
+            message = str(e).replace(str(file.path), shown(name))
+            raise (DownloadError if published else UserError)(message, e.code) from e
+        return _write(dataset, source, splits, folder, pulse, tag or "")
 
 
 def _published(dataset: Dataset, name: str) -> Archive | None:
     return next((archive for archive in (dataset.python, dataset.binary) if archive.name == name), None)
 
 
-def _from_source(dataset: Dataset, source: sources.Source, folder: Path, pulse: Pulse, tag: str = "") -> Packed:
-    origin = source.origin
+def _from_source(dataset: Dataset, source: Source, folder: Path, pulse: Pulse) -> Packed:
     held = _usable(folder, dataset, pulse)
-    if held and (held.origin.kind, held.origin.name, held.origin.mark) == (origin.kind, origin.name, origin.mark):
+    if held and replace(held.origin, tag="") == source.origin:
         return _already(held, pulse)
-    began = time.monotonic()
-    what = "the SYNTHETIC stand-in" if source.synthetic else f"{origin.kind} {shown(origin.name)}"
+    return _write(dataset, source, _read(dataset, source, pulse), folder, pulse)
+
+
+def _read(dataset: Dataset, source: Source, pulse: Pulse) -> Splits:
+    what = "the SYNTHETIC stand-in" if source.synthetic else f"{source.origin.kind} {shown(source.origin.name)}"
     pulse.say(f"packing {dataset.name} from {what}")
     splits = source.read(pulse)
-    splits.check(dataset, shown(origin.name))
-    packed = write_packed(folder, dataset, splits, replace(origin, tag=tag), synthetic=source.synthetic, pulse=pulse)
+    splits.check(dataset, shown(source.origin.name))
+    return splits
+
+
+def _write(dataset: Dataset, source: Source, splits: Splits, folder: Path, pulse: Pulse, tag: str = "") -> Packed:
+    origin = replace(source.origin, tag=tag)
+    packed = write_packed(folder, dataset, splits, origin, synthetic=source.synthetic, pulse=pulse)
     pulse.say(
         f"packed {len(splits.train.labels):,} training and {len(splits.test.labels):,} test pictures"
-        f"{' (SYNTHETIC)' if source.synthetic else ''} in {time.monotonic() - began:.1f} s: {shown(packed.path)}, "
-        f"SHA-256 {packed.sha256[:12]}"
+        f"{' (SYNTHETIC)' if source.synthetic else ''}: {shown(packed.path)}, SHA-256 {packed.sha256[:12]}"
     )
     return packed
