@@ -196,7 +196,7 @@ def random_interruptions(seed: int, count: int) -> Iterator[Interruption]:
     rng.shuffle(moments)
     for end, moment in zip(ends, moments, strict=True):
         # saves and evaluations here last some milliseconds; start-up about two seconds
-        longest = {"start-up": 2.5, "training": 1.0, "saving": 0.02, "evaluation": 0.05}[moment]
+        longest = {"start-up": 2.5, "training": 0.4, "saving": 0.02, "evaluation": 0.05}[moment]
         yield Interruption(end, moment, rng.uniform(0, longest))
 
 

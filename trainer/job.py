@@ -39,6 +39,10 @@ class Batch:
         """One integer in [0, n) for each sample; the same for the same (seed, epoch, sample, name). int64 [n]"""
         return order.below(order.stream(self.seed, name, self.epoch), self.samples, n)
 
+    def random_once_below(self, n: int, name: str) -> order.Int64s:
+        """Likewise, but the same in every epoch."""
+        return order.below(order.stream(self.seed, name), self.samples, n)
+
     def on_device(self, values: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(values).to(self.device, non_blocking=True)
 

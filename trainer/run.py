@@ -101,6 +101,7 @@ def _prepare(
     device = machine.pick_device(settings.device)
     threads = machine.thread_count()
     machine.compute_exactly(threads)
+    machine.keep_memory()
     data = early_data.result(mailbox)
     newest = early_checkpoint.result(mailbox)
 

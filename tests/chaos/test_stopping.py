@@ -30,7 +30,9 @@ def stop(lab: Lab, how: str) -> tuple[int, float, str]:
     return code, time.monotonic() - begun, container.text
 
 
-@pytest.mark.parametrize(("how", "code"), [("halt", 0), ("preempt.txt", 75), ("SIGTERM", 75), ("SIGHUP", 75), ("SIGINT", 130)])
+@pytest.mark.parametrize(
+    ("how", "code"), [("halt", 0), ("preempt.txt", 75), ("SIGTERM", 75), ("SIGHUP", 75), ("SIGINT", 130)]
+)
 def test_stops_with_its_exit_code_and_a_durable_checkpoint(
     how: str, code: int, tmp_path: Path, small_cifar: Path
 ) -> None:
