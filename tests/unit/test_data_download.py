@@ -1,0 +1,224 @@
+"""Sources by address: bounded waiting, whole or not at all, one clear line."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.unit.data_makers import SMALL, python_archive, small_splits, tar, tree
+from trainer.data import pack as pack_module
+from trainer.data.dataset import Archive, Dataset
+from trainer.data.download import DownloadError, fetch
+from trainer.data.pack import pack
+from trainer.data.packed import FILE_NAME
+from trainer.exits import UserError
+
+
+@dataclass
+class Served:
+    """A web server on this machine, and how it behaves."""
+
+    url: str = ""
+    content: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    status: int = 200
+    cut: int = 0  # bytes not sent of those promised
+    hang: str = ""  # "before" the answer, or "within" it
+    asked: list[str] = field(default_factory=list)
+    release: threading.Event = field(default_factory=threading.Event)
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    it = Served()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            it.asked.append(self.path)
+            if it.hang == "before":
+                it.release.wait(30)
+                return
+            self.send_response(it.status)
+            for name, value in {"Content-Length": str(len(it.content)), **it.headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            body = it.content[: len(it.content) - it.cut]
+            if it.hang == "within":
+                self.wfile.write(body[: len(body) // 2])
+                self.wfile.flush()
+                it.release.wait(30)
+                return
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    it.url = f"http://127.0.0.1:{server.server_port}"
+    yield it
+    it.release.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack_module, "fetch", partial(fetch, silence_s=1.0))
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def nothing_left(folder: Path) -> bool:
+    return not folder.exists() or not list(folder.iterdir())
+
+
+def refused(source: str, folder: Path, why: str, dataset: Dataset = SMALL) -> None:
+    with pytest.raises(UserError, match=why) as caught:
+        pack(dataset, source, folder, say=lambda line: None)
+    assert str(caught.value).isprintable()
+    assert ".partial" not in str(caught.value)
+    assert nothing_left(folder)
+
+
+def test_an_archive_is_fetched_and_packed_and_no_download_stays(served: Served, tmp_path: Path) -> None:
+    served.content = tar(tmp_path / "x.tar.xz", tree(small_splits()), "w:xz").read_bytes()
+    packed = pack(SMALL, f"{served.url}/a/pictures.tar.xz?key=secret", tmp_path / "out", say=lambda line: None)
+    packed.verify()
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [FILE_NAME]
+    assert packed.origin.name == "pictures.tar.xz"
+    assert b"secret" not in packed.path.read_bytes()[:4096]
+
+
+def test_the_same_version_is_not_fetched_again(served: Served, tmp_path: Path) -> None:
+    served.content = tar(tmp_path / "x.tar.xz", tree(small_splits()), "w:xz").read_bytes()
+    served.headers = {"ETag": '"1"'}
+    said: list[str] = []
+    first = pack(SMALL, f"{served.url}/x.tar.xz", tmp_path / "out", say=said.append)
+    inode = first.path.stat().st_ino
+    pack(SMALL, f"{served.url}/x.tar.xz", tmp_path / "out", say=said.append)
+    assert "already packed" in said[-1]
+    assert first.path.stat().st_ino == inode
+    served.headers = {"ETag": '"2"'}
+    served.content = tar(tmp_path / "x.tar.xz", tree(small_splits(2)), "w:xz").read_bytes()
+    assert pack(SMALL, f"{served.url}/x.tar.xz", tmp_path / "out", say=said.append).sha256 != first.sha256
+
+
+def official(served: Served, folder: Path) -> Dataset:
+    path, dataset = python_archive(folder, small_splits())
+    served.content = path.read_bytes()
+    return replace(dataset, python=Archive(f"{served.url}/{path.name}", dataset.python.md5))
+
+
+def test_no_source_means_the_official_archive(served: Served, tmp_path: Path) -> None:
+    dataset = official(served, tmp_path)
+    packed = pack(dataset, None, tmp_path / "out", say=lambda line: None)
+    assert (packed.synthetic, packed.origin.kind) == (False, "python archive")
+    pack(dataset, None, tmp_path / "out", say=lambda line: None)
+    pack(dataset, dataset.python.url, tmp_path / "out", say=lambda line: None)
+    assert len(served.asked) == 1  # packed data is not fetched again
+
+
+@pytest.mark.parametrize("trouble", ["404", "hang", "refused", "cut", "changed", "web page"])
+def test_no_source_and_no_official_archive_means_loudly_synthetic(
+    served: Served, tmp_path: Path, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = official(served, tmp_path)
+    match trouble:
+        case "404":
+            served.status = 404
+        case "hang":
+            served.hang = "before"
+        case "refused":
+            dataset = replace(dataset, python=Archive(f"http://127.0.0.1:{closed_port()}/x.tar.gz", "0" * 32))
+        case "cut":
+            served.cut = 100
+        case "changed":
+            served.content = b"something else"
+        case "web page":
+            served.headers = {"Content-Type": "text/html; charset=utf-8"}
+    said: list[str] = []
+    packed = pack(dataset, None, tmp_path / "out", say=said.append)
+    assert packed.synthetic
+    assert any("SYNTHETIC stand-in instead" in line for line in said)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [FILE_NAME]
+
+
+def closed_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def test_a_404_is_told(served: Served, tmp_path: Path) -> None:
+    served.status = 404
+    refused(f"{served.url}/x.tar.gz", tmp_path / "out", r"x\.tar\.gz: the server answers 404 Not Found")
+
+
+def test_a_web_page_is_told(served: Served, tmp_path: Path) -> None:
+    served.content, served.headers = b"<html>sign in</html>", {"Content-Type": "text/html"}
+    refused(f"{served.url}/x.tar.gz", tmp_path / "out", "a web page, not an archive")
+
+
+def test_a_download_cut_short_is_told(served: Served, tmp_path: Path) -> None:
+    served.content, served.cut = bytes(500_000), 1000
+    refused(f"{served.url}/x.tar.gz", tmp_path / "out", "ended early, after 499,000 of 500,000 bytes")
+
+
+def test_what_is_no_archive_is_told_by_its_own_name(served: Served, tmp_path: Path) -> None:
+    served.content = b"hello" * 1000
+    refused(f"{served.url}/x.tar.gz", tmp_path / "out", r"^x\.tar\.gz: not a kind of file")
+
+
+def test_refused_and_unknown_hosts_are_told(tmp_path: Path) -> None:
+    refused(f"http://127.0.0.1:{closed_port()}/x.tar.gz", tmp_path / "out", "can't be fetched: Connection refused")
+    refused("http://nowhere.invalid/x.tar.gz", tmp_path / "out", r"x\.tar\.gz: (can't be fetched|no answer)")
+
+
+@pytest.mark.parametrize("where", ["before", "within"])
+def test_a_silent_server_is_left_in_time(served: Served, tmp_path: Path, where: str) -> None:
+    served.content, served.hang = bytes(500_000), where
+    began = time.monotonic()
+    refused(f"{served.url}/x.tar.gz", tmp_path / "out", "no answer in 1 s")
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("where", ["before", "within"])
+def test_a_notice_ends_a_hung_download_at_once(served: Served, tmp_path: Path, where: str) -> None:
+    served.content, served.hang = bytes(500_000), where
+    looks: list[float] = []
+
+    def check() -> None:
+        looks.append(time.monotonic())
+        if looks[-1] - looks[0] > 0.5:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        pack(SMALL, f"{served.url}/x.tar.gz", tmp_path / "out", check=check, say=lambda line: None)
+    assert looks[-1] - looks[0] < 2
+    assert nothing_left(tmp_path / "out")
+
+
+def test_a_redirection_leads_to_http_alone(served: Served, tmp_path: Path) -> None:
+    served.status, served.headers = 302, {"Location": f"file://{tmp_path}/x.tar.gz"}
+    refused(f"{served.url}/x.tar.gz", tmp_path / "out", r"x\.tar\.gz: ")
+
+
+def test_a_file_address_is_read_in_place(tmp_path: Path) -> None:
+    path = tar(tmp_path / "with space.tar", tree(small_splits()), "w")
+    packed = pack(SMALL, f"file://{tmp_path}/with%20space.tar", tmp_path / "out", say=lambda line: None)
+    assert packed.origin.name == path.name
+    with pytest.raises(UserError, match="names another machine"):
+        pack(SMALL, "file://elsewhere/x.tar", tmp_path / "out", say=lambda line: None)
+
+
+def test_a_failed_download_is_known_from_a_full_disk() -> None:
+    assert issubclass(DownloadError, UserError)  # pack(None) takes the stand-in for the first alone
