@@ -137,7 +137,7 @@ class Whitened(Cifar):
         self.mean, self.std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
         net = Net(recipe, settings.dropout).to(device)
         net.to(memory_format=torch.channels_last)
-        net.set_whitening(self.normalized(self.train_images[:2000]))
+        net.set_whitening(self.normalized(self.train_images[:500]))
         self.model = net
         self.matrices = [module.weight for module in net.modules() if isinstance(module, MatrixConv)]
         biases = [p for p in net.parameters() if p.ndim == 1 and p.requires_grad]
@@ -255,8 +255,9 @@ class Net(nn.Module):
         """Look for the principal components of the images' patches, each scaled to unit variance, and for their
         negatives. `images`: float32 [n, 3, h, w]."""
         size = self.whiten.kernel_size[0]
-        patches = F.unfold(images.cpu(), size, stride=2).transpose(1, 2).reshape(-1, 3 * size * size).double()
-        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        windows = images.cpu().unfold(2, size, 2).unfold(3, size, 2)  # [n, 3, rows, columns, size, size]
+        patches = windows.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * size * size)
+        values, vectors = torch.linalg.eigh((patches.T @ patches / len(patches)).double())
         best = (vectors / (values + 5e-4).sqrt()).T.flip(0)[: len(self.whiten.weight) // 2]
         kernels = best.reshape(-1, 3, size, size).float()
         self.whiten.weight.copy_(torch.cat((kernels, -kernels)))
