@@ -222,3 +222,10 @@ def test_a_file_address_is_read_in_place(tmp_path: Path) -> None:
 
 def test_a_failed_download_is_known_from_a_full_disk() -> None:
     assert issubclass(DownloadError, UserError)  # pack(None) takes the stand-in for the first alone
+
+
+def test_an_official_name_with_other_content_is_never_packed(served: Served, tmp_path: Path) -> None:
+    dataset = official(served, tmp_path)
+    served.content = tar(tmp_path / "x.tar", tree(small_splits(3)), "w").read_bytes()  # readable, but not it
+    refused(dataset.python.url, tmp_path / "out", "what came isn't it by its MD5", dataset)
+    assert pack(dataset, None, tmp_path / "out", say=lambda line: None).synthetic
