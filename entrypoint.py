@@ -102,9 +102,8 @@ def job_command(name: str) -> click.Command:
 
 def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int:
     """Wire a job's parts together, with what can begin early begun before torch is imported."""
-    from trainer.data.pack import locate
-
     from console.progress import Lines, Live
+    from trainer.data.pack import locate
     from trainer.early import Early
     from trainer.history import History
 

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGHUP and SIGINT as notices. A process that is PID 1 ignores signals without a handler, so these come first."""
+"""SIGTERM, SIGHUP and SIGINT as notices. PID 1 ignores signals without a handler, so these come first."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 
 import pytest
@@ -78,10 +79,8 @@ def test_what_is_no_part_is_refused(data: bytes) -> None:
 def test_a_flipped_bit_is_refused_or_read_but_never_anything_else(place: int, bit: int) -> None:
     data = bytearray(whole(TENSORS))
     data[place] ^= 1 << bit
-    try:
+    with contextlib.suppress(ValueError):
         decode(bytes(data))
-    except ValueError:
-        pass
 
 
 @pytest.mark.parametrize("strides", ["[9999999,1]", "[0,0]", "[1]", "[-1,1]", '"x"', "[1,1]"])
