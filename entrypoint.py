@@ -16,7 +16,7 @@ from console import logs
 from storage import open_store
 from storage.errors import StoreError, Transient
 from trainer.exits import ExitCode, UserError
-from trainer.names import job_names
+from trainer.names import dataset_of, job_names
 from trainer.settings import Settings, choices, fields_of, kind
 from watchers import HaltWatcher, Mailbox, Stopped, Watch, signals
 
@@ -119,8 +119,10 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int
     watch = Watch([halt], mailbox)
     checkpoint = Early(lambda: history.newest_good(check=mailbox.check), "newest-checkpoint")
 
+    dataset = dataset_of(job)
+
     def data() -> Any:
-        packed = locate(job, settings.data or None, DATA / job, check=mailbox.check, say=log.info)
+        packed = locate(dataset, settings.data or None, DATA / dataset, check=mailbox.check, say=log.info)
         if packed.synthetic:
             logs.say_synthetic()
         packed.verify()
@@ -183,7 +185,8 @@ def data(job: str, source: str | None, out: Path | None) -> int:
     mailbox = Mailbox()
     signals.install(mailbox, stop_grace_s())
     try:
-        pack(job, source, out or DATA / job, check=mailbox.check, say=log.info)
+        dataset = dataset_of(job) if job in job_names() else job
+        pack(dataset, source, out or DATA / dataset, check=mailbox.check, say=log.info)
     except Stopped as e:
         log.info("packing stopped, nothing was changed: %s", e.notice.detail)
         return ExitCode.INTERRUPTED if e.notice.source == "SIGINT" else ExitCode.PREEMPTED

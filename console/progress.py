@@ -45,12 +45,14 @@ class Live:
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Bar
+        from rich.table import Column
 
         self._bar = Bar(
-            TextColumn("{task.percentage:>3.0f} %"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.description}"),
-            console=Console(),
+            TextColumn("{task.percentage:>3.0f} %", table_column=Column(min_width=5)),
+            BarColumn(bar_width=12, table_column=Column(min_width=12)),
+            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            console=Console(soft_wrap=True),
+            expand=True,
             transient=True,
         )
         self._task = self._bar.add_task("starting", total=None)

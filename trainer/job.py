@@ -83,7 +83,7 @@ class Task:
 class Job(Protocol):
     """A module in trainer/jobs/. The first preset is the default one."""
 
-    DATASET: str
+    DATASET: str  # read without importing the module, so a plain string
     PRESETS: Mapping[str, Mapping[str, Any]]
 
     def build(self, settings: Settings, data: Packed, device: torch.device) -> Task: ...

@@ -1,9 +1,21 @@
-"""The jobs' names, found without importing any (and so without torch)."""
+"""What can be known of the jobs without importing any (and so without torch)."""
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
+
+JOBS = Path(__file__).parent / "jobs"
 
 
 def job_names() -> list[str]:
-    return sorted(path.stem for path in (Path(__file__).parent / "jobs").glob("*.py") if path.stem != "__init__")
+    return sorted(path.stem for path in JOBS.glob("*.py") if path.stem != "__init__")
+
+
+def dataset_of(job: str) -> str:
+    """The data set that a job trains on: its DATASET, or its own name where it says none."""
+    for statement in ast.parse((JOBS / f"{job}.py").read_text()).body:
+        match statement:
+            case ast.Assign(targets=[ast.Name("DATASET")], value=ast.Constant(str(name))):
+                return name
+    return job
