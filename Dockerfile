@@ -1,9 +1,9 @@
 # Baton's image. `make image` builds it with all that can be set; with Docker alone:
 #     DOCKER_BUILDKIT=1 docker build --build-arg CIFAR10=synthetic -t baton .
 # Needs BuildKit of Docker 20.10 or newer, and no Dockerfile frontend from a registry.
-# The same tree gives the same layers, whoever builds it, and a push sends only those that changed. So every time is set to
-# the epoch and byte code refers to its source by hash; and what a layer adds is laid out with its parent folders under
-# /layer, because COPY gives the folders that it makes itself the time of day.
+# On the same base the same tree gives the same layers of dependencies, data and code, whoever builds them, and a push
+# sends only those that changed. So every time is set to the epoch and byte code refers to its source by hash; and what a
+# layer adds is laid out with its parent folders under /layer, because COPY gives folders that it makes the time of day.
 
 # In releases by digest: ubuntu:24.04@sha256:... Any Debian or Ubuntu with Python 3.11 or newer will do.
 ARG BASE_IMAGE=ubuntu:24.04
@@ -13,19 +13,18 @@ ARG FLAVOUR=cuda
 
 FROM ${BASE_IMAGE} AS base
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
-# tini is process 1: it passes signals on and reaps what is left over.
+# tini is process 1: it passes signals on and reaps what is left over. A user by number, so that Kubernetes' runAsNonRoot
+# can tell; any other --user works as well. Ubuntu has a 1000 already.
 # hadolint ignore=DL3008
 RUN if ! command -v python3 || ! command -v tini || ! test -s /etc/ssl/certs/ca-certificates.crt; then \
         apt-get update; \
         DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ca-certificates python3 tini; \
         rm -rf /var/lib/apt/lists/* /var/log/* /var/cache/*; \
-    fi
-# A user by number, so that Kubernetes' runAsNonRoot can tell; any other --user works as well. Ubuntu has a 1000 already.
-RUN sed -i '/:1000:/d' /etc/passwd /etc/group; \
+    fi; \
+    sed -i '/:1000:/d' /etc/passwd /etc/group; \
     echo 'baton:x:1000:1000:Baton:/tmp/baton-cache:/usr/sbin/nologin' >> /etc/passwd; \
     echo 'baton:x:1000:' >> /etc/group; \
-    mkdir -m 1777 /halt /store; \
-    touch -d @0 /halt /store /etc/passwd /etc/group /etc
+    mkdir -m 1777 /halt /store
 
 
 FROM scratch AS lock-cuda
@@ -55,7 +54,7 @@ RUN --mount=type=secret,id=ca --mount=type=secret,id=pip_conf,target=/etc/pip.co
     setting PIP_CERT ca /run/secrets/ca; \
     setting PIP_INDEX_URL pip_index_url; \
     setting PIP_EXTRA_INDEX_URL pip_extra_index_url; \
-    export PIP_FIND_LINKS=/build/wheels PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1 PYTHONHASHSEED=0; \
+    export PIP_FIND_LINKS=/build/wheels PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1 PYTHONHASHSEED=0 PYTHONDONTWRITEBYTECODE=1; \
     mkdir -p /build/wheels; \
     /build/make/venv.sh /opt/venv /build/requirements.lock; \
     /opt/venv/bin/python -m pip uninstall -qy uv pip; \
@@ -64,7 +63,7 @@ RUN --mount=type=secret,id=ca --mount=type=secret,id=pip_conf,target=/etc/pip.co
     find /opt/venv -name uv_cache.json -delete; \
     find /opt/venv -name RECORD -exec sed -i '/uv_cache.json/d' {} +; \
     : 'some packages carry files that only newer Pythons can read'; \
-    /opt/venv/bin/python -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/venv/lib || true; \
+    /opt/venv/bin/python -m compileall -qq -f -j 0 --invalidation-mode unchecked-hash /opt/venv/lib || true; \
     mkdir -p /layer/opt; \
     mv /opt/venv /layer/opt/venv; \
     ln -s /layer/opt/venv /opt/venv; \
