@@ -47,12 +47,12 @@ class DyingStore:
             last = next(self._left) == 1
             if last and self._when == "before":
                 os.kill(os.getpid(), 9)
-            result = method(*args, **kwargs)
-            if name == "list":
-                result = list(result)
-            if last and self._when == "after":
-                os.kill(os.getpid(), 9)
-            return result
+            try:
+                result = method(*args, **kwargs)
+                return list(result) if name == "list" else result
+            finally:  # also after a call that found nothing
+                if last and self._when == "after":
+                    os.kill(os.getpid(), 9)
 
         return call
 
