@@ -107,7 +107,7 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int
     from trainer.early import Early
     from trainer.history import History
 
-    settings = Settings(**given)
+    settings = Settings.of(given)
     live = settings.log == "auto" and sys.stdout.isatty()
     mailbox = Mailbox()
     signals.install(mailbox, stop_grace_s())
@@ -137,6 +137,8 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int
             job, given, history, checkpoint, early_data, mailbox, halt, allow_change, display.show, display.every_s
         )
     except Stopped as e:
+        if (notice := halt.check()) is not None:  # it outranks a SIGTERM that came with it
+            mailbox.post(notice)
         stop = mailbox.stop or e.notice
         log.info("stopped before training: %s; the run's checkpoints are as they were", stop.detail)
         return exit_code(stop.source, settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ class Live:
         self._bar.update(self._task, completed=progress.step, total=progress.steps, description=describe(progress))
 
     def close(self) -> None:
-        self._bar.stop()
+        with suppress(OSError):  # the terminal may be gone
+            self._bar.stop()
 
 
 def describe(progress: Progress) -> str:

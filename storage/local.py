@@ -61,7 +61,7 @@ class LocalStore:
                 else:
                     os.replace(scratch, path)
         finally:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # what is left is swept later
                 os.unlink(scratch)
         with _translated(key):
             _sync_folder(path.parent)

@@ -119,10 +119,11 @@ class Attempt:
         self.metrics = {"step": step, **metrics, "train_loss": train_loss}
         # JSON has no NaN and no infinity: null in their place
         self.metrics = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in self.metrics.items()}
-        seconds = CLOCK() - (self._evaluation_began or CLOCK())
-        self._evaluation_s += seconds
+        now = CLOCK()
+        began = now if self._evaluation_began is None else self._evaluation_began
+        self._evaluation_s += now - began
         self._evaluation_began = None
-        self._shown_at += seconds  # an evaluation is no time in which steps were made
+        self._shown_at += now - max(began, self._shown_at)  # an evaluation is no time in which steps were made
         epoch = -(-step // self._plan.steps_per_epoch)
         self._lines.append(
             json.dumps(
@@ -181,8 +182,8 @@ class Attempt:
         del self._lines[: len(save.lines)]
 
     def _on_superseded(self, why: Superseded) -> None:
-        self.superseded = why
         self._mailbox.post(Notice("superseded", "stop", str(why), f"superseded:{why.attempt}", time.time()))
+        self.superseded = why
 
     def save_last(self) -> bool:
         """Make the stopped run's state durable within what the notices leave of time; True if it is."""
@@ -190,10 +191,13 @@ class Attempt:
             return False
         if self.position.step == 0 and self.saver.durable is None:
             return True  # nothing was trained, so nothing can be lost
-        left = LAST_SAVE_S
-        if self._mailbox.deadline is not None:
-            left = self._mailbox.deadline - time.time() - SPARE_S
-        return self.saver.save_now(self._take(copy=False), CLOCK() + max(0.0, left))
+        latest = CLOCK() + LAST_SAVE_S
+
+        def give_up_at() -> float:  # asked again and again: a SIGTERM may come while this save is tried
+            deadline = self._mailbox.deadline
+            return latest if deadline is None else CLOCK() + deadline - time.time() - SPARE_S
+
+        return self.saver.save_now(self._take(copy=False), give_up_at)
 
     # -- what others see --------------------------------------------------------------------------------------
 
@@ -207,7 +211,7 @@ class Attempt:
         self._progress = Progress(
             step=step,
             steps=plan.steps,
-            epoch=min(step, plan.steps - 1) // plan.steps_per_epoch + 1,
+            epoch=(max(step - 1, 0) if evaluating else min(step, plan.steps - 1)) // plan.steps_per_epoch + 1,
             epochs=-(-plan.steps // plan.steps_per_epoch),
             loss=float(loss) / seen_this_epoch(plan, step) if loss is not None and step else None,
             samples_per_s=rate,
@@ -228,7 +232,7 @@ class Attempt:
             except Superseded as e:
                 self._on_superseded(e)
                 return
-            except StoreError as e:
+            except Exception as e:  # this thread fences: it may not end before the attempt
                 log.debug("no sign of life could be left: %s", e)
             if self._closed.wait(SIGN_S):
                 return

@@ -113,11 +113,11 @@ class Loop:
         sums: dict[str, torch.Tensor] = {}
         task.model.eval()
         try:
-            with torch.inference_mode(), torch.autocast(plan.device.type, torch.bfloat16, enabled=plan.bf16):
-                for start in range(0, task.eval_size, task.eval_batch):
-                    self._events.boundary(evaluating=True)
-                    self._mailbox.check()
-                    rows = slice(start, min(start + task.eval_batch, task.eval_size))
+            for start in range(0, task.eval_size, task.eval_batch):
+                self._events.boundary(evaluating=True)  # may save, so not in inference mode
+                self._mailbox.check()
+                rows = slice(start, min(start + task.eval_batch, task.eval_size))
+                with torch.inference_mode(), torch.autocast(plan.device.type, torch.bfloat16, enabled=plan.bf16):
                     for name, value in task.evaluate(rows).items():
                         sums[name] = sums[name] + value if name in sums else value.double()
         finally:

@@ -55,10 +55,6 @@ class Manifest:
     def name(self) -> str:
         return checkpoint_name(self.attempt, self.step)
 
-    @property
-    def is_final(self) -> bool:
-        return self.step >= self.steps
-
     def hash_of_state(self) -> str:
         """SHA-256 over all that the checkpoint holds but the ledger, clock times, and what follows from the rest."""
         state = {

@@ -97,7 +97,7 @@ def _prepare(
     put_off_compiler()
     job = jobs.load(job_name)
     name, preset = jobs.preset(job, given.get("preset", ""))
-    settings = Settings(**{**preset, **given, "preset": name})
+    settings = Settings.of({**given, "preset": name}, preset)
     device = machine.pick_device(settings.device)
     threads = machine.thread_count()
     machine.compute_exactly(threads)
@@ -132,6 +132,7 @@ def _prepare(
     )
     if newest is not None:
         _check_same_run(newest.manifest, job_name, shape, plan, allow_change, history)
+        restore(task, newest)  # does it fit this image's network? once more after the claim
     facts = {
         **machine.facts(device, threads),
         "instance_type": settings.instance_type or None,
@@ -297,7 +298,9 @@ def _say_start(
 
 
 def _warn_of_other_machine(theirs: dict[str, Json], mine: dict[str, Json]) -> None:
-    odd = [name for name in ("cpu", "threads", "device", "torch") if theirs.get(name) != mine.get(name)]
+    odd = [
+        name for name in ("cpu", "cpu_capability", "threads", "device", "torch") if theirs.get(name) != mine.get(name)
+    ]
     if odd:
         log.warning(
             "another kind of machine than before (%s): the same samples in the same order, but last bits may differ",

@@ -148,17 +148,20 @@ class Saver:
                 raise self._defect
             return done
 
-    def save_now(self, save: Save, give_up_at: float) -> bool:
-        """Make the stopped run's last state durable, trying until `give_up_at` (monotonic seconds). True if it is."""
+    def save_now(self, save: Save, give_up_at: Callable[[], float]) -> bool:
+        """Make the stopped run's last state durable, trying until `give_up_at()` (monotonic seconds). True if it is."""
+        tried = False
         while not self._superseded:
-            if not self.wait(max(0.0, give_up_at - CLOCK())):
-                return False
+            while not self.wait(0.1):
+                if CLOCK() > give_up_at():
+                    return False
             if self.durable is not None and self.durable.step == save.snapshot.step:
                 return True
-            if self.error is not None and CLOCK() + 1.0 > give_up_at:
-                return False
-            if self.error is not None:
+            if tried:
+                if CLOCK() + 1.0 > give_up_at():
+                    return False
                 time.sleep(1.0)
+            tried = True
             self.start(save)
         return False
 

@@ -65,6 +65,13 @@ class Settings:
             if value == value and value != f.default:
                 check(f.name, value)
 
+    @classmethod
+    def of(cls, given: Mapping[str, Any], preset: Mapping[str, Any] | None = None) -> Settings:
+        """The user's settings, the preset's where they say nothing. Raises `UserError` (wrong command line)."""
+        for name, value in given.items():
+            check(name, value)
+        return cls(**{**(preset or {}), **given})
+
     def that_shape_the_run(self) -> dict[str, Json]:
         """What a resumed run must have in common with the run so far; JSON values."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["shapes_run"]}
@@ -76,7 +83,7 @@ def check(name: str, value: Any) -> None:
     f = next(f for f in fields(Settings) if f.name == name)
     flag = "--" + name.replace("_", "-")
     low, above = f.metadata["low"], f.metadata["above"]
-    if isinstance(value, float) and math.isinf(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{flag} {value}: must be a finite number", ExitCode.USAGE)
     if low is not None and value < low:
         raise UserError(f"{flag} {value}: must be {low} or more", ExitCode.USAGE)

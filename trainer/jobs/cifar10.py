@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.data.packed import Packed
+from trainer.exits import ExitCode, UserError
 from trainer.job import Batch, Task, tensor_of
 from trainer.settings import Settings
 
@@ -74,6 +75,8 @@ MEAN, STD = (125.31, 122.96, 113.86), (51.59, 50.85, 51.26)  # of the training p
 def build(settings: Settings, data: Packed, device: torch.device) -> Task:
     if settings.model == "tutorial":
         return Tutorial(settings, data, device)
+    if settings.model not in RECIPES:
+        raise UserError(f"--model {settings.model}: there are tutorial, {', '.join(RECIPES)}", ExitCode.USAGE)
     return Whitened(settings, data, device, RECIPES[settings.model])
 
 
