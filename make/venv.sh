@@ -44,6 +44,7 @@ install_with_uv() (
     "$venv/bin/uv" pip install -q --python "$venv/bin/python" --require-hashes -r "$lock"
 )
 
+command -v "$python" >/dev/null || die "$python isn't there: install Python 3.11 or newer, or name another: make PYTHON=python3.12 ..."
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
     die "Baton needs Python 3.11 or newer, and $python is $("$python" -V 2>&1 || true). Name another: make PYTHON=python3.12 ..."
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
