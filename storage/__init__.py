@@ -11,7 +11,12 @@ from storage.protocol import ObjectInfo, Store
 __all__ = ["ObjectInfo", "Store", "open_store"]
 
 # scheme -> module and class; a module, and with it a cloud's SDK, is imported when its scheme is used
-_STORES = {"file": ("storage.local", "LocalStore")}
+_STORES = {
+    "file": ("storage.local", "LocalStore"),
+    "gs": ("storage.gcs", "GoogleStore"),
+    "s3": ("storage.s3", "S3Store"),
+    "az": ("storage.azure", "AzureStore"),
+}
 
 
 def open_store(url: str) -> Store:

@@ -7,8 +7,10 @@
     |-- InvalidKey (ValueError)               the key is none that a store may hold
     |-- InvalidURL (ValueError)               the store's address can't be understood
     |-- Unsupported                           the store can't keep the contract
+    |-- NotSetUp                              no such bucket, wrong region, no credentials or dead ones, a wrong clock
     `-- Transient                             worth trying again later
         |-- NoSpace (OSError)
+        |-- Damaged (OSError)                 what came is not what the store has, by its own checksum
         `-- Unavailable (ConnectionError)
 
 Each also is the builtin exception that fits, so callers may catch either.
@@ -43,11 +45,19 @@ class Unsupported(StoreError):
     pass
 
 
+class NotSetUp(StoreError):
+    """A person must act; the text says how, in the cloud's own words."""
+
+
 class Transient(StoreError):
     """The same call may succeed later."""
 
 
 class NoSpace(Transient, OSError):
+    pass
+
+
+class Damaged(Transient, OSError):
     pass
 
 
