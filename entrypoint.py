@@ -6,15 +6,18 @@ import difflib
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
 from console import logs
-from storage import open_store
+from storage import PATIENCE_S, open_store
 from storage.errors import StoreError, Transient
+from storage.retry import Retrying
 from trainer.exits import ExitCode, UserError
 from trainer.names import dataset_of, job_names
 from trainer.settings import Settings, choices, fields_of, kind
@@ -23,6 +26,7 @@ from watchers import HaltWatcher, Mailbox, Stopped, Watch, signals
 log = logging.getLogger("baton")
 
 DATA = Path(__file__).parent / "data"
+START_TRY_S = 60.0  # how long a store that is away is waited for before the first step
 
 
 class Commands(click.Group):
@@ -110,12 +114,23 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int
     settings = Settings.of(given)
     live = settings.log == "auto" and sys.stdout.isatty()
     mailbox = Mailbox()
-    signals.install(mailbox, stop_grace_s())
+    grace = stop_grace_s()
+    signals.install(mailbox, grace)
+
+    def patience() -> float:
+        deadline = mailbox.deadline
+        return PATIENCE_S if deadline is None else min(PATIENCE_S, max(1.0, deadline - time.time()))
+
+    def pause(seconds: float) -> None:
+        mailbox.pause(seconds)
+        mailbox.check()
+
     halt = HaltWatcher(settings.halt)
     if (notice := halt.check()) is not None:
         log.info("not started: %s; remove it to start", notice.detail)
         return ExitCode.DONE if notice.source == "halt" else settings.preempted_exit_code
-    history = History(open_store(settings.store), settings.run or job)
+    store = open_store(settings.store, patience=patience)
+    history = History(Retrying(store, lambda tried: START_TRY_S - tried, pause), settings.run or job)
     watch = Watch([halt], mailbox)
     checkpoint = Early(lambda: history.newest_good(check=mailbox.check), "newest-checkpoint")
 
@@ -133,24 +148,29 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int
     try:
         from trainer import run
 
-        return run.train(
-            job, given, history, checkpoint, early_data, mailbox, halt, allow_change, display.show, display.every_s
+        request = run.Request(
+            job=job,
+            given=given,
+            allow_change=allow_change,
+            history=history,
+            checkpoint=checkpoint,
+            data=early_data,
+            mailbox=mailbox,
+            stop_grace_s=grace,
+            halt=halt,
+            show=display.show,
+            show_every_s=display.every_s,
         )
+        return run.train(request)
     except Stopped as e:
         if (notice := halt.check()) is not None:  # it outranks a SIGTERM that came with it
             mailbox.post(notice)
         stop = mailbox.stop or e.notice
         log.info("stopped before training: %s; the run's checkpoints are as they were", stop.detail)
-        return exit_code(stop.source, settings)
+        return run.exit_code_for(Stopped(stop), settings)
     finally:
         display.close()
         watch.close()
-
-
-def exit_code(source: str, settings: Settings) -> int:
-    from trainer.run import exit_code_for
-
-    return exit_code_for(source, settings)
 
 
 def stop_grace_s() -> float:
@@ -251,4 +271,9 @@ def warn_of_unknown_variables() -> None:
 if __name__ == "__main__":
     # CUDA's matrix library computes the same way twice only with this (docs: cuBLAS, results reproducibility)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    logging.shutdown()
+    with suppress(OSError):  # nobody may be reading any more
+        sys.stdout.flush()
+    # at once: an exit in good order would wait for what a store's library still has on its way, beyond any deadline
+    os._exit(code)

@@ -19,12 +19,12 @@ from trainer import job as jobs
 from trainer.attempt import Attempt
 from trainer.cadence import Cadence
 from trainer.checkpoint import Position
+from trainer.commit import RunFacts
 from trainer.data.packed import open_packed
 from trainer.history import History
 from trainer.job import Batch, Task
 from trainer.loop import Loop, Plan
 from trainer.machine import compute_exactly, computes_in_bf16, thread_count
-from trainer.saver import RunFacts
 from trainer.settings import Settings
 from trainer.startup import put_off_compiler
 from watchers import HaltWatcher, Mailbox, Watch
@@ -93,6 +93,8 @@ class Baton:
             mailbox,
             cadence=Cadence.parse("30s"),
             resumed_from=None,
+            ledger=(),
+            stop_grace_s=10.0,
             show=show.show,
             show_every_s=show.every_s,
         )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from importlib import import_module
 
 from storage.errors import InvalidURL
 from storage.protocol import ObjectInfo, Store
 
 __all__ = ["ObjectInfo", "Store", "open_store"]
+
+PATIENCE_S = 20.0
 
 # scheme -> module and class; a module, and with it a cloud's SDK, is imported when its scheme is used
 _STORES = {
@@ -19,8 +22,11 @@ _STORES = {
 }
 
 
-def open_store(url: str) -> Store:
-    """The store at `url`. Raises `InvalidURL`."""
+def open_store(url: str, *, patience: Callable[[], float] = lambda: PATIENCE_S) -> Store:
+    """The store at `url`; `patience()` gives the seconds that one request may wait for an answer.
+
+    Raises `InvalidURL`.
+    """
     scheme, separator, _ = url.partition("://")
     if not separator:
         raise InvalidURL(f"{url!r} is no store: write its URL, for example file:///store")
@@ -29,5 +35,5 @@ def open_store(url: str) -> Store:
         hint = f"did you mean {near[0]}://?" if near else f"known: {', '.join(f'{name}://' for name in _STORES)}"
         raise InvalidURL(f"{url}: unknown scheme {scheme!r}; {hint}")
     module, name = _STORES[scheme]
-    store: Store = getattr(import_module(module), name)(url)
+    store: Store = getattr(import_module(module), name)(url, patience=patience)
     return store

@@ -7,7 +7,7 @@ import os
 import shutil
 import stat as modes
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -31,8 +31,11 @@ STALE_S = 24 * 3600.0  # scratch that has not grown for so long has lost its wri
 
 
 class LocalStore:
-    def __init__(self, url: str) -> None:
-        """`url` is `file:///absolute/folder` or `file://./relative`; the folder is made when first written to."""
+    def __init__(self, url: str, *, patience: Callable[[], float] | None = None) -> None:
+        """`url` is `file:///absolute/folder` or `file://./relative`; the folder is made when first written to.
+
+        `patience`: see `open_store`; an operating system's calls can't be given a limit.
+        """
         path = url.removeprefix("file://")
         if not path.startswith(("/", "./", "../")) and path not in (".", ".."):
             raise InvalidURL(f"{url}: a local store is written file:///absolute/folder or file://./folder")

@@ -7,23 +7,29 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
 
 from storage.errors import StoreError
-from trainer.cadence import Cadence
+from storage.retry import Retrying, bare
+from trainer.cadence import Cadence, best_interval_s, lifetime_s
 from trainer.checkpoint import HostBuffers, Position, take
-from trainer.history import Checkpoint, History, Superseded
+from trainer.commit import Committed, RunFacts, Save
+from trainer.history import History, Superseded
 from trainer.job import Task
 from trainer.loop import Plan, seen_this_epoch
-from trainer.saver import CLOCK, Durable, RunFacts, Save, Saver, durable
+from trainer.manifest import Manifest
+from trainer.saver import CLOCK, Durable, Saver, durable
 from trainer.settings import Json
 from watchers import Mailbox, Notice
 
 log = logging.getLogger("baton")
 
 SIGN_S = 30.0  # between two signs of life
-LAST_SAVE_S = 60.0  # how long the last save is tried where no deadline is known
+TRY_S = 30.0  # how long one save meets faults by trying again; the next one has a newer state to save
+LAST_TRY_S = 60.0  # the same for the last save, where no deadline is known
 SPARE_S = 1.0  # kept before a deadline, for the end of the process
 
 
@@ -56,37 +62,45 @@ class Attempt:
         mailbox: Mailbox,
         *,
         cadence: Cadence,
-        resumed_from: Checkpoint | None,
+        resumed_from: Manifest | None,
+        ledger: Sequence[dict[str, Json]],
+        stop_grace_s: float,
         show: Callable[[Progress], None],
         show_every_s: float,
     ) -> None:
-        self.history = history
+        """`ledger`: of the attempts before, as far as the checkpoint that this one goes on from."""
+        store = bare(history.store)
+        self.history = History(Retrying(store, self._retry_s, mailbox.pause), history.run)
+        self._signs = History(store, history.run)  # each is followed by the next soon
         self.facts = facts
         self.position = position
-        self.metrics: dict[str, Json] = dict(resumed_from.manifest.metrics) if resumed_from else {}
+        self.metrics: dict[str, Json] = dict(resumed_from.metrics) if resumed_from else {}
         self._plan = plan
         self._task = task
         self._mailbox = mailbox
         self._cadence = cadence
+        self.interval_why = ""  # why `auto` saves as often as it does
         self._show = show
         self._show_every_s = show_every_s
         self.superseded: Superseded | None = None
-        self._lines: list[str] = []
+        self._stop_grace_s = stop_grace_s
+        self._lines: list[tuple[int, str]] = []  # metric lines that no manifest has yet, each with its step
         self._buffers = HostBuffers()
         self._owed = False  # a save fell due while another was in flight
-        self._ledger_before = list(resumed_from.manifest.ledger) if resumed_from else []
+        self._ledger_before = list(ledger)
         self._first_step = position.step
         self._started = time.time()
         self._stall_s = 0.0
+        self._saves = 0
         self._evaluation_s = 0.0
         self._evaluation_began: float | None = None
         self._progress: Progress | None = None
         self._shown_at, self._shown_step = CLOCK(), position.step
         self.saver = Saver(
-            history,
+            self.history,
             facts,
-            durable(resumed_from.manifest) if resumed_from else None,
-            on_durable=self._forget_lines,
+            durable(resumed_from) if resumed_from else None,
+            on_durable=self._on_durable,
             on_superseded=self._on_superseded,
         )
         self._closed = threading.Event()
@@ -111,37 +125,32 @@ class Attempt:
                 self._owed = False
                 self.saver.start(self._take(copy=True))
                 self._stall_s += CLOCK() - now
+                self._saves += 1
 
     def evaluated(self, metrics: dict[str, float]) -> None:
         step = self.position.step
         seen = seen_this_epoch(self._plan, step)
         train_loss = float(self.position.sums["loss"]) / seen
-        self.metrics = {"step": step, **metrics, "train_loss": train_loss}
-        # JSON has no NaN and no infinity: null in their place
-        self.metrics = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in self.metrics.items()}
+        self.metrics = {"step": step, **finite({**metrics, "train_loss": train_loss})}
         now = CLOCK()
         began = now if self._evaluation_began is None else self._evaluation_began
         self._evaluation_s += now - began
         self._evaluation_began = None
         self._shown_at += now - max(began, self._shown_at)  # an evaluation is no time in which steps were made
         epoch = -(-step // self._plan.steps_per_epoch)
-        self._lines.append(
-            json.dumps(
-                {
-                    **self.metrics,
-                    "epoch": epoch,
-                    "attempt": self.facts.attempt,
-                    "time": time.time(),
-                    "samples_per_s": self._progress.samples_per_s if self._progress else None,
-                }
-            )
-        )
-        told = ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in self.metrics.items() if isinstance(v, float))
+        line = {
+            **self.metrics,
+            "epoch": epoch,
+            "attempt": self.facts.attempt,
+            "time": time.time(),
+            "samples_per_s": self._progress.samples_per_s if self._progress else None,
+        }
+        self._lines.append((step, json.dumps(line)))
         log.info(
             "epoch %d of %d ends: %s",
             epoch,
             -(-self._plan.steps // self._plan.steps_per_epoch),
-            told,
+            told(self.metrics),
             extra={"fields": {"step": step, "epoch": epoch, **self.metrics}},
         )
         if not math.isfinite(train_loss):
@@ -153,6 +162,8 @@ class Attempt:
         step, saver = self.position.step, self.saver
         if step == 0 or (saver.durable is not None and saver.durable.step == step):
             return False
+        if evaluating and step == self._plan.steps:
+            return False  # the run's last checkpoint holds its evaluation, and an attempt has one of a step
         since_last = now - saver.began
         if saver.error is not None and not saver.busy:
             return since_last >= min(5.0, self._cadence.seconds or 5.0)
@@ -163,8 +174,13 @@ class Attempt:
         return self._cadence.due(step, self._plan.steps_per_epoch, since_last)
 
     def _take(self, *, copy: bool) -> Save:
+        step = self.position.step
         snapshot = take(self._task, self.position, self._buffers if copy else None)
-        return Save(snapshot, dict(self.metrics), [*self._ledger_before, self._ledger_entry()], list(self._lines))
+
+        def lines() -> list[str]:
+            return [line for at, line in list(self._lines) if at <= step]
+
+        return Save(snapshot, dict(self.metrics), [*self._ledger_before, self._ledger_entry()], lines)
 
     def _ledger_entry(self) -> dict[str, Json]:
         return {
@@ -178,26 +194,54 @@ class Attempt:
             "save_stall_s": self._stall_s,
         }
 
-    def _forget_lines(self, save: Save) -> None:
-        del self._lines[: len(save.lines)]
+    def _on_durable(self, done: Committed) -> None:
+        del self._lines[: len(done.lines)]
+        if self._cadence.auto and self._saves:
+            self._choose_interval()
+
+    def _choose_interval(self) -> None:
+        """Young's interval from what saves have cost here and how long this run's machines have lasted."""
+        on_cpu = self._plan.device.type == "cpu"  # there, saving takes processors from training
+        cost = self._stall_s + (self.saver.busy_s / torch.get_num_threads() if on_cpu else 0.0)
+        cost_s = cost / self._saves
+        lifetime = lifetime_s(self._ledger_before, time.time() - self._started)
+        interval = best_interval_s(cost_s, self.saver.expected_s or 0.0, lifetime)
+        changed = not 0.67 < interval / self._cadence.seconds < 1.5 or not self.interval_why
+        self._cadence = replace(self._cadence, seconds=interval)
+        self.interval_why = (
+            f"a save costs {1000 * cost_s:.0f} ms of training and takes {self.saver.expected_s or 0.0:.1f} s, "
+            f"a machine is expected to last {lifetime / 3600:.1f} h"
+        )
+        if changed:
+            log.info("saving every %.0f s from now on: %s", interval, self.interval_why)
 
     def _on_superseded(self, why: Superseded) -> None:
         self._mailbox.post(Notice("superseded", "stop", str(why), f"superseded:{why.attempt}", time.time()))
         self.superseded = why
 
-    def save_last(self) -> bool:
-        """Make the stopped run's state durable within what the notices leave of time; True if it is."""
+    def _time_left(self) -> float:
+        """Seconds until the process must end; a nearer deadline may come at any moment."""
+        deadline = self._mailbox.deadline
+        return math.inf if deadline is None else deadline - time.time() - SPARE_S
+
+    def _retry_s(self, tried_s: float) -> float:
+        """How much longer a store's faults are met by trying again."""
+        if self._mailbox.stop is None:
+            return TRY_S - tried_s
+        return min(LAST_TRY_S - tried_s, self._time_left())
+
+    def save_last(self, *, final: bool) -> bool:
+        """Make the stopped run's state durable within what the notices leave of time; True if it is.
+
+        `final`: at the run's end, with its evaluation.
+        """
         if self.superseded is not None:
             return False
         if self.position.step == 0 and self.saver.durable is None:
             return True  # nothing was trained, so nothing can be lost
-        latest = CLOCK() + LAST_SAVE_S
-
-        def give_up_at() -> float:  # asked again and again: a SIGTERM may come while this save is tried
-            deadline = self._mailbox.deadline
-            return latest if deadline is None else CLOCK() + deadline - time.time() - SPARE_S
-
-        return self.saver.save_now(self._take(copy=False), give_up_at)
+        return self.saver.save_now(
+            self._take(copy=False), self._time_left, self._stop_grace_s, LAST_TRY_S, evaluated=final
+        )
 
     # -- what others see --------------------------------------------------------------------------------------
 
@@ -227,7 +271,7 @@ class Attempt:
         """Every 30 s: look whether a newer copy has taken over, and leave a sign of life."""
         while True:
             try:
-                self.history.check_fence(self.facts.attempt)
+                self._signs.check_fence(self.facts.attempt)
                 self.write_status("running", None)
             except Superseded as e:
                 self._on_superseded(e)
@@ -240,7 +284,7 @@ class Attempt:
     def write_status(self, state: str, exit_code: int | None) -> None:
         """What `status` shows between checkpoints; never used to resume."""
         last, position, progress = self.saver.durable, self.position, self._progress
-        self.history.write_record(
+        self._signs.write_record(
             {
                 "run": self.facts.run,
                 "job": self.facts.job,
@@ -256,6 +300,9 @@ class Attempt:
                 "seconds_left": progress.seconds_left if progress else None,
                 "durable": {"name": last.name, "step": last.step, "time": last.at} if last else None,
                 "save_error": self.saver.error,
+                "save_seconds": self.saver.expected_s,
+                "checkpoint_every_s": self._cadence.seconds or None,
+                "checkpoint_every_why": self.interval_why,
                 "host": self.facts.machine.get("host"),
                 "synthetic": self.facts.synthetic,
                 "time": time.time(),
@@ -266,7 +313,6 @@ class Attempt:
     def write_result(self) -> None:
         last = self.saver.durable
         assert last is not None
-        manifest = self.history.manifest(last.name)
         self.history.write_record(
             {
                 "run": self.facts.run,
@@ -274,7 +320,7 @@ class Attempt:
                 "step": last.step,
                 "checkpoint": last.name,
                 "metrics": self.metrics,
-                "weights": [self.history.key("parts", p.sha256) for p in manifest.parts if p.section == "model"],
+                "weights": [self.history.key("parts", sha256) for sha256 in last.weights],
                 "weights_sha256": last.weights_sha256,
                 "state_sha256": last.state_sha256,
                 "order_sha256": last.order_sha256,
@@ -288,27 +334,52 @@ class Attempt:
     def end(self, exit_code: int, outcome: str) -> None:
         """Put the end on record. A store that is away is no reason not to end."""
         self._closed.set()
-        last = self.saver.durable
-        superseded = outcome == "superseded"
         try:
-            self.history.write_record(
-                {
-                    "attempt": self.facts.attempt,
-                    "exit": exit_code,
-                    "outcome": outcome,
-                    "step": self.position.step,
-                    "durable_step": last.step if last else None,
-                    "notices": [
-                        {"source": n.source, "action": n.action, "seen": n.seen, "deadline": n.deadline}
-                        for n in self._mailbox.notices
-                    ],
-                    "time": time.time(),
-                },
-                "attempts",
-                f"{self.facts.attempt:06d}.end.json",
+            record_end(
+                self.history, self.facts.attempt, exit_code, outcome, self._mailbox, self.position.step, self.saver
             )
-            if not superseded:
+            if outcome != "superseded":
                 self._sign_thread.join(1.0)
                 self.write_status("finished" if outcome == "finished" else "stopped", exit_code)
         except StoreError as e:
             log.warning("the end of this attempt could not be put on record: %s", e)
+
+
+def record_end(
+    history: History,
+    attempt: int,
+    exit_code: int,
+    outcome: str,
+    mailbox: Mailbox,
+    step: int | None = None,
+    saver: Saver | None = None,
+) -> None:
+    """How an attempt ended: <run>/attempts/000003.end.json. May raise `StoreError`."""
+    last = saver.durable if saver else None
+    history.write_record(
+        {
+            "attempt": attempt,
+            "exit": exit_code,
+            "outcome": outcome,
+            "step": step,
+            "durable_step": last.step if last else None,
+            "notices": [
+                {"source": n.source, "action": n.action, "seen": n.seen, "deadline": n.deadline}
+                for n in mailbox.notices
+            ],
+            "time": time.time(),
+        },
+        "attempts",
+        f"{attempt:06d}.end.json",
+    )
+
+
+def finite(values: Mapping[str, float]) -> dict[str, Json]:
+    """JSON has no NaN and no infinity: null in their place."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def told(metrics: Json) -> str:
+    """Metrics for people: names and values."""
+    pairs = metrics.items() if isinstance(metrics, dict) else ()
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in pairs if isinstance(value, float))

@@ -1,11 +1,16 @@
-"""How often to save: `30s`, `200steps` or `1epoch`."""
+"""How often to save: `auto`, `30s`, `200steps` or `1epoch`."""
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from trainer.exits import ExitCode, UserError
+
+SHORTEST_S = 15.0  # between two saves: clouds charge for requests
+PRIOR_S = 7200.0  # a machine is expected to last so long before anything is known of this run's
 
 _FORM = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(s|steps?|epochs?)")
 
@@ -14,6 +19,7 @@ _FORM = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(s|steps?|epochs?)")
 class Cadence:
     """A save is due `seconds` after the last one began, or at every `steps`-th step, or at every `epochs`-th end."""
 
+    auto: bool = False  # `seconds` is for `best_interval_s` to say, anew after each save
     seconds: float = 0.0
     steps: int = 0
     epochs: int = 0
@@ -21,11 +27,15 @@ class Cadence:
     @classmethod
     def parse(cls, text: str) -> Cadence:
         """Raises `UserError` (wrong command line)."""
+        if text.strip().lower() == "auto":
+            return cls(auto=True, seconds=SHORTEST_S)
         match = _FORM.fullmatch(text.strip().lower())
         number = float(match[1]) if match else 0.0
         unit = match[2].rstrip("s") if match else ""
         if number <= 0 or (unit in ("step", "epoch") and number != int(number)):
-            raise UserError(f"--checkpoint-every {text!r}: write for example 30s, 200steps or 1epoch", ExitCode.USAGE)
+            raise UserError(
+                f"--checkpoint-every {text!r}: write auto, or for example 30s, 200steps or 1epoch", ExitCode.USAGE
+            )
         match unit:
             case "step":
                 return cls(steps=int(number))
@@ -41,3 +51,24 @@ class Cadence:
         if self.epochs:
             return step % (self.epochs * steps_per_epoch) == 0
         return since_last_s >= self.seconds
+
+
+def lifetime_s(ledger: Sequence[Mapping[str, object]], here_s: float) -> float:
+    """Seconds that a machine is expected to last: the run's time so far, with the prior, over its evictions.
+
+    `ledger`: the attempts before this one, which has lasted `here_s`. How one ended stands in `exit`; None: it was
+    never heard of again. An operator's halt (0) and Ctrl-C (130) are no evictions.
+    """
+    seconds = [entry.get("seconds") for entry in ledger]
+    lasted = sum(s for s in seconds if isinstance(s, int | float) and 0 <= s < math.inf)
+    evictions = sum(entry.get("exit") not in (ExitCode.DONE, ExitCode.INTERRUPTED) for entry in ledger)
+    return (lasted + here_s + PRIOR_S) / (evictions + 1)
+
+
+def best_interval_s(cost_s: float, takes_s: float, lifetime: float) -> float:
+    """Seconds between two saves that lose least: sqrt(2 C M), Young's first order of Daly's optimum.
+
+    cost_s: training time that a save costs. takes_s: how long it is on its way; the next can't begin before.
+    lifetime: as by `lifetime_s`. Source: J. T. Daly, Future Generation Computer Systems 22 (2006) 303-312.
+    """
+    return max(SHORTEST_S, 2 * takes_s, math.sqrt(2 * cost_s * lifetime))

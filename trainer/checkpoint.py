@@ -36,6 +36,7 @@ class Snapshot:
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     scalars: dict[str, Json]
+    frozen: frozenset[str]  # names in `model` that training doesn't change
 
     def weights_sha256(self) -> str:
         """SHA-256 over the model's state: raw bytes in row-major order, tensors in the order of their names."""
@@ -76,6 +77,7 @@ def take(task: Task, position: Position, buffers: HostBuffers | None = None) -> 
     if buffers is not None or on_gpu:
         buffers = buffers or HostBuffers()
         model, optimizer = buffers.copy(model, "model"), buffers.copy(optimizer, "optimizer")
+    frozen = frozenset(name for name, parameter in task.model.named_parameters() if not parameter.requires_grad)
     return Snapshot(
         position.step,
         position.order.hex(),
@@ -83,6 +85,7 @@ def take(task: Task, position: Position, buffers: HostBuffers | None = None) -> 
         model,
         optimizer,
         scalars,
+        frozen,
     )
 
 

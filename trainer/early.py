@@ -29,10 +29,13 @@ class Early(Generic[T]):
         self._thread.start()
 
     def result(self, mailbox: Mailbox) -> T:
-        """Wait for it. Raises what the call raised, or `Stopped` when a notice comes first."""
+        """Wait for it, and hand it over: it is given once.
+
+        Raises what the call raised, or `Stopped` when a notice comes first.
+        """
         while self._thread.is_alive():
             mailbox.check()
             self._thread.join(0.05)
         if self._error is not None:
             raise self._error
-        return self._value[0]
+        return self._value.pop()

@@ -198,9 +198,13 @@ class History:
     def put_part(self, sha256: str, chunks: list[memoryview]) -> None:
         self.store.put(self.key("parts", sha256), chunks)
 
-    def commit(self, manifest: Manifest) -> None:
-        """Make a checkpoint exist. Its parts must be in the store. Raises `Superseded`."""
+    def commit(self, manifest: Manifest, check: Callable[[], None]) -> None:
+        """Make a checkpoint exist. Its parts must be in the store. Raises `Superseded`, and what `check` raises.
+
+        `check` is called right before the manifest is written: after it there is no way back.
+        """
         self.check_fence(manifest.attempt)
+        check()
         try:
             self.create(self.key("checkpoints", f"{manifest.name}.json"), manifest.to_json())
         except AlreadyExists as e:

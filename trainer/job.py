@@ -69,8 +69,8 @@ class Task:
         """Sums over the evaluation samples `rows`, by name (0-d). Reported divided by `eval_size`."""
         raise NotImplementedError
 
-    def schedule(self, step: int, steps: int) -> float:
-        """Set this step's learning rates and return the one to report; a pure function of (step, steps)."""
+    def schedule(self, step: int, steps: int) -> None:
+        """Set this step's learning rates; a pure function of (step, steps)."""
         raise NotImplementedError
 
     def update(self) -> None:

@@ -10,23 +10,25 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from storage.errors import StoreError, Transient
 from trainer import job as jobs
 from trainer import machine
-from trainer.attempt import Attempt, Progress
+from trainer.attempt import Attempt, Progress, record_end, told
 from trainer.cadence import Cadence
 from trainer.checkpoint import Position, restore, take
+from trainer.commit import RunFacts
 from trainer.data.packed import Packed
 from trainer.early import Early
 from trainer.exits import ExitCode, UserError
 from trainer.history import Checkpoint, History
 from trainer.loop import Loop, Plan
 from trainer.manifest import Manifest
-from trainer.saver import RunFacts
 from trainer.settings import Json, Settings, difference
 from trainer.startup import put_off_compiler
 from watchers import Mailbox, Stopped, Watcher
@@ -37,73 +39,74 @@ log = logging.getLogger("baton")
 UNCHANGEABLE = ("model", "batch_size")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What the command line wants, and what was begun before torch was imported."""
+
+    job: str
+    given: Mapping[str, Any]  # the user's own settings
+    allow_change: Sequence[str]
+    history: History
+    checkpoint: Early[Checkpoint | None]
+    data: Early[Packed]
+    mailbox: Mailbox
+    stop_grace_s: float  # between a SIGTERM and the kill that follows
+    halt: Watcher
+    show: Callable[[Progress], None]
+    show_every_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """All that is needed to train, with the run not yet touched."""
 
-    history: History
     settings: Settings
     shape: dict[str, Json]  # the settings that shape the run, and its data
     data: Packed
     task: jobs.Task
     plan: Plan
     machine: dict[str, Json]
-    newest: Checkpoint | None
 
 
-def train(
-    job_name: str,
-    given: Mapping[str, Any],
-    history: History,
-    early_checkpoint: Early[Checkpoint | None],
-    early_data: Early[Packed],
-    mailbox: Mailbox,
-    halt: Watcher,
-    allow_change: Sequence[str],
-    show: Callable[[Progress], None],
-    show_every_s: float,
-) -> int:
-    """Train a run to its end or to a notice; returns the exit code. `given`: the user's own settings.
+def train(request: Request) -> int:
+    """Train a run to its end or to a notice; returns the exit code.
 
     Raises `UserError`, `StoreError` and `Stopped` for what ends it before it has begun.
     """
-    ready = _prepare(job_name, given, history, early_checkpoint, early_data, mailbox, allow_change)
-    if _is_finished(ready):
+    ready, newest = _prepare(request)
+    if _is_finished(request.history, ready, newest):
         return ExitCode.DONE
-    _check_room(ready)
-    mailbox.check()
-    attempt = _begin(job_name, ready, mailbox, show, show_every_s)
-    loop = Loop(ready.task, ready.plan, attempt.position, mailbox, attempt)
+    _check_room(request.history, ready)
+    request.mailbox.check()
+    attempt = _begin(request, ready, newest)
+    del newest  # its bytes are in the model now
     evaluated_at = attempt.metrics.get("step")
     try:
+        loop = Loop(ready.task, ready.plan, attempt.position, request.mailbox, attempt)
         loop.run(evaluated_at=evaluated_at if isinstance(evaluated_at, int) else None)
+        return _finish(request, ready, attempt)
     except Stopped:
-        return _stop(attempt, ready, mailbox, halt)
+        return _stop(request, ready, attempt)
+    except UserError as e:
+        attempt.end(e.code, "not set up")
+        raise
     except Exception:
         attempt.end(ExitCode.DEFECT, "defect")
         raise
-    return _finish(attempt, ready, mailbox, halt)
 
 
-def _prepare(
-    job_name: str,
-    given: Mapping[str, Any],
-    history: History,
-    early_checkpoint: Early[Checkpoint | None],
-    early_data: Early[Packed],
-    mailbox: Mailbox,
-    allow_change: Sequence[str],
-) -> Prepared:
+def _prepare(request: Request) -> tuple[Prepared, Checkpoint | None]:
+    """Everything that can fail before the run is touched, and its newest checkpoint. Raises as `train` does."""
     put_off_compiler()
-    job = jobs.load(job_name)
-    name, preset = jobs.preset(job, given.get("preset", ""))
-    settings = Settings.of({**given, "preset": name}, preset)
+    job = jobs.load(request.job)
+    name, preset = jobs.preset(job, request.given.get("preset", ""))
+    settings = Settings.of({**request.given, "preset": name}, preset)
     device = machine.pick_device(settings.device)
     threads = machine.thread_count()
     machine.compute_exactly(threads)
     machine.keep_memory()
-    data = early_data.result(mailbox)
-    newest = early_checkpoint.result(mailbox)
+    data = request.data.result(request.mailbox)
+    newest = request.checkpoint.result(request.mailbox)
 
     precision = settings.precision
     if precision == "auto":  # fixed by the run's first machine, wherever it goes on
@@ -121,6 +124,7 @@ def _prepare(
     steps_per_epoch = task.train_size // settings.batch_size
     if not steps_per_epoch:
         raise UserError(f"--batch-size {settings.batch_size}: the data has only {task.train_size} training samples")
+    _check_micro_batches(task.model, settings.batch_size, micro)
     plan = Plan(
         seed=settings.seed,
         batch_size=settings.batch_size,
@@ -131,27 +135,33 @@ def _prepare(
         device=device,
     )
     if newest is not None:
-        _check_same_run(newest.manifest, job_name, shape, plan, allow_change, history)
+        _check_same_run(newest.manifest, request, shape, plan, request.allow_change)
         restore(task, newest)  # does it fit this image's network? once more after the claim
     facts = {
         **machine.facts(device, threads),
         "instance_type": settings.instance_type or None,
         "price_per_hour": settings.price_per_hour if settings.price_per_hour == settings.price_per_hour else None,
     }
-    return Prepared(history, settings, shape, data, task, plan, facts, newest)
+    return Prepared(settings, shape, data, task, plan, facts), newest
+
+
+def _check_micro_batches(model: torch.nn.Module, batch: int, micro: int) -> None:
+    """Raise `UserError` for micro-batches of one sample where a network takes means over the batch."""
+    takes_means = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    if takes_means and 1 in (micro, batch % micro):
+        raise UserError(
+            f"--batch-size {batch} in micro-batches of {micro} leaves a single sample, of which BatchNorm can take no "
+            "mean: choose other sizes",
+            ExitCode.USAGE,
+        )
 
 
 def _check_same_run(
-    manifest: Manifest,
-    job_name: str,
-    shape: dict[str, Json],
-    plan: Plan,
-    allow_change: Sequence[str],
-    history: History,
+    manifest: Manifest, request: Request, shape: dict[str, Json], plan: Plan, allow_change: Sequence[str]
 ) -> None:
     """Raise `UserError` where these settings are not the run's, and nobody said that this is meant."""
-    where = f"run {history.run!r} in {history.store.url}"
-    if manifest.job != job_name:
+    where = f"run {request.history.run!r} in {request.history.store.url}"
+    if manifest.job != request.job:
         raise UserError(f"{where} is one of job {manifest.job}; give this one another name with --run NAME")
     changed = difference(shape, manifest.settings)
     refused = {name: pair for name, pair in changed.items() if name not in allow_change or name in UNCHANGEABLE}
@@ -178,49 +188,42 @@ def _short(value: Json) -> str:
     return text[:12] + "..." if len(text) > 24 else text
 
 
-def _is_finished(ready: Prepared) -> bool:
+def _is_finished(history: History, ready: Prepared, newest: Checkpoint | None) -> bool:
     """Whether the run is at its end, with its result written; says so."""
-    if ready.newest is None or ready.newest.manifest.step < ready.plan.steps:
+    if newest is None or newest.manifest.step < ready.plan.steps:
         return False
-    result = ready.history.read_record("result.json")
-    if result is None or result.get("checkpoint") != ready.newest.manifest.name:
+    result = history.read_record("result.json")
+    if result is None or result.get("checkpoint") != newest.manifest.name:
         return False
     log.info(
         "run %r is finished: %d steps, %s; nothing left to do (a new one: --run NAME)",
-        ready.history.run,
-        ready.newest.manifest.step,
-        _told(result.get("metrics")),
+        history.run,
+        newest.manifest.step,
+        told(result.get("metrics")),
     )
     return True
 
 
-def _told(metrics: Json) -> str:
-    pairs = metrics.items() if isinstance(metrics, dict) else ()
-    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in pairs if isinstance(value, float))
-
-
-def _check_room(ready: Prepared) -> None:
+def _check_room(history: History, ready: Prepared) -> None:
     """Raise `UserError` if the store has no room for a checkpoint: such a container must not take a run over."""
-    free = ready.history.store.free_bytes()
+    free = history.store.free_bytes()
     state = sum(tensor.nbytes for tensor in take(ready.task, Position()).model.values())
     need = 4 * state  # two optimizer moments beside the weights, and the checkpoint before
     if free is not None and free < need:
         raise UserError(
-            f"store {ready.history.store.url} has {free / 1e6:.1f} MB free and a checkpoint needs up to "
+            f"store {history.store.url} has {free / 1e6:.1f} MB free and a checkpoint needs up to "
             f"{need / 1e6:.1f} MB: make room, or choose another --store"
         )
 
 
-def _begin(
-    job_name: str, ready: Prepared, mailbox: Mailbox, show: Callable[[Progress], None], show_every_s: float
-) -> Attempt:
+def _begin(request: Request, ready: Prepared, prefetched: Checkpoint | None) -> Attempt:
     """Claim the run, then load what is newest now: an older copy may have saved until this moment."""
-    history, plan = ready.history, ready.plan
+    history = request.history
     before = history.read_record("status.json")
     number = history.claim(
         {
             "run": history.run,
-            "job": job_name,
+            "job": request.job,
             "time": time.time(),
             "pid": os.getpid(),
             "machine": ready.machine,
@@ -228,16 +231,29 @@ def _begin(
             "data": {"name": ready.data.name, "synthetic": ready.data.synthetic},
         }
     )
-    newest = history.newest_good(ready.newest.data if ready.newest else None, mailbox.check)
+    try:
+        return _load(request, ready, prefetched, number, before)
+    except (Stopped, UserError, StoreError) as e:
+        with suppress(StoreError):
+            record_end(history, number, exit_code_for(e, ready.settings), "did not begin", request.mailbox)
+        raise
+
+
+def _load(
+    request: Request, ready: Prepared, prefetched: Checkpoint | None, number: int, before: dict[str, Json] | None
+) -> Attempt:
+    history, plan = request.history, ready.plan
+    newest = history.newest_good(prefetched.data if prefetched else None, request.mailbox.check)
     position = Position()
     if newest is not None:
-        if ready.newest is None:
-            _check_same_run(newest.manifest, job_name, ready.shape, plan, (), history)
+        if prefetched is None:
+            _check_same_run(newest.manifest, request, ready.shape, plan, ())
         position = restore(ready.task, newest)
-    _say_start(job_name, ready, number, newest, before)
+    manifest = newest.manifest if newest else None
+    _say_start(request, ready, number, manifest, before)
     facts = RunFacts(
         run=history.run,
-        job=job_name,
+        job=request.job,
         attempt=number,
         steps=plan.steps,
         steps_per_epoch=plan.steps_per_epoch,
@@ -251,22 +267,30 @@ def _begin(
         plan,
         ready.task,
         position,
-        mailbox,
+        request.mailbox,
         cadence=Cadence.parse(ready.settings.checkpoint_every),
-        resumed_from=newest,
-        show=show,
-        show_every_s=show_every_s,
+        resumed_from=manifest,
+        ledger=_ledger(history, manifest) if manifest else (),
+        stop_grace_s=request.stop_grace_s,
+        show=request.show,
+        show_every_s=request.show_every_s,
     )
 
 
+def _ledger(history: History, manifest: Manifest) -> list[dict[str, Json]]:
+    """The ledger so far, its newest entry completed by how that attempt ended; None: nobody heard of its end."""
+    end = history.read_record("attempts", f"{manifest.attempt:06d}.end.json") or {}
+    return [*manifest.ledger[:-1], *({**entry, "exit": end.get("exit")} for entry in manifest.ledger[-1:])]
+
+
 def _say_start(
-    job_name: str, ready: Prepared, number: int, newest: Checkpoint | None, before: dict[str, Json] | None
+    request: Request, ready: Prepared, number: int, newest: Manifest | None, before: dict[str, Json] | None
 ) -> None:
     """Four lines: what runs, where checkpoints go, where it goes on from and why, how to stop it."""
     settings, plan, machine_ = ready.settings, ready.plan, ready.machine
     log.info(
         "%s, preset %s: %d steps of %d samples on %s (%s threads, %s), data: %s",
-        job_name,
+        request.job,
         settings.preset,
         plan.steps,
         plan.batch_size,
@@ -275,8 +299,10 @@ def _say_start(
         "bf16" if plan.bf16 else "fp32",
         ready.data.name,
     )
-    log.info("checkpoints: %s/%s every %s", ready.history.store.url, ready.history.run, settings.checkpoint_every)
-    if (caveat := ready.history.store.caveat()) is not None:
+    store, every = request.history.store, settings.checkpoint_every
+    every = "as often as pays" if every == "auto" else f"every {every}"
+    log.info("checkpoints: %s/%s, %s", store.url, request.history.run, every)
+    if (caveat := store.caveat()) is not None:
         log.warning("%s", caveat)
     if newest is None:
         log.info("attempt %d starts at step 0: the store has no checkpoint of this run", number)
@@ -287,12 +313,12 @@ def _say_start(
         log.info(
             "attempt %d goes on at step %d of %d: checkpoint %s is the newest good one%s",
             number,
-            newest.manifest.step,
+            newest.step,
             plan.steps,
-            newest.manifest.name,
+            newest.name,
             seen,
         )
-        _warn_of_other_machine(newest.manifest.machine, ready.machine)
+        _warn_of_other_machine(newest.machine, ready.machine)
     touch = f"touch {settings.halt}/halt, or " if os.path.isdir(settings.halt) else ""
     log.info("to stop: %sCtrl-C, or docker stop; the place is kept", touch)
 
@@ -308,19 +334,20 @@ def _warn_of_other_machine(theirs: dict[str, Json], mine: dict[str, Json]) -> No
         )
 
 
-def _stop(attempt: Attempt, ready: Prepared, mailbox: Mailbox, halt: Watcher) -> int:
+def _stop(request: Request, ready: Prepared, attempt: Attempt) -> int:
     """Save what a notice stopped, and say what became of it. Returns the exit code."""
+    mailbox = request.mailbox
     assert mailbox.stop is not None
     log.info("stopping at step %d: %s", attempt.position.step, mailbox.stop.detail)
-    saved = attempt.save_last()
-    if (notice := halt.check()) is not None:  # an operator's halt outranks the SIGTERM that came with it
+    saved = attempt.save_last(final=False)
+    if (notice := request.halt.check()) is not None:  # an operator's halt outranks the SIGTERM that came with it
         mailbox.post(notice)
-    source, last, step = mailbox.stop.source, attempt.saver.durable, attempt.position.step
+    last, step = attempt.saver.durable, attempt.position.step
     if attempt.superseded is not None:  # whatever else came: the run is no longer this copy's to halt or to save
         code, outcome = ready.settings.superseded_exit_code, "superseded"
         log.info("superseded: %s; nothing more is saved here", attempt.superseded)
     elif saved:
-        code, outcome = exit_code_for(source, ready.settings), "stopped"
+        code, outcome = exit_code_for(Stopped(mailbox.stop), ready.settings), "stopped"
         spare = f", {mailbox.deadline - time.time():.1f} s before the deadline" if mailbox.deadline else ""
         log.info("last checkpoint durable at step %d, 0 steps lost%s", last.step if last else 0, spare)
     else:
@@ -335,37 +362,41 @@ def _stop(attempt: Attempt, ready: Prepared, mailbox: Mailbox, halt: Watcher) ->
     return code
 
 
-def exit_code_for(source: str, settings: Settings) -> int:
-    """The exit code after a stop by this notice, everything being durable."""
-    match source:
-        case "halt":
-            return ExitCode.DONE
-        case "SIGINT":
-            return ExitCode.INTERRUPTED
-        case "superseded":
-            return settings.superseded_exit_code
-        case _:
-            return settings.preempted_exit_code
+def exit_code_for(ending: Stopped | UserError | StoreError, settings: Settings) -> int:
+    """The exit code of a container that ended so, with nothing lost."""
+    match ending:
+        case UserError():
+            return ending.code
+        case StoreError():
+            return ExitCode.NOT_DURABLE if isinstance(ending, Transient) else ExitCode.SETUP
+        case Stopped(notice=notice):
+            codes = {"halt": ExitCode.DONE, "SIGINT": ExitCode.INTERRUPTED}
+            return codes.get(notice.source, settings.preempted_exit_code)
 
 
-def _finish(attempt: Attempt, ready: Prepared, mailbox: Mailbox, halt: Watcher) -> int:
+def _finish(request: Request, ready: Prepared, attempt: Attempt) -> int:
     """The run is at its end: make that durable, and write the result."""
-    if not attempt.save_last():
+    if not attempt.save_last(final=True):
         if attempt.superseded is not None:
-            return _stop(attempt, ready, mailbox, halt)
-        log.error(
-            "trained to the end, but the last state could not be saved: %s", attempt.saver.error or "no time left"
-        )
-        attempt.end(ExitCode.NOT_DURABLE, "not durable")
-        return ExitCode.NOT_DURABLE
-    attempt.write_result()
+            return _stop(request, ready, attempt)
+        return _end_without(attempt, f"the last state could not be saved: {attempt.saver.error or 'no time left'}")
+    try:
+        attempt.write_result()
+    except StoreError as e:
+        return _end_without(attempt, f"its result could not be written: {e}")
     attempt.end(ExitCode.DONE, "finished")
     log.info(
         "finished: %d steps, %s; result in %s/%s/result.json",
         attempt.position.step,
-        _told(attempt.metrics),
-        ready.history.store.url,
-        ready.history.run,
+        told(attempt.metrics),
+        request.history.store.url,
+        request.history.run,
         extra={"fields": {"step": attempt.position.step, **attempt.metrics}},
     )
     return ExitCode.DONE
+
+
+def _end_without(attempt: Attempt, what: str) -> int:
+    log.error("trained to the end, but %s; start it again, and it goes on from what is saved", what)
+    attempt.end(ExitCode.NOT_DURABLE, "not durable")
+    return ExitCode.NOT_DURABLE

@@ -1,48 +1,22 @@
-"""Saving beside training: one checkpoint in flight at a time, in one thread; durable before anyone says so."""
+"""Saving beside training: one checkpoint in flight at a time, in a thread; durable before anyone says so."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from storage.errors import StoreError
-from trainer.checkpoint import Snapshot
+from trainer.commit import Abandoned, Committed, RunFacts, Save, commit
 from trainer.history import History, Superseded
-from trainer.manifest import Manifest, PartRef, checkpoint_name
-from trainer.parts import encode, grouped
-from trainer.settings import Json
+from trainer.manifest import Manifest
 
 log = logging.getLogger("baton.saver")
 
 CLOCK = time.monotonic
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunFacts:
-    """What every manifest of this attempt says alike."""
-
-    run: str
-    job: str
-    attempt: int
-    steps: int
-    steps_per_epoch: int
-    settings: dict[str, Json]
-    machine: dict[str, Json]
-    synthetic: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Save:
-    """One checkpoint to make: the state, and the records that go with it."""
-
-    snapshot: Snapshot
-    metrics: dict[str, Json]
-    ledger: list[dict[str, Json]]
-    lines: list[str]  # metric lines, JSON, since the manifest before
+RECENT = 3  # saves whose slowest tells how long the next one may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,52 +26,57 @@ class Durable:
     name: str
     step: int
     at: float  # seconds since 1970
+    evaluated: bool  # whether it holds the evaluation of its own step
     weights_sha256: str
     state_sha256: str
     order_sha256: str
+    weights: tuple[str, ...]  # SHA-256 of the parts that hold the model
 
 
-def commit(history: History, facts: RunFacts, save: Save, parent: str | None, fresh: frozenset[str]) -> Manifest:
-    """Write one checkpoint: parts, then metric lines, then the manifest that makes it exist.
-
-    `fresh`: parts of this attempt's own newest manifest, which it uploaded itself; they are not sent again.
-    Raises `StoreError`, `Superseded`.
-    """
-    refs = []
-    snapshot = save.snapshot
-    for section, tensors in (("model", snapshot.model), ("optimizer", snapshot.optimizer)):
-        for group in grouped(tensors):
-            part = encode(group)
-            if part.sha256 not in fresh:
-                history.put_part(part.sha256, part.chunks)
-            refs.append(PartRef(section, part.sha256, part.size))
-    name = checkpoint_name(facts.attempt, snapshot.step)
-    if save.lines:
-        history.store.put(history.key("metrics", f"{name}.jsonl"), "".join(f"{x}\n" for x in save.lines).encode())
-    unhashed = Manifest(
-        uuid=uuid.uuid4().hex,
-        run=facts.run,
-        job=facts.job,
-        attempt=facts.attempt,
-        step=snapshot.step,
-        steps=facts.steps,
-        steps_per_epoch=facts.steps_per_epoch,
-        parent=parent,
-        time=time.time(),
-        parts=refs,
-        scalars=snapshot.scalars,
-        sums=snapshot.sums,
-        order_sha256=snapshot.order_sha256,
-        weights_sha256=snapshot.weights_sha256(),
-        metrics=save.metrics,
-        settings=facts.settings,
-        machine=facts.machine,
-        ledger=save.ledger,
-        synthetic=facts.synthetic,
+def durable(manifest: Manifest) -> Durable:
+    return Durable(
+        manifest.name,
+        manifest.step,
+        manifest.time,
+        manifest.metrics.get("step") == manifest.step,
+        manifest.weights_sha256,
+        manifest.state_sha256,
+        manifest.order_sha256,
+        tuple(ref.sha256 for ref in manifest.parts if ref.section == "model"),
     )
-    manifest = unhashed.with_state_hash()
-    history.commit(manifest)
-    return manifest
+
+
+class Flight:
+    """One save on its way to the store."""
+
+    def __init__(self, save: Save) -> None:
+        self.save = save
+        self.began = CLOCK()
+        self.landed = threading.Event()  # made durable, failed or given up
+        self._lock = threading.Lock()
+        self._committing = self._abandoned = False
+
+    def abandon(self) -> bool:
+        """Give the save up; False if it is being committed at this moment, and so over soon."""
+        with self._lock:
+            self._abandoned = not self._committing
+            return self._abandoned
+
+    def check(self, *, committing: bool = False) -> None:
+        """Raise `Abandoned` if it was given up; once `committing`, it can't be any more."""
+        with self._lock:
+            if self._abandoned:
+                raise Abandoned
+            self._committing = committing
+
+
+def last_save_needs_way(in_flight_s: float, last_s: float, time_left_s: float, grace_s: float) -> bool:
+    """Whether the save in flight should be given up for the last one, by their expected seconds.
+
+    Only if the last one fits before the deadline and both do not; and never if what is in flight would land within
+    the grace of a SIGTERM, which may follow any notice.
+    """
+    return in_flight_s + last_s > time_left_s >= last_s and in_flight_s > grace_s
 
 
 class Saver:
@@ -108,7 +87,7 @@ class Saver:
         history: History,
         facts: RunFacts,
         parent: Durable | None,
-        on_durable: Callable[[Save], None],
+        on_durable: Callable[[Committed], None],
         on_superseded: Callable[[Superseded], None],
     ) -> None:
         self._history = history
@@ -116,104 +95,117 @@ class Saver:
         self._on_durable = on_durable
         self._on_superseded = on_superseded
         self._fresh: frozenset[str] = frozenset()
-        self._wake = threading.Condition()
-        self._current: Save | None = None  # what is in flight
+        self._flight: Flight | None = None
         self._defect: BaseException | None = None
+        self._superseded = False
+        self._recent: list[float] = []  # seconds of the last saves
         self.durable = parent  # the newest checkpoint of this run's history that is known to be in the store
         self.began = CLOCK()  # when the last save began
         self.error: str | None = None  # why the last save failed; None once one worked
-        self.seconds: float | None = None  # how long the last save took
-        self._superseded = False
-        threading.Thread(target=self._work, name="saver", daemon=True).start()
+        self.busy_s = 0.0  # processor time that saving has taken, in its own threads
 
     @property
     def busy(self) -> bool:
-        return self._current is not None
+        flight = self._flight
+        return flight is not None and not flight.landed.is_set()
+
+    @property
+    def expected_s(self) -> float | None:
+        """How long a save takes, boundary to durable; None if none has been measured."""
+        return max(self._recent, default=None)
 
     def start(self, save: Save) -> None:
         """Begin to make `save` durable, and return. Nothing may be in flight."""
-        with self._wake:
-            if self._defect is not None:
-                raise self._defect
-            assert self._current is None
-            self._current = save
-            self.began = CLOCK()
-            self._wake.notify_all()
+        if self._defect is not None:
+            raise self._defect
+        assert not self.busy
+        self._flight = Flight(save)
+        self.began = self._flight.began
+        # a daemon: at a deadline the process must end, whatever a request still waits for
+        threading.Thread(target=self._fly, args=(self._flight,), name="saver", daemon=True).start()
 
-    def wait(self, seconds: float) -> bool:
-        """Wait until nothing is in flight; False if there still is after `seconds`."""
-        with self._wake:
-            done = self._wake.wait_for(lambda: self._current is None, seconds)
-            if self._defect is not None:
-                raise self._defect
-            return done
+    def save_now(
+        self, save: Save, time_left: Callable[[], float], grace_s: float, try_s: float, *, evaluated: bool
+    ) -> bool:
+        """Make the stopped run's last state durable. True if it is.
 
-    def save_now(self, save: Save, give_up_at: Callable[[], float]) -> bool:
-        """Make the stopped run's last state durable, trying until `give_up_at()` (monotonic seconds). True if it is."""
-        tried = False
+        `time_left()`: seconds until the machine goes, asked again and again; infinite if nobody said. Then a failing
+        save is tried again for `try_s` seconds. `evaluated`: the checkpoint must hold its step's evaluation.
+        """
+        began, mine = CLOCK(), None
         while not self._superseded:
-            while not self.wait(0.1):
-                if CLOCK() > give_up_at():
-                    return False
-            if self.durable is not None and self.durable.step == save.snapshot.step:
+            if self._is_durable(save.snapshot.step, evaluated=evaluated):
                 return True
-            if tried:
-                if CLOCK() + 1.0 > give_up_at():
-                    return False
-                time.sleep(1.0)
-            tried = True
-            self.start(save)
+            flight, left = self._flight, time_left()
+            if left <= 0:
+                return False
+            if flight is not None and self.busy:
+                if flight is not mine:
+                    self._make_way(flight, left, grace_s)
+                flight.landed.wait(min(0.1, left))
+            elif mine is None or CLOCK() - began < min(try_s, left):
+                if mine is not None:
+                    time.sleep(min(1.0, left))
+                self.start(save)
+                mine = self._flight
+            else:
+                return False
         return False
 
-    def _work(self) -> None:
-        while True:
-            with self._wake:
-                self._wake.wait_for(lambda: self._current is not None)
-                save = self._current
-            assert save is not None
-            try:
-                self._save(save)
-            except BaseException as e:  # a defect: told to the training thread, which ends with it
-                self._defect = e
-            with self._wake:
-                self._current = None
-                self._wake.notify_all()
+    def _is_durable(self, step: int, *, evaluated: bool) -> bool:
+        last = self.durable
+        return last is not None and last.step == step and (last.evaluated or not evaluated)
 
-    def _save(self, save: Save) -> None:
-        if self._superseded:
-            return
-        step = save.snapshot.step
-        parent = self.durable.name if self.durable else None
-        begun = CLOCK()
-        log.debug("saving the state at step %d", step)
+    def _make_way(self, flight: Flight, left: float, grace_s: float) -> None:
+        """Abandon what is in flight if only the last save fits before the deadline."""
+        if self.expected_s is None:
+            return  # unknown speed: finish what is in flight
+        elapsed = CLOCK() - flight.began
+        takes = max(self.expected_s, 1.25 * elapsed)  # one that is late already shows a slower link
+        if last_save_needs_way(takes - elapsed, takes, left, grace_s) and flight.abandon():
+            log.warning(
+                "only one more save fits in the %.0f s that are left: the one of step %d is given up for the last one",
+                left,
+                flight.save.snapshot.step,
+            )
+            self._flight = None
+
+    def _fly(self, flight: Flight) -> None:
+        busy = time.thread_time()
         try:
-            manifest = commit(self._history, self._facts, save, parent, self._fresh)
+            self._save(flight)
+        except Abandoned:
+            log.debug("the save of step %d was given up", flight.save.snapshot.step)
         except Superseded as e:
             self._superseded = True
             self._on_superseded(e)
-            return
         except StoreError as e:
-            age = f"the last durable one is of step {self.durable.step}" if self.durable else "none is durable yet"
-            level = logging.DEBUG if self.error == str(e) else logging.WARNING  # said once, tried on and on
-            log.log(level, "checkpoint at step %d could not be saved, trying again: %s; %s", step, e, age)
-            self.error = str(e)
+            self._failed(flight, str(e))
+        except BaseException as e:  # a defect: told to the training thread, which ends with it
+            self._defect = e
+        finally:
+            self.busy_s += time.thread_time() - busy
+            flight.landed.set()
+
+    def _save(self, flight: Flight) -> None:
+        if self._superseded:
             return
+        log.debug("saving the state at step %d", flight.save.snapshot.step)
+        parent = self.durable.name if self.durable else None
+        done = commit(self._history, self._facts, flight.save, parent, self._fresh, flight.check)
+        manifest, seconds = done.manifest, CLOCK() - flight.began
         if self.error is not None:
-            log.warning("saving works again: checkpoint at step %d is durable", step)
+            log.warning("saving works again: checkpoint at step %d is durable", manifest.step)
         self.error = None
-        self.seconds = CLOCK() - begun
+        self._recent = [*self._recent, seconds][-RECENT:]
         self._fresh = frozenset(ref.sha256 for ref in manifest.parts)
         self.durable = durable(manifest)
-        self._on_durable(save)
-        log.debug("checkpoint %s durable after %.3f s", manifest.name, self.seconds)
+        self._on_durable(done)
+        log.debug("checkpoint %s durable after %.3f s, %.1f MB sent", manifest.name, seconds, done.sent / 1e6)
 
-
-def durable(manifest: Manifest) -> Durable:
-    return Durable(
-        manifest.name,
-        manifest.step,
-        manifest.time,
-        manifest.weights_sha256,
-        manifest.state_sha256,
-        manifest.order_sha256,
-    )
+    def _failed(self, flight: Flight, why: str) -> None:
+        age = f"the last durable one is of step {self.durable.step}" if self.durable else "none is durable yet"
+        level = logging.DEBUG if self.error == why else logging.WARNING  # said once, tried on and on
+        step = flight.save.snapshot.step
+        log.log(level, "checkpoint at step %d could not be saved, trying again: %s; %s", step, why, age)
+        self.error = why

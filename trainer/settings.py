@@ -49,7 +49,7 @@ class Settings:
         "auto", "bf16 autocast or fp32; auto: bf16 where the device computes in it", shapes_run=True
     )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to compute")
-    checkpoint_every: str = setting("30s", "how often to save: 30s, 200steps or 1epoch")
+    checkpoint_every: str = setting("auto", "how often to save: 30s, 200steps, 1epoch, or auto: as often as pays")
     log: Literal["auto", "text", "json"] = setting(
         "auto", "text, or one JSON object a line; auto: a live display on a terminal, else text"
     )

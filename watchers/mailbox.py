@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import suppress
 
 from watchers.protocol import Notice
@@ -76,3 +77,9 @@ class Mailbox:
             with suppress(RuntimeError):
                 self._gate.release()  # the next one who waits comes through too
         return self.stop is not None
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, but no longer than until the next notice of any kind, whatever came before."""
+        known, end = len(self.notices), time.monotonic() + seconds
+        while len(self.notices) == known and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.05))

@@ -129,8 +129,8 @@ class Tutorial(Cifar):
         logits: Tensor = self.model(images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0))
         return logits
 
-    def schedule(self, step: int, steps: int) -> float:
-        return self.settings.lr
+    def schedule(self, step: int, steps: int) -> None:
+        pass  # one rate throughout
 
 
 class Whitened(Cifar):
@@ -153,14 +153,13 @@ class Whitened(Cifar):
         self.peaks = [settings.lr, recipe.bias_lr, recipe.head_lr]
         self.side = 32
 
-    def schedule(self, step: int, steps: int) -> float:
+    def schedule(self, step: int, steps: int) -> None:
         """From the peak straight down to zero; small pictures first."""
         left = 1 - step / steps
         groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
         for group, peak in zip(groups, self.peaks, strict=True):
             group["lr"] = peak * left
         self.side = next(side for until, side in self.recipe.sides if step < until * steps or until == 1.0)
-        return self.peaks[0] * left
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         labels = self.train_labels[batch.index].long()

@@ -1,0 +1,63 @@
+"""`--checkpoint-every auto`: the interval, from what a save costs and how long machines last."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from trainer.cadence import PRIOR_S, SHORTEST_S, Cadence, best_interval_s, lifetime_s
+
+
+def attempt(seconds: float, exit_code: int | None) -> dict[str, object]:
+    return {"seconds": seconds, "exit": exit_code}
+
+
+def test_before_anything_is_known_a_machine_lasts_two_hours() -> None:
+    assert lifetime_s([], 0.0) == PRIOR_S
+
+
+def test_evictions_shorten_it_and_halts_do_not() -> None:
+    evicted = [attempt(600, 75), attempt(600, None), attempt(600, 74)]
+    assert lifetime_s(evicted, 600) == pytest.approx((2400 + PRIOR_S) / 4)
+    halted = [attempt(600, 0), attempt(600, 130)]
+    assert lifetime_s(halted, 600) == pytest.approx(1800 + PRIOR_S)
+
+
+def test_it_comes_close_to_the_truth_with_many_evictions() -> None:
+    rng = random.Random(1)
+    ledger = [attempt(rng.expovariate(1 / 900), 75) for _ in range(400)]
+    assert lifetime_s(ledger, 0) == pytest.approx(900, rel=0.15)
+
+
+def test_a_ledger_with_odd_values_is_no_reason_to_fail() -> None:
+    assert lifetime_s([{"seconds": "long"}, {"seconds": -5.0, "exit": 0}, {}], 0) > 0
+
+
+@pytest.mark.parametrize("cost", [0.05, 0.5, 5.0])
+@pytest.mark.parametrize("lifetime", [600.0, 7200.0])
+def test_no_other_interval_loses_less(cost: float, lifetime: float) -> None:
+    """Against a simulation: saves cost time, an eviction without notice costs what was done since the last one."""
+
+    def lost(interval: float) -> float:
+        rng = random.Random(7)
+        total = 0.0
+        for _ in range(4000):
+            lasts = rng.expovariate(1 / lifetime)
+            total += cost * (lasts // (interval + cost)) + lasts % (interval + cost)
+        return total
+
+    best = best_interval_s(cost, 0.0, lifetime)
+    if best == SHORTEST_S:
+        return  # requests cost money, whatever the arithmetic says
+    assert lost(best) < 1.02 * min(lost(best * factor) for factor in (0.25, 0.5, 0.8, 1.25, 2, 4))
+
+
+def test_clouds_are_asked_no_oftener_than_every_15_s_nor_before_the_last_save_landed() -> None:
+    assert best_interval_s(0.0, 0.0, 60.0) == 15.0
+    assert best_interval_s(0.001, 100.0, 60.0) == 200.0
+
+
+def test_auto_is_written_auto() -> None:
+    assert Cadence.parse("auto").auto
+    assert Cadence.parse("Auto").seconds == 15.0

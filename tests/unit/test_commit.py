@@ -1,0 +1,236 @@
+"""What one checkpoint sends, and how a save that is given up ends."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from storage import open_store
+from storage.errors import StoreError, Unavailable
+from trainer.checkpoint import HostBuffers, Position, restore, take
+from trainer.commit import Abandoned, Committed, RunFacts, Save, commit
+from trainer.history import History, Superseded
+from trainer.job import Task
+from trainer.saver import Saver, durable
+
+FACTS = RunFacts(
+    run="run", job="job", attempt=1, steps=100, steps_per_epoch=10, settings={}, machine={}, synthetic=False
+)
+
+
+class HeadOnly(Task):
+    """40 MB of frozen weights, and a head of 40 kB that is trained."""
+
+    def __init__(self) -> None:
+        self.model = nn.Sequential(nn.Linear(1000, 5000), nn.Linear(5000, 1000), nn.Linear(1000, 10))
+        for parameter in self.model[:2].parameters():
+            parameter.requires_grad_(False)
+        self.optimizers = {"adam": torch.optim.Adam(self.model[2].parameters())}
+
+    def step(self) -> None:
+        self.model(torch.randn(4, 1000)).square().mean().backward()
+        self.update()
+
+
+class Counting:
+    """A store that counts the bytes put, and may fail."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = open_store(f"file://{folder}")
+        self.url = self.store.url
+        self.sent = 0
+        self.before_put: Callable[[str], None] = lambda key: None
+
+    def put(self, key: str, source: Any, **kwargs: Any) -> Any:
+        self.before_put(key)
+        info = self.store.put(key, source, **kwargs)
+        self.sent += info.size
+        return info
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+
+def save_of(task: Task, step: int, lines: list[str] | None = None) -> Save:
+    return Save(take(task, Position(step=step), HostBuffers()), {}, [], lambda: lines or [])
+
+
+def unhurried(*, committing: bool = False) -> None:
+    pass
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Counting:
+    return Counting(tmp_path)
+
+
+def committed(store: Counting, task: Task, step: int, before: Committed | None = None) -> Committed:
+    fresh = frozenset(ref.sha256 for ref in before.manifest.parts) if before else frozenset()
+    parent = before.manifest.name if before else None
+    return commit(History(store, "run"), FACTS, save_of(task, step), parent, fresh, unhurried)
+
+
+def test_a_frozen_backbone_is_sent_once(store: Counting) -> None:
+    task = HeadOnly()
+    task.step()
+    first = committed(store, task, 1)
+    assert 40e6 < first.sent < 42e6
+    task.step()
+    store.sent = 0
+    second = committed(store, task, 2, first)
+    assert second.sent < 200_000, "the head and its two moments"
+    assert store.sent < 220_000, "and a manifest"
+    restored = HeadOnly()
+    restore(restored, History(store, "run").load(second.manifest.name))
+    assert all(map(torch.equal, restored.model.state_dict().values(), task.model.state_dict().values()))
+
+
+def test_what_did_not_change_at_all_is_not_sent_again(store: Counting) -> None:
+    task = HeadOnly()
+    task.step()
+    first = committed(store, task, 1)
+    assert committed(store, task, 2, first).sent == 0
+
+
+def test_metric_lines_go_with_the_checkpoint_that_follows_them(store: Counting) -> None:
+    task = HeadOnly()
+    done = commit(
+        History(store, "run"), FACTS, save_of(task, 1, ['{"a": 1}', '{"b": 2}']), None, frozenset(), unhurried
+    )
+    assert done.lines == ['{"a": 1}', '{"b": 2}']
+    chunk = History(store, "run").read(f"run/metrics/{done.manifest.name}.jsonl", 1000)
+    assert chunk == b'{"a": 1}\n{"b": 2}\n'
+
+
+def test_what_is_given_up_before_its_manifest_never_exists(store: Counting) -> None:
+    def given_up(*, committing: bool = False) -> None:
+        if committing:
+            raise Abandoned
+
+    with pytest.raises(Abandoned):
+        commit(History(store, "run"), FACTS, save_of(HeadOnly(), 1), None, frozenset(), given_up)
+    assert History(store, "run").checkpoints() == []
+
+
+# --- the saver
+
+
+class Hearing:
+    def __init__(self, store: Counting) -> None:
+        self.durable: list[Committed] = []
+        self.superseded: list[Superseded] = []
+        self.saver = Saver(History(store, "run"), FACTS, None, self.durable.append, self.superseded.append)
+
+
+def never() -> float:
+    return float("inf")
+
+
+def save_last(saver: Saver, save: Save, left: Callable[[], float] = never, grace_s: float = 0.0) -> bool:
+    return saver.save_now(save, left, grace_s, 5.0, evaluated=False)
+
+
+def names(store: Counting) -> list[tuple[int, int]]:
+    return History(store, "run").checkpoints()
+
+
+def test_the_save_in_flight_lands_first_when_nobody_hurries(store: Counting) -> None:
+    hearing, task = Hearing(store), HeadOnly()
+    hearing.saver.start(save_of(task, 1))
+    assert save_last(hearing.saver, save_of(task, 2))
+    assert names(store) == [(1, 2), (1, 1)]
+    assert History(store, "run").manifest("000001-00000002").parent == "000001-00000001"
+
+
+def test_it_is_given_up_when_only_the_last_one_fits(store: Counting) -> None:
+    """The link is fast for the first save and stuck in the second; a measured save takes far less than what is left."""
+    hearing, task = Hearing(store), HeadOnly()
+    hearing.saver.start(save_of(task, 1))
+    assert hearing.saver._flight is not None
+    hearing.saver._flight.landed.wait(30)
+    stuck = threading.Event()
+    first = threading.Event()
+
+    def before_put(key: str) -> None:
+        if not first.is_set() and "parts" in key:
+            first.set()
+            stuck.wait(30)
+
+    store.before_put = before_put
+    task.step()
+    hearing.saver.start(save_of(task, 2))
+    assert first.wait(10)
+    hearing.saver._recent = [3.0]
+    assert save_last(hearing.saver, save_of(task, 3), lambda: 4.0)
+    stuck.set()
+    assert names(store) == [(1, 3), (1, 1)]
+    assert History(store, "run").manifest("000001-00000003").parent == "000001-00000001"
+
+
+def test_with_no_time_left_it_says_no(store: Counting) -> None:
+    hearing = Hearing(store)
+    assert not save_last(hearing.saver, save_of(HeadOnly(), 1), lambda: 0.0)
+
+
+def test_a_store_that_comes_back_gets_the_last_save(store: Counting) -> None:
+    hearing = Hearing(store)
+    failures = [Unavailable("away"), Unavailable("away")]
+
+    def before_put(key: str) -> None:
+        if failures:
+            raise failures.pop()
+
+    store.before_put = before_put
+    assert save_last(hearing.saver, save_of(HeadOnly(), 5))
+    assert hearing.saver.error is None
+    assert hearing.saver.durable is not None
+
+
+def test_a_store_that_stays_away_is_given_up_and_the_reason_kept(store: Counting) -> None:
+    hearing = Hearing(store)
+
+    def before_put(key: str) -> None:
+        raise StoreError("no right to write")
+
+    store.before_put = before_put
+    assert not hearing.saver.save_now(save_of(HeadOnly(), 5), never, 0.0, 1.5, evaluated=False)
+    assert hearing.saver.error == "no right to write"
+
+
+def test_a_final_checkpoint_must_hold_its_evaluation(store: Counting) -> None:
+    """One of the run's last step, saved by an attempt before without its evaluation, is not the end."""
+    before = committed(store, HeadOnly(), 5)
+    hearing = Hearing(store)
+    hearing.saver = Saver(
+        History(store, "run"),
+        RunFacts(run="run", job="job", attempt=2, steps=5, steps_per_epoch=5, settings={}, machine={}, synthetic=False),
+        durable(before.manifest),
+        hearing.durable.append,
+        hearing.superseded.append,
+    )
+    save = save_of(HeadOnly(), 5)
+    assert save_last(hearing.saver, save), "without evaluation it is durable"
+    assert hearing.durable == []
+    evaluated = Save(save.snapshot, {"step": 5, "accuracy": 0.5}, [], list)
+    assert hearing.saver.save_now(evaluated, never, 0.0, 5.0, evaluated=True)
+    assert names(store) == [(2, 5), (1, 5)]
+
+
+def test_a_tensor_changed_after_its_save_began_is_saved_as_it_was(store: Counting) -> None:
+    """The stall is the copy alone; training goes on while the copy is sent."""
+    task, hearing = HeadOnly(), Hearing(store)
+    before: Tensor = task.model[2].weight.detach().clone()
+    hearing.saver.start(save_of(task, 1))
+    with torch.no_grad():
+        task.model[2].weight.fill_(7.0)
+    assert hearing.saver._flight is not None
+    assert hearing.saver._flight.landed.wait(30)
+    restored = HeadOnly()
+    restore(restored, History(store, "run").load("000001-00000001"))
+    assert torch.equal(restored.model[2].weight, before)
