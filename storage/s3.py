@@ -289,7 +289,7 @@ class S3Store:
             yield
         except sdk.ClientError as e:
             raise _answered(e, self.url, self._bucket, key) from e
-        except (sdk.HTTPClientError, ResponseParserError, HTTPError) as e:
+        except (sdk.HTTPClientError, sdk.ConnectionError, ResponseParserError, HTTPError) as e:
             if "CERTIFICATE_VERIFY_FAILED" in str(e):
                 raise NotSetUp(
                     f"{self.url}: the server's certificate is not trusted here; set this machine's clock, or name its "

@@ -1,7 +1,8 @@
 """S3 on this machine: moto's server, in a process of its own.
 
 Added to moto, where it does less than S3 and a test would show nothing:
-- the look for `If-None-Match` and the write that follows are one step; moto itself lets two writers pass the look;
+- each reading, writing and deleting of an object is one step; moto itself lets two writers pass the look for
+  `If-None-Match`, and answers 500 to who reads an object that another replaces at that moment;
 - a body that doesn't fit its `x-amz-checksum-crc32` is refused with BadDigest; moto takes it.
 Not there: rights and credentials (all are taken), regions, `If-Match` on the completion of a multipart upload, and
 anything on a disk: what is stored ends with the process.
@@ -135,13 +136,21 @@ def _serve(port: int) -> None:
             told = self.headers.get("x-amz-checksum-crc32")
             if told and told != base64.b64encode(zlib.crc32(self.body or b"").to_bytes(4, "big")).decode():
                 raise BadDigest
-            with one_at_a_time:
-                return method(self)
+            return method(self)
 
         return checking
 
-    S3Response.put_object = checked(S3Response.put_object)
-    S3Response.upload_part = checked(S3Response.upload_part)
+    def alone(method):  # type: ignore[no-untyped-def]
+        def waiting(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+            with one_at_a_time:
+                return method(self, *args, **kwargs)
+
+        return waiting
+
+    for name in ("put_object", "upload_part"):
+        setattr(S3Response, name, checked(alone(getattr(S3Response, name))))
+    for name in ("get_object", "head_object", "delete_object", "_key_response_post"):
+        setattr(S3Response, name, alone(getattr(S3Response, name)))
     main(["-H", "127.0.0.1", "-p", str(port)])
 
 
