@@ -47,7 +47,8 @@ from storage.protocol import MAX_KEY_BYTES, ObjectInfo, Source, check_key, check
 log = logging.getLogger(__name__)
 
 PART = 8 << 20  # bytes; an object of more goes in parts of so many, side by side
-PARALLEL = 6  # parts in memory at once, either way: 48 MiB, which leaves room for the SDK's own
+PARALLEL = 6  # parts in memory at once while reading: 48 MiB
+UPLOADS = 4  # and while writing, where the SDK keeps one or two more: 50 MiB measured
 CONFLICT_TRIES = 5
 CONNECT_S = 5.0
 SLOWEST = 64 << 10  # bytes that must come while patience lasts, or the answer is given up
@@ -167,10 +168,10 @@ class S3Store:
         config = TransferConfig(
             multipart_threshold=PART,
             multipart_chunksize=PART,
-            max_concurrency=PARALLEL,
+            max_concurrency=UPLOADS,
             preferred_transfer_client="classic",  # the other one is native, with memory and retries of its own
         )
-        config.max_in_memory_upload_chunks = PARALLEL
+        config.max_in_memory_upload_chunks = UPLOADS
         s3, name = self._s3(), self._prefix + key
         extra = {"ChecksumAlgorithm": "CRC32", "ChecksumType": "FULL_OBJECT"} if _sends_checksums(s3) else {}
         s3.upload_fileobj(body, self._bucket, name, ExtraArgs=extra, Config=config)

@@ -149,7 +149,7 @@ def _serve(port: int) -> None:
 
     for name in ("put_object", "upload_part"):
         setattr(S3Response, name, checked(alone(getattr(S3Response, name))))
-    for name in ("get_object", "head_object", "delete_object", "_key_response_post"):
+    for name in ("get_object", "head_object", "delete_object", "list_objects_v2", "_key_response_post"):
         setattr(S3Response, name, alone(getattr(S3Response, name)))
     main(["-H", "127.0.0.1", "-p", str(port)])
 
