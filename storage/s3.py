@@ -1,0 +1,470 @@
+"""`s3://bucket/prefix`: Amazon S3, and any server that speaks its protocol (AWS_ENDPOINT_URL_S3).
+
+Bytes are checked both ways by CRC32 of the whole object, the SDK's own default: it costs a seventh of what TLS does,
+needs no native library, and unlike SHA-256 S3 keeps it of a multipart object as a whole.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import os
+import random
+import re
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from email.utils import parsedate_to_datetime
+from typing import Any, BinaryIO
+
+import boto3  # type: ignore[import-untyped]
+from boto3.s3.transfer import TransferConfig  # type: ignore[import-untyped]
+from botocore import exceptions as sdk  # type: ignore[import-untyped]
+from botocore.config import Config  # type: ignore[import-untyped]
+from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
+from urllib3.exceptions import HTTPError
+
+from storage.errors import (
+    AlreadyExists,
+    Damaged,
+    InvalidKey,
+    InvalidURL,
+    NoSpace,
+    NotFound,
+    NotSetUp,
+    PermissionDenied,
+    StoreError,
+    Unavailable,
+    Unsupported,
+)
+from storage.protocol import MAX_KEY_BYTES, ObjectInfo, Source, check_key, check_prefix, chunks
+
+log = logging.getLogger(__name__)
+
+PART = 8 << 20  # bytes; an object of more goes in parts of so many, side by side
+PARALLEL = 6  # parts in memory at once while reading: 48 MiB
+UPLOADS = 4  # and while writing, where the SDK keeps one or two more: 50 MiB measured
+CONFLICT_TRIES = 5
+CONNECT_S = 5.0
+SLOWEST = 64 << 10  # bytes that must come while patience lasts, or the answer is given up
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_MAX_PREFIX_BYTES = 1024 - MAX_KEY_BYTES - 1
+
+
+class S3Store:
+    def __init__(self, url: str, *, patience: Callable[[], float] = lambda: 20.0) -> None:
+        """`patience()`: the seconds that a request may wait for the next bytes of its answer; asked anew by each.
+
+        Nothing is asked of the network before the first call. Raises `InvalidURL`.
+        """
+        bucket, _, prefix = url.removeprefix("s3://").rstrip("/").partition("/")
+        if not _BUCKET.fullmatch(bucket):
+            raise InvalidURL(f"{url.rpartition('@')[2]}: an S3 store is written s3://bucket or s3://bucket/prefix")
+        if bucket.endswith("--x-s3"):
+            raise InvalidURL(f"{url}: a directory bucket doesn't list in order; take a general purpose bucket")
+        if prefix and not _is_holdable(prefix, _MAX_PREFIX_BYTES):
+            raise InvalidURL(f"{url}: the prefix is no key, or has more than {_MAX_PREFIX_BYTES} bytes")
+        self.url = url
+        self._bucket = bucket
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._patience = patience
+        self._lock = threading.Lock()
+        self._client: Any = None
+
+    def put(self, key: str, source: Source, *, if_absent: bool = False) -> ObjectInfo:
+        check_key(key)
+        with _Body(source) as body, self._told(key):
+            if body.size > PART and not if_absent:
+                return self._put_in_parts(key, body)
+            reply = self._put_at_once(key, body, if_absent)
+            # by the store's clock, to a second; asking for what it will tell costs a request
+            written = parsedate_to_datetime(reply["ResponseMetadata"]["HTTPHeaders"]["date"])
+            return ObjectInfo(key, body.size, written.timestamp())
+
+    def get(self, key: str, sink: BinaryIO, *, byte_range: tuple[int, int] | None = None) -> ObjectInfo:
+        start, stop = byte_range or (0, None)
+        if stop is not None and start >= stop:  # HTTP has no way to ask for nothing
+            return self.stat(key)
+        with self._told(check_key(key)):
+            first = self._first(key, start, stop)
+        if first is None:
+            return self.stat(key)
+        size = int(first["ContentRange"].rpartition("/")[2]) if "ContentRange" in first else first["ContentLength"]
+        crc = 0
+        with closing(self._pieces(key, first, start, size if stop is None else min(stop, size))) as pieces:
+            for data in pieces:
+                crc = zlib.crc32(data, crc)
+                sink.write(data)  # outside: the sink's own errors are not the store's
+        told = first.get("ChecksumCRC32", "-")
+        # "-" is in the checksum of an object that another program put in parts: one of the parts' checksums
+        if byte_range is None and "-" not in told and told != _base64(crc):
+            raise Damaged(f"{self.url}: {key} came with CRC32 {_base64(crc)}, and S3 has it with {told}")
+        return ObjectInfo(key, size, first["LastModified"].timestamp())
+
+    def stat(self, key: str) -> ObjectInfo:
+        name = self._prefix + check_key(key)
+        with self._told(key):
+            try:
+                info = self._s3().head_object(Bucket=self._bucket, Key=name)
+            except sdk.ClientError:
+                # the answer to a HEAD has a number, but no words; those to a GET tell a missing bucket from a
+                # missing object, and dead credentials from missing rights
+                self._s3().get_object(Bucket=self._bucket, Key=name, Range="bytes=0-0")["Body"].close()
+                raise
+        return ObjectInfo(key, info["ContentLength"], info["LastModified"].timestamp())
+
+    def list(self, prefix: str, *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
+        if delimiter not in (None, "/"):
+            raise ValueError(f"the delimiter can only be '/': {delimiter!r}")
+        query = {"Bucket": self._bucket, "Prefix": self._prefix + check_prefix(prefix)}
+        if delimiter:
+            query["Delimiter"] = delimiter
+        more = True
+        while more:
+            with self._told(prefix):
+                page = self._s3().list_objects_v2(**query)
+            # S3 lists in this order, but gives a page's objects and prefixes apart
+            yield from sorted(self._holdable(page), key=lambda info: info.key.encode())
+            more = page["IsTruncated"]
+            query["ContinuationToken"] = page.get("NextContinuationToken", "")
+
+    def delete(self, key: str) -> None:
+        with self._told(check_key(key)):
+            self._s3().delete_object(Bucket=self._bucket, Key=self._prefix + key)
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    def caveat(self) -> str | None:
+        return None
+
+    # --- writing
+
+    def _put_at_once(self, key: str, body: _Body, if_absent: bool) -> Any:
+        wanted: dict[str, Any] = {"IfNoneMatch": "*"} if if_absent else {}
+        s3 = self._s3()
+        if _sends_checksums(s3):
+            # as a header, which more servers take than the SDK's trailer; the algorithm, for those that store by it
+            wanted |= {"ChecksumAlgorithm": "CRC32", "ChecksumCRC32": _base64(body.crc32())}
+        for left in reversed(range(CONFLICT_TRIES)):
+            body.seek(0)
+            try:
+                return s3.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=body, **wanted)
+            except sdk.ClientError as e:
+                # another create or delete of this key was under way: neither won nor lost
+                if not left or _code(e) != "ConditionalRequestConflict":
+                    raise
+            time.sleep(random.uniform(0.05, 0.3))
+        raise AssertionError
+
+    def _put_in_parts(self, key: str, body: _Body) -> ObjectInfo:
+        """By the SDK's own manager, which aborts the upload on any failure."""
+        config = TransferConfig(
+            multipart_threshold=PART,
+            multipart_chunksize=PART,
+            max_concurrency=UPLOADS,
+            preferred_transfer_client="classic",  # the other one is native, with memory and retries of its own
+        )
+        config.max_in_memory_upload_chunks = UPLOADS
+        s3, name = self._s3(), self._prefix + key
+        extra = {"ChecksumAlgorithm": "CRC32", "ChecksumType": "FULL_OBJECT"} if _sends_checksums(s3) else {}
+        s3.upload_fileobj(body, self._bucket, name, ExtraArgs=extra, Config=config)
+        info = s3.head_object(Bucket=self._bucket, Key=name)  # the manager keeps its answers to itself
+        return ObjectInfo(key, body.size, info["LastModified"].timestamp())
+
+    # --- reading
+
+    def _first(self, key: str, start: int, stop: int | None) -> Any:
+        """The answer that holds the first bytes; None if the object has none there.
+
+        A whole object is asked for as such even where the rest is then fetched in parts: its checksum comes only so
+        (a range's may be another one, boto/botocore#3346), and no small object costs two requests.
+        """
+        wanted = {"ChecksumMode": "ENABLED"}
+        if stop is not None:
+            wanted = {"Range": f"bytes={start}-{min(stop, start + PART) - 1}"}
+        try:
+            return self._s3().get_object(Bucket=self._bucket, Key=self._prefix + key, **wanted)
+        except sdk.ClientError as e:
+            if _code(e) == "InvalidRange":
+                return None
+            raise
+
+    def _pieces(self, key: str, first: Any, start: int, stop: int) -> Generator[bytearray]:
+        """[start, stop) of the version that `first` is of, in order; at most `PARALLEL` pieces are in memory."""
+        ahead: deque[Future[bytearray]] = deque()
+        with ThreadPoolExecutor(PARALLEL, thread_name_prefix="s3") as pool:
+            try:
+                ahead.append(pool.submit(self._drained, first, min(PART, stop - start)))
+                for at in range(start + PART, stop, PART):
+                    if len(ahead) == PARALLEL:
+                        yield self._next(key, ahead)
+                    ahead.append(pool.submit(self._range, key, at, min(at + PART, stop), first["ETag"]))
+                while ahead:
+                    yield self._next(key, ahead)
+            finally:
+                for piece in ahead:
+                    piece.cancel()
+
+    def _next(self, key: str, ahead: deque[Future[bytearray]]) -> bytearray:
+        with self._told(key):
+            return ahead.popleft().result()
+
+    def _range(self, key: str, start: int, stop: int, etag: str) -> bytearray:
+        reply = self._s3().get_object(
+            Bucket=self._bucket, Key=self._prefix + key, Range=f"bytes={start}-{stop - 1}", IfMatch=etag
+        )
+        return self._drained(reply, stop - start)
+
+    def _drained(self, reply: Any, count: int) -> bytearray:
+        """The first `count` bytes of an answer's body. The SDK's time-out is for each byte, this one for a pace."""
+        data, got = bytearray(count), 0
+        since, then = time.monotonic(), 0
+        with reply["Body"] as raw:  # urllib3's own stream; read to its end, it gives its connection back
+            while piece := raw.read1(min(count - got, 256 << 10) or 1):
+                data[got : got + len(piece)] = piece
+                got += len(piece)
+                if got == count < reply["ContentLength"]:
+                    return data
+                now = time.monotonic()
+                if now - since > self._patience():
+                    if got - then < SLOWEST:
+                        raise Unavailable(f"{self.url}: an answer trickles, {got} of {count} bytes so far")
+                    since, then = now, got
+        if got != count:
+            raise Unavailable(f"{self.url}: an answer ended {count - got} bytes early")
+        return data
+
+    def _holdable(self, page: Any) -> Iterator[ObjectInfo]:
+        """A page's objects and prefixes, but for what no store could hold, such as the console's "folder/"."""
+        for item in page.get("Contents", ()):
+            key = item["Key"].removeprefix(self._prefix)
+            if _is_holdable(key):
+                yield ObjectInfo(key, item["Size"], item["LastModified"].timestamp())
+        for item in page.get("CommonPrefixes", ()):
+            key = item["Prefix"].removeprefix(self._prefix)
+            if _is_holdable(key[:-1]):
+                yield ObjectInfo(key, 0, 0.0)
+
+    # --- the SDK
+
+    def _s3(self) -> Any:
+        """The one client, made when first needed: it finds the credentials, maybe by asking the network."""
+        with self._lock:
+            if self._client is None:
+                session = boto3.Session()
+                credentials = session.get_credentials()
+                if credentials is None:
+                    raise sdk.NoCredentialsError
+                log.info("%s: credentials: %s", self.url, _kind(credentials.method, session.profile_name))
+                config = Config(
+                    retries={"total_max_attempts": 1},  # retrying is a wrapper's, which knows the deadline
+                    connect_timeout=max(0.1, min(CONNECT_S, self._patience())),
+                    max_pool_connections=2 * PARALLEL + 4,
+                    response_checksum_validation="when_required",  # done here, over the whole object
+                    user_agent_extra="baton",
+                )
+                # containers on AWS are told their region by this variable, which boto3 overlooks
+                region = session.region_name or os.environ.get("AWS_REGION")
+                try:
+                    client = session.client("s3", region_name=region, config=config)
+                except ValueError as e:  # "Invalid endpoint"
+                    raise NotSetUp(f"{self.url}: {_line(e)}; look at AWS_ENDPOINT_URL_S3") from e
+                client.meta.events.register("before-call.s3", self._set_patience)
+                self._client = client
+            return self._client
+
+    def _set_patience(self, context: dict[str, Any], **_: Any) -> None:
+        context["read_timeout"] = max(0.1, self._patience())
+
+    @contextmanager
+    def _told(self, key: str) -> Iterator[None]:
+        """Turn what the SDK says into the store's own errors."""
+        try:
+            yield
+        except sdk.ClientError as e:
+            raise _answered(e, self.url, self._bucket, key) from e
+        except (sdk.HTTPClientError, sdk.ConnectionError, ResponseParserError, HTTPError) as e:
+            if "CERTIFICATE_VERIFY_FAILED" in str(e):
+                raise NotSetUp(
+                    f"{self.url}: the server's certificate is not trusted here; set this machine's clock, or name its "
+                    f"authority by AWS_CA_BUNDLE: {_line(e)}"
+                ) from e
+            raise Unavailable(f"{self.url}: {key or 'list'}: {_line(e)}") from e
+        except (sdk.NoCredentialsError, sdk.PartialCredentialsError) as e:
+            raise NotSetUp(
+                f"{self.url}: no AWS credentials ({_line(e)}); give the machine a role (instance profile), set "
+                "AWS_ROLE_ARN and AWS_WEB_IDENTITY_TOKEN_FILE, or mount a credentials file and set "
+                "AWS_SHARED_CREDENTIALS_FILE"
+            ) from e
+        except sdk.BotoCoreError as e:
+            raise NotSetUp(f"{self.url}: {_line(e)}") from e
+
+
+class _Body(io.RawIOBase):
+    """A source as the seekable file that the SDK wants; only what is read is copied.
+
+    Given to HTTP as a file and not as bytes, it is sent in small pieces, each with the whole time-out, so that a slow
+    link is no fault.
+    """
+
+    def __init__(self, source: Source) -> None:
+        # a view of an array without elements can't be cast
+        self._views = [memoryview(chunk).cast("B") for chunk in chunks(source) if memoryview(chunk).nbytes]
+        self.size = sum(map(len, self._views))  # bytes
+        self._index = self._offset = 0  # the next byte: of which chunk, and where in it
+
+    def crc32(self) -> int:
+        crc = 0
+        for view in self._views:
+            crc = zlib.crc32(view, crc)
+        return crc
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return sum(map(len, self._views[: self._index])) + self._offset
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        left = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self.size}[whence]
+        self._index = 0
+        while self._index < len(self._views) and left >= len(self._views[self._index]):
+            left -= len(self._views[self._index])
+            self._index += 1
+        self._offset = left
+        return self.tell()
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = self.size if size is None or size < 0 else size
+        pieces = []
+        while left and self._index < len(self._views):
+            view = self._views[self._index]
+            piece = view[self._offset : self._offset + left]
+            pieces.append(piece)
+            left -= len(piece)
+            self._offset += len(piece)
+            if self._offset == len(view):
+                self._index, self._offset = self._index + 1, 0
+        return b"".join(pieces)
+
+    def close(self) -> None:
+        """The caller may resize its memory again once no view of it is left."""
+        self._views.clear()
+        super().close()
+
+
+# --- what the SDK says, in this house's words
+
+# a person must act on these; each with what to do
+_SET_UP = {
+    "NoSuchBucket": "make it: aws s3 mb s3://{bucket}",
+    "ExpiredToken": "the credentials are out of date; whatever issued them must issue new ones",
+    "ExpiredTokenException": "the credentials are out of date; whatever issued them must issue new ones",
+    "TokenRefreshRequired": "the credentials are out of date; whatever issued them must issue new ones",
+    "InvalidToken": "AWS_SESSION_TOKEN is none of this key's; set all three variables anew, or none",
+    "InvalidAccessKeyId": "this server doesn't know the access key; was it deleted, or is it another server's?",
+    "InvalidClientTokenId": "this server doesn't know the access key; was it deleted, or is it another server's?",
+    "SignatureDoesNotMatch": "AWS_SECRET_ACCESS_KEY doesn't fit AWS_ACCESS_KEY_ID",
+    "RequestTimeTooSkewed": "set this machine's clock (chrony or systemd-timesyncd)",
+    "RequestExpired": "set this machine's clock (chrony or systemd-timesyncd)",
+    "PermanentRedirect": "set AWS_REGION={region}",
+    "AuthorizationHeaderMalformed": "set AWS_REGION={region}",
+    "IllegalLocationConstraintException": "set AWS_REGION={region}",
+    "InvalidBucketName": "no server can have a bucket of this name",
+    "NotSignedUp": "sign the account up for S3",
+}
+_DAMAGED = {"BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "InvalidDigest"}
+_BUSY = {"RequestTimeout", "IncompleteBody", "NoSuchUpload", "OperationAborted", "ConditionalRequestConflict"}
+_RIGHTS = {
+    # without ListBucket S3 calls what is absent forbidden, and forbidden is never taken for absent
+    "GetObject": "s3:GetObject on its objects and s3:ListBucket on the bucket",
+    "HeadObject": "s3:GetObject on its objects and s3:ListBucket on the bucket",
+    "ListObjectsV2": "s3:ListBucket on the bucket",
+    "DeleteObject": "s3:DeleteObject on its objects",
+}
+
+
+def _answered(error: Any, url: str, bucket: str, key: str) -> StoreError:
+    """What an answer that is no success means."""
+    code, operation = _code(error), error.operation_name
+    status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
+    said = f"{url}: {key or 'list'}: {code}: {_line(error.response['Error'].get('Message', ''))}"
+    if operation.startswith("AssumeRole"):
+        return NotSetUp(f"{said} ({operation}); let the role's trust policy name this identity (sts:{operation})")
+    if code in ("NoSuchKey", "404"):
+        return NotFound(f"{url}: {key}: not there")
+    if code in ("PreconditionFailed", "412"):
+        if operation == "PutObject":
+            return AlreadyExists(f"{url}: {key}: already there")
+        return Unavailable(f"{url}: {key}: was replaced while it was being read")
+    if code in _SET_UP:
+        return NotSetUp(f"{said}; {_SET_UP[code].format(bucket=bucket, region=_region(error))}")
+    if status in (301, 307):
+        return NotSetUp(f"{said}; set AWS_REGION={_region(error)}")
+    if status in (401, 403):
+        rights = _RIGHTS.get(operation, "s3:PutObject and s3:AbortMultipartUpload on its objects")
+        return PermissionDenied(f"{said}; the role needs {rights}")
+    if code in _DAMAGED:
+        return Damaged(said)
+    if status == 507:
+        return NoSpace(said)
+    if status == 501:
+        return Unsupported(said)
+    if code in _BUSY or status in (408, 429) or status >= 500:
+        return Unavailable(said)
+    return StoreError(said)
+
+
+def _code(error: Any) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _region(error: Any) -> str:
+    headers = error.response["ResponseMetadata"].get("HTTPHeaders", {})
+    return str(headers.get("x-amz-bucket-region") or error.response["Error"].get("Region") or "the bucket's")
+
+
+def _line(text: object) -> str:
+    return " ".join(str(text).split())[:300]
+
+
+def _kind(method: str, profile: str) -> str:
+    """Credentials by the kind and name of where they come from, never by value."""
+    role = os.environ.get("AWS_ROLE_ARN", f"of profile {profile}")
+    return {
+        "env": "environment variable AWS_ACCESS_KEY_ID",
+        "shared-credentials-file": f"credentials file, profile {profile}",
+        "config-file": f"configuration file, profile {profile}",
+        "assume-role": f"role assumed by profile {profile}",
+        "assume-role-with-web-identity": f"role {role} by workload identity federation",
+        "container-role": "role of the container (ECS task or EKS pod identity)",
+        "iam-role": "role of the instance",
+        "custom-process": f"program named by profile {profile}",
+        "sso": f"single sign-on of profile {profile}",
+    }.get(method, method)
+
+
+def _sends_checksums(s3: Any) -> bool:
+    """AWS_REQUEST_CHECKSUM_CALCULATION=when_required is how one keeps them from servers that refuse them."""
+    return bool(s3.meta.config.request_checksum_calculation != "when_required")
+
+
+def _base64(crc: int) -> str:
+    return base64.b64encode(crc.to_bytes(4, "big")).decode()
+
+
+def _is_holdable(key: str, most: int = MAX_KEY_BYTES) -> bool:
+    try:
+        return len(check_key(key).encode()) <= most
+    except InvalidKey:
+        return False

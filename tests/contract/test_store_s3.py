@@ -1,0 +1,561 @@
+"""The S3 store against moto, and over a real bucket where BATON_LIVE_S3 names one; then what is S3's own.
+
+What the network does to it is done by a proxy; what moto can't say (no rights, dead credentials, another region,
+busy) the proxy answers in S3's words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from store_contract import Place, StoreContract, finish, names, read, spawn
+
+from storage import Store, open_store
+from storage.errors import (
+    AlreadyExists,
+    Damaged,
+    InvalidURL,
+    NoSpace,
+    NotFound,
+    NotSetUp,
+    PermissionDenied,
+    StoreError,
+    Unavailable,
+    Unsupported,
+)
+from storage.s3 import PARALLEL, PART, S3Store
+from tests.emulators.moto import MotoS3
+from tests.emulators.proxy import Fault, Proxy, Request
+
+MIB = 1 << 20
+BUCKET = "baton-test"
+LIVE = os.environ.get("BATON_LIVE_S3")
+
+
+@pytest.fixture
+def moto(moto_emulator: MotoS3, monkeypatch: pytest.MonkeyPatch) -> MotoS3:
+    """The emulator, as the place that this process and its children find."""
+    for name, value in moto_emulator.env.items():
+        monkeypatch.setenv(name, value)
+    moto_emulator.make_bucket(BUCKET)
+    return moto_emulator
+
+
+@pytest.fixture
+def url(moto: MotoS3) -> str:
+    return moto.url(BUCKET, f"{uuid.uuid4().hex}/run s")
+
+
+class TestS3(StoreContract):
+    @pytest.fixture
+    def place(self, url: str) -> Place:
+        # moto joins what came in parts, several times over: 300 MiB keep a busy machine beyond a request's 20 s
+        return Place(lambda: open_store(url), big_mib=150)
+
+
+if LIVE:
+
+    class TestLiveS3(StoreContract):
+        @pytest.fixture
+        def place(self) -> Iterator[Place]:
+            place = Place(lambda: open_store(f"{LIVE}/{uuid_of_this_test}"), kills=10)
+            uuid_of_this_test = uuid.uuid4().hex
+            yield place
+            store = place.open()
+            for info in store.list(""):
+                store.delete(info.key)
+
+
+# --- through a network that fails
+
+
+@pytest.fixture
+def proxy(moto: MotoS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    with Proxy(("127.0.0.1", moto.port)) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+        yield proxy
+
+
+@pytest.fixture
+def patience() -> list[float]:
+    """Seconds of silence after which `store` gives up; a test may put another in."""
+    return [20.0]
+
+
+@pytest.fixture
+def store(proxy: Proxy, url: str, patience: list[float]) -> Store:
+    """Behind the proxy."""
+    return S3Store(url, patience=lambda: patience[0])
+
+
+def body(size: int) -> bytes:
+    return bytes(range(251)) * (size // 251) + bytes(size % 251)
+
+
+def is_get(request: Request) -> bool:
+    return request.method == "GET"
+
+
+def is_get_of(start: int) -> Callable[[Request], bool]:
+    return lambda request: request.method == "GET" and request.headers.get("range", "").startswith(f"bytes={start}-")
+
+
+def is_part(number: int) -> Callable[[Request], bool]:
+    return lambda request: request.method == "PUT" and f"partNumber={number}" in request.target
+
+
+def answer(status: int, code: str, message: str = "", extra: str = "", **headers: str) -> Fault:
+    text = f"<Error><Code>{code}</Code><Message>{message}</Message>{extra}</Error>"
+    return Fault(
+        "answer",
+        status=status,
+        body=text.encode(),
+        headers={name.replace("_", "-"): value for name, value in headers.items()},
+    )
+
+
+CALLS: dict[str, Callable[[Store], object]] = {
+    "put": lambda store: store.put("a", b"new"),
+    "create": lambda store: store.put("b", b"new", if_absent=True),
+    "put big": lambda store: store.put("a", [body(PART), b"x"]),
+    "get": lambda store: read(store, "a"),
+    "get range": lambda store: read(store, "a", (0, 2)),
+    "stat": lambda store: store.stat("a"),
+    "list": lambda store: names(store),
+    "delete": lambda store: store.delete("a"),
+}
+
+
+def every_call(test: Any) -> Any:
+    return pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)(test)
+
+
+@every_call
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("reset"),
+        Fault("lose"),
+        Fault("hang"),
+        Fault("answer", status=503),
+        answer(503, "SlowDown", "Please reduce your request rate."),
+        answer(500, "InternalError"),
+        answer(429, "TooManyRequests"),
+        answer(400, "RequestTimeout"),
+    ],
+    ids=lambda fault: f"{fault.kind} {fault.status}",
+)
+def test_a_network_or_server_that_fails_is_unavailable(
+    store: Store, proxy: Proxy, patience: list[float], call: Callable[[Store], object], fault: Fault
+) -> None:
+    store.put("a", b"old")
+    proxy.faults = [fault]
+    patience[0] = 1.0
+    asked, start = len(proxy.requests), time.monotonic()
+    with pytest.raises(Unavailable):
+        call(store)
+    assert time.monotonic() - start < 5
+    # the SDK's own retries are off. No retries: its HEAD of the bucket after a HEAD's 400, where it looks for another
+    # region; the GET that asks for a HEAD's reason; the abort of an upload
+    assert len(proxy.requests) - asked <= 3
+    asked_how = [(r.method, r.target) for r in proxy.requests[asked:]]
+    assert len(set(asked_how)) == len(asked_how)
+    proxy.faults, patience[0] = [], 20.0
+    assert store.stat("a").size in (3, PART + 1) if call is not CALLS["delete"] else True
+
+
+def test_nothing_listens_is_unavailable(store: Store, proxy: Proxy) -> None:
+    proxy.stop()
+    with pytest.raises(Unavailable):
+        store.stat("a")
+
+
+@every_call
+def test_forbidden_is_never_not_found(store: Store, proxy: Proxy, call: Callable[[Store], object]) -> None:
+    store.put("a", b"old")
+    said = "User: arn:aws:sts::1:assumed-role/baton is not authorized to perform: s3:DoIt"
+    proxy.faults = [answer(403, "AccessDenied", said)]
+    with pytest.raises(PermissionDenied, match="the role needs s3:") as caught:
+        call(store)
+    assert not isinstance(caught.value, NotFound)
+    assert said in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@every_call
+@pytest.mark.parametrize(
+    ("fault", "hint"),
+    [
+        (answer(404, "NoSuchBucket"), "aws s3 mb s3://baton-test"),
+        (answer(400, "ExpiredToken"), "out of date"),
+        (answer(403, "InvalidAccessKeyId"), "doesn't know the access key"),
+        (answer(403, "SignatureDoesNotMatch"), "AWS_SECRET_ACCESS_KEY"),
+        (answer(403, "RequestTimeTooSkewed"), "clock"),
+        (answer(400, "AuthorizationHeaderMalformed", extra="<Region>eu-west-3</Region>"), "AWS_REGION=eu-west-3"),
+        (answer(301, "PermanentRedirect", x_amz_bucket_region="eu-west-3"), "AWS_REGION=eu-west-3"),
+    ],
+    ids=lambda value: value.body.decode() if isinstance(value, Fault) else "",
+)
+def test_what_a_person_must_mend_says_how(
+    store: Store, proxy: Proxy, call: Callable[[Store], object], fault: Fault, hint: str
+) -> None:
+    """Also for `stat`, though the answer to its HEAD has no words."""
+    proxy.faults = [fault]
+    with pytest.raises(NotSetUp) as caught:
+        call(store)
+    assert hint in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (answer(507, "XMinioStorageFull"), NoSpace),
+        (answer(501, "NotImplemented"), Unsupported),
+        (answer(400, "BadDigest"), Damaged),
+        (answer(400, "SomethingNew"), StoreError),
+    ],
+    ids=["full", "not implemented", "bad digest", "unknown"],
+)
+def test_other_answers_find_their_error(store: Store, proxy: Proxy, fault: Fault, error: type) -> None:
+    proxy.faults = [fault]
+    with pytest.raises(error):
+        store.put("a", b"")
+
+
+def test_an_absent_bucket_is_not_an_absent_object(moto: MotoS3) -> None:
+    """By moto's own answers, without the proxy's."""
+    for call in CALLS.values():
+        with pytest.raises(NotSetUp, match="aws s3 mb s3://no-such-bucket"):
+            call(open_store("s3://no-such-bucket/run"))
+
+
+# --- bytes that change or end on the way
+
+
+@pytest.mark.parametrize("size", [1000, PART, PART + 1, 3 * PART + 5])
+def test_a_bit_flipped_on_the_way_down_is_damage(store: Store, proxy: Proxy, size: int) -> None:
+    store.put("a", [body(size)])
+    for at in {0, size // 2, size - 1}:
+        piece = at // PART * PART
+        proxy.faults = [
+            Fault("flip", at=at - piece, when=is_get_of(piece) if piece else lambda r: "range" not in r.headers)
+        ]
+        with pytest.raises(Damaged):
+            read(store, "a")
+    proxy.faults = []
+    assert read(store, "a") == body(size)
+
+
+@pytest.mark.parametrize("size", [1000, PART, 3 * PART + 5])
+def test_a_bit_flipped_on_the_way_up_is_damage_and_nothing_is_written(store: Store, proxy: Proxy, size: int) -> None:
+    proxy.faults = [Fault("flip_up", at=size % PART // 2, when=lambda r: r.method == "PUT", times=1)]
+    with pytest.raises(Damaged):
+        store.put("a", [body(size)])
+    assert names(store) == []
+
+
+@pytest.mark.parametrize("start", [0, 2 * PART])
+@pytest.mark.parametrize("kind", ["cut", "stall"])
+def test_an_answer_that_ends_or_stops_early_is_unavailable(
+    store: Store, proxy: Proxy, patience: list[float], kind: Any, start: int
+) -> None:
+    store.put("a", [body(3 * PART)])
+    patience[0] = 2.0
+    proxy.faults = [Fault(kind, at=PART // 2, when=is_get_of(start) if start else lambda r: "range" not in r.headers)]
+    with pytest.raises(Unavailable):
+        read(store, "a")
+
+
+def test_an_answer_that_trickles_is_unavailable(store: Store, proxy: Proxy, patience: list[float]) -> None:
+    """Each byte comes in time, so no time-out of a socket ever ends."""
+    store.put("a", body(MIB))
+    patience[0] = 1.0
+    start = time.monotonic()
+    proxy.faults = [Fault("slow", pause_s=0.001, when=is_get)]
+    with pytest.raises(Unavailable, match="trickles"):
+        read(store, "a")
+    assert time.monotonic() - start < 5
+
+
+def test_a_slow_link_is_no_fault(store: Store, proxy: Proxy, patience: list[float]) -> None:
+    """Each of the three takes longer than silence may last."""
+    patience[0] = 2.0
+    proxy.bytes_per_s = 2.5e6
+    for size in (PART, PART + MIB):
+        store.put("a", [body(size)])
+    assert read(store, "a") == body(PART + MIB)
+
+
+def test_an_upload_cut_in_the_middle_leaves_the_old_object(store: Store, proxy: Proxy) -> None:
+    store.put("a", b"old")
+    proxy.faults = [Fault("break", at=PART // 2, when=is_part(2))]
+    with pytest.raises(Unavailable):
+        store.put("a", [body(3 * PART)])
+    assert read(store, "a") == b"old"
+
+
+def open_uploads(moto: MotoS3) -> list[str]:
+    from boto3 import client
+
+    s3 = client("s3", endpoint_url=moto.env["AWS_ENDPOINT_URL_S3"], region_name="us-east-1")
+    return [upload["Key"] for upload in s3.list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])]
+
+
+def test_a_failed_upload_in_parts_is_aborted(store: Store, proxy: Proxy, moto: MotoS3) -> None:
+    before = open_uploads(moto)
+    proxy.faults = [Fault("reset", when=is_part(3))]
+    with pytest.raises(Unavailable):
+        store.put("a", [body(4 * PART)])
+    assert open_uploads(moto) == before
+    assert names(store) == []
+
+
+def test_an_upload_goes_in_parts_side_by_side_and_each_with_its_checksum(store: Store, proxy: Proxy) -> None:
+    store.put("a", [body(PART)] * 3)
+    parts = [r for r in proxy.requests if "partNumber" in r.target]
+    assert len(parts) == 3
+    assert all("x-amz-checksum-crc32" in r.headers for r in parts)
+    store.put("b", b"small")
+    assert "x-amz-checksum-crc32" in proxy.requests[-1].headers
+
+
+def test_requests_are_few(store: Store, proxy: Proxy) -> None:
+    """S3 charges by the request; a small object costs one either way."""
+    for call, most in (("put", 1), ("create", 1), ("get", 1), ("stat", 1), ("list", 1), ("delete", 1), ("put big", 5)):
+        if call != "put":
+            store.put("a", b"old")
+        before = len(proxy.requests)
+        CALLS[call](store)
+        assert len(proxy.requests) - before == most, call
+    store.put("a", [body(PART)] * 3)
+    before = len(proxy.requests)
+    read(store, "a")
+    assert len(proxy.requests) - before == 3
+
+
+def test_checksums_are_left_out_where_the_sdk_is_told_so(
+    proxy: Proxy, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    store = open_store(url)
+    for size in (5, PART + 1):
+        store.put("a", body(size))
+        assert read(store, "a") == body(size)
+    assert not any("checksum-crc32" in name for r in proxy.requests for name in r.headers)
+
+
+# --- one version
+
+
+def test_an_object_replaced_while_it_is_read_is_never_a_mix(store: Store, proxy: Proxy) -> None:
+    store.put("a", [bytes(PART)] * (PARALLEL + 2))
+
+    class Replacing(io.BytesIO):
+        def write(self, data: Any) -> int:
+            if not self.tell():
+                store.put("a", b"new")
+            return super().write(data)
+
+    with pytest.raises(Unavailable, match="replaced"):
+        store.get("a", Replacing())
+    assert read(store, "a") == b"new"
+
+
+def test_a_conflict_between_two_creates_is_tried_again(store: Store, proxy: Proxy) -> None:
+    conflict = answer(409, "ConditionalRequestConflict")
+    conflict.times = 2
+    proxy.faults = [conflict]
+    store.put("claim", b"mine", if_absent=True)
+    assert read(store, "claim") == b"mine"
+    conflict.times = None
+    with pytest.raises(Unavailable, match="ConditionalRequestConflict"):
+        store.put("other", b"mine", if_absent=True)
+
+
+def test_a_create_whose_answer_was_lost_is_there(store: Store, proxy: Proxy) -> None:
+    """The caller reads back and finds its own bytes."""
+    proxy.faults = [Fault("lose", times=1)]
+    with pytest.raises(Unavailable):
+        store.put("claim", b"mine", if_absent=True)
+    with pytest.raises(AlreadyExists):
+        store.put("claim", b"mine", if_absent=True)
+    assert read(store, "claim") == b"mine"
+
+
+# --- ranges and lists
+
+
+@pytest.mark.parametrize(
+    "byte_range", [(5, 3 * PART - 7), (PART - 1, PART + 1), (PART, 99 * PART), (3 * PART - 1, 3 * PART)]
+)
+def test_a_range_over_several_parts_is_whole(store: Store, byte_range: tuple[int, int]) -> None:
+    store.put("a", [body(3 * PART)])
+    assert read(store, "a", byte_range) == body(3 * PART)[slice(*byte_range)]
+
+
+def test_the_sinks_error_in_the_middle_of_a_big_object_passes(store: Store) -> None:
+    store.put("a", [body(PART)] * 4)
+    error = FileNotFoundError("the sink's")
+
+    class Full(io.BytesIO):
+        def write(self, data: Any) -> int:
+            if self.tell():
+                raise error
+            return super().write(data)
+
+    with pytest.raises(FileNotFoundError) as caught:
+        store.get("a", Full())
+    assert caught.value is error
+
+
+def test_what_others_left_in_the_bucket_and_no_store_could_hold_is_not_listed(url: str, moto: MotoS3) -> None:
+    from boto3 import client
+
+    s3, store = client("s3", endpoint_url=moto.env["AWS_ENDPOINT_URL_S3"], region_name="us-east-1"), open_store(url)
+    prefix = url.partition(f"{BUCKET}/")[2]
+    for key in ("folder/", "a//b", "/c", "dot.", "good"):
+        s3.put_object(Bucket=BUCKET, Key=f"{prefix}/{key}", Body=b"")
+    s3.put_object(Bucket=BUCKET, Key=f"{prefix}beside", Body=b"")
+    assert names(store) == ["good"]
+    assert "good" in names(store, "", "/")
+    assert "dot." not in names(store, "", "/")
+
+
+def test_a_list_in_pages_is_told_one_page_at_a_time(store: Store, proxy: Proxy, url: str) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: store.put(f"k{n:04}", b""), range(1001)))
+    before = len(proxy.requests)
+    listing = store.list("")
+    assert next(listing).key == "k0000"
+    assert len(proxy.requests) == before + 1
+    assert len(list(listing)) == 1000
+    assert len(proxy.requests) == before + 2
+
+
+# --- patience, credentials, addresses
+
+
+def test_patience_is_asked_anew_for_each_request(proxy: Proxy, url: str) -> None:
+    patience = [5.0]
+    store = S3Store(url, patience=lambda: patience[0])
+    store.put("a", b"")
+    proxy.faults = [Fault("hang")]
+    patience[0] = 0.3
+    for _ in range(2):
+        start = time.monotonic()
+        with pytest.raises(Unavailable):
+            store.put("a", b"")
+        assert 0.2 < time.monotonic() - start < 1.5
+
+
+def test_credentials_are_told_once_by_kind_and_never_by_value(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "verysecret")
+    caplog.set_level(logging.DEBUG, "storage")
+    store = open_store(url)
+    for _ in range(2):
+        store.put("a", b"")
+    told = [record.getMessage() for record in caplog.records if record.name == "storage.s3"]
+    assert told == [f"{url}: credentials: environment variable AWS_ACCESS_KEY_ID"]
+    mounted = tmp_path / "credentials"
+    mounted.write_text("[default]\naws_access_key_id = k\naws_secret_access_key = verysecret\n")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(mounted))
+    store = open_store(url)
+    store.put("a", b"")
+    assert "credentials file, profile default" in caplog.text
+    assert "verysecret" not in caplog.text
+    assert "verysecret" not in repr(store) + str(vars(store))
+
+
+def test_no_credentials_say_what_to_do(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(NotSetUp, match="AWS_WEB_IDENTITY_TOKEN_FILE"):
+        open_store(url).stat("a")
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(NotSetUp, match="nobody"):
+        open_store(url).stat("a")
+
+
+def test_an_endpoint_that_is_no_address_is_named(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "nonsense")
+    with pytest.raises(NotSetUp, match="AWS_ENDPOINT_URL_S3"):
+        open_store(url).stat("a")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "s3://",
+        "s3://B",
+        "s3://ab",
+        "s3://buck_et",
+        "s3://bucket/../x",
+        "s3://bucket//x",
+        "s3://b--x-s3",
+        "s3://bucket/" + "x" * 124,
+    ],
+)
+def test_an_address_that_is_none_is_refused_before_any_request(bad: str) -> None:
+    with pytest.raises(InvalidURL, match="s3://"):
+        open_store(bad)
+
+
+def test_a_secret_in_an_address_is_not_repeated() -> None:
+    with pytest.raises(InvalidURL) as caught:
+        open_store("s3://key:secret@bucket")
+    assert "secret" not in str(caught.value)
+
+
+def test_the_bucket_itself_may_be_the_store(moto: MotoS3) -> None:
+    moto.make_bucket("baton-whole")
+    for address in ("s3://baton-whole", "s3://baton-whole/"):
+        store = open_store(address)
+        store.put("a/b", b"1")
+        assert names(store) == ["a/b"]
+
+
+# --- the server dies
+
+
+def test_a_server_killed_in_the_midst_of_an_upload_and_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A moto of its own; what it held is gone, but no half object is there and the store finds it again."""
+    with MotoS3() as mine, Proxy(("127.0.0.1", mine.port)) as proxy:
+        for name, value in mine.env.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+        mine.make_bucket(BUCKET)
+        store = S3Store(mine.url(BUCKET, "run"), patience=lambda: 3.0)
+        store.put("warm", b"")
+        proxy.bytes_per_s = 20e6
+        killer = threading.Timer(0.5, mine.kill)
+        killer.start()
+        with pytest.raises(Unavailable):
+            store.put("a", [body(PART)] * 8)
+        killer.join()
+        proxy.bytes_per_s = None
+        mine.start()
+        assert names(store) == []
+        store.put("a", [body(PART)] * 2)
+        assert hashlib.sha256(read(store, "a")).digest() == hashlib.sha256(body(PART) * 2).digest()
+
+
+def test_only_its_scheme_imports_the_sdk() -> None:
+    code = "import sys, storage; storage.open_store('file:///tmp'); print('boto3' in sys.modules)"
+    assert finish(spawn(code)) == "False\n"

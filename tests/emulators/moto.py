@@ -1,0 +1,158 @@
+"""S3 on this machine: moto's server, in a process of its own.
+
+Added to moto, where it does less than S3 and a test would show nothing:
+- each reading, writing and deleting of an object is one step; moto itself lets two writers pass the look for
+  `If-None-Match`, and answers 500 to who reads an object that another replaces at that moment;
+- a body that doesn't fit its `x-amz-checksum-crc32` is refused with BadDigest; moto takes it.
+Not there: rights and credentials (all are taken), regions, `If-Match` on the completion of a multipart upload, and
+anything on a disk: what is stored ends with the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+class MotoS3:
+    """`start` it, or use it in a with; its data is gone after `stop` or `kill`, its buckets are made anew."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.port = port or _free_port()
+        self.log = Path(tempfile.mkstemp(prefix="moto-", suffix=".log")[1])
+        self._process: subprocess.Popen[bytes] | None = None
+        self._buckets: list[str] = []
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {
+            "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{self.port}",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        }
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            # -P: this file's folder is not searched, where `moto` would be this file
+            command = [sys.executable, "-P", __file__, str(self.port)]
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        end = time.monotonic() + 60
+        while not self._answers():
+            assert self._process.poll() is None, self.log.read_text()
+            assert time.monotonic() < end, "moto doesn't start"
+            time.sleep(0.05)
+        for bucket in self._buckets:
+            self._make(bucket)
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+            return True
+        return False
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(30)
+            self._process = None
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def __enter__(self) -> MotoS3:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def make_bucket(self, name: str) -> None:
+        if name not in self._buckets:
+            self._make(name)
+            self._buckets.append(name)
+
+    def _make(self, bucket: str) -> None:
+        from boto3 import client
+
+        env = self.env
+        client(
+            "s3",
+            endpoint_url=env["AWS_ENDPOINT_URL_S3"],
+            region_name=env["AWS_REGION"],
+            aws_access_key_id="key",
+            aws_secret_access_key="secret",
+        ).create_bucket(Bucket=bucket)
+
+    def url(self, bucket: str, prefix: str = "") -> str:
+        return f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
+
+
+@pytest.fixture(scope="session")
+def moto_emulator() -> Iterator[MotoS3]:
+    with MotoS3() as emulator:
+        yield emulator
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+    return port
+
+
+def _serve(port: int) -> None:
+    import base64
+    import threading
+    import zlib
+
+    from moto.s3.exceptions import S3ClientError
+    from moto.s3.responses import S3Response
+    from moto.server import main
+
+    class BadDigest(S3ClientError):
+        code = 400
+
+        def __init__(self) -> None:
+            super().__init__("BadDigest", "The CRC32 you specified did not match the calculated checksum.")
+
+    one_at_a_time = threading.Lock()
+
+    def checked(method):  # type: ignore[no-untyped-def]
+        def checking(self):  # type: ignore[no-untyped-def]
+            told = self.headers.get("x-amz-checksum-crc32")
+            if told and told != base64.b64encode(zlib.crc32(self.body or b"").to_bytes(4, "big")).decode():
+                raise BadDigest
+            return method(self)
+
+        return checking
+
+    def alone(method):  # type: ignore[no-untyped-def]
+        def waiting(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+            with one_at_a_time:
+                return method(self, *args, **kwargs)
+
+        return waiting
+
+    for name in ("put_object", "upload_part"):
+        setattr(S3Response, name, checked(alone(getattr(S3Response, name))))
+    for name in ("get_object", "head_object", "delete_object", "list_objects_v2", "_key_response_post"):
+        setattr(S3Response, name, alone(getattr(S3Response, name)))
+    main(["-H", "127.0.0.1", "-p", str(port)])
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]))
