@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
@@ -39,6 +42,9 @@ CONNECTIONS = 32  # kept open: a get and a put side by side, and the small reque
 PIECE_BYTES = 64 << 10  # sent at once, see _Transport
 CONNECT_S = 5.0
 
+# The SDK warns of what is told as an error here; without a handler its lines would go to stderr.
+logging.getLogger("azure").addHandler(logging.NullHandler())
+
 _URL = re.compile(r"az://([a-z0-9]{3,24})/([a-z0-9](?:-?[a-z0-9]){2,62})(?:/(.*?))?/?")
 _ROLE = "the role Storage Blob Data Contributor"
 _UNKNOWN = ("AuthenticationFailed", "InvalidAuthenticationInfo", "NoAuthenticationInformation")  # who asks, that is
@@ -69,6 +75,7 @@ class AzureStore:
             self._login.credential,
             transport=_Transport(patience),
             retry_total=0,
+            permit_redirects=False,  # Azure sends none; what does would be given the token
             max_single_put_size=BLOCK_BYTES,
             max_block_size=BLOCK_BYTES,
             max_single_get_size=RANGE_BYTES,
@@ -155,6 +162,8 @@ class AzureStore:
                 if e.status_code == 412:
                     raise Unavailable(f"{key}: was replaced while being read") from e
                 raise
+            except ValueError as e:  # no Content-Range
+                raise self._not_azures(key) from e
 
     def stat(self, key: str) -> ObjectInfo:
         blob = self._blob(key)
@@ -168,14 +177,18 @@ class AzureStore:
         found = []
         with self._translated(prefix or ".", "blobs/read", "l"):
             pages = self._container.walk_blobs if delimiter else self._container.list_blobs
-            for item in pages(start or None, include=["metadata"]):
-                key = item.name.removeprefix(self._root)
-                with suppress(InvalidKey):  # another program's object
-                    if isinstance(item, BlobPrefix):
-                        check_key(key[:-1])
-                        found.append(ObjectInfo(key, 0, 0.0))
-                    elif check_key(key) and not _is_folder(item):
-                        found.append(ObjectInfo(key, item.size, item.last_modified.timestamp()))
+            try:
+                items = [*pages(start or None, include=["metadata"])]
+            except AttributeError as e:  # the SDK's, of an answer that is no XML
+                raise self._not_azures(prefix or ".") from e
+        for item in items:
+            key = item.name.removeprefix(self._root)
+            with suppress(InvalidKey):  # another program's object
+                if isinstance(item, BlobPrefix):
+                    check_key(key[:-1])
+                    found.append(ObjectInfo(key, 0, 0.0))
+                elif check_key(key) and not _is_folder(item):
+                    found.append(ObjectInfo(key, item.size, item.last_modified.timestamp()))
         # Azure's manual says "alphabetical" of the order, not by what, so nothing is told before all is known
         yield from sorted(found, key=lambda info: info.key.encode())
 
@@ -194,6 +207,8 @@ class AzureStore:
         return self._container.get_blob_client(self._root + check_key(key))
 
     def _info(self, key: str, properties: BlobProperties) -> ObjectInfo:
+        if properties.last_modified is None:
+            raise self._not_azures(key)
         if _is_folder(properties):
             raise NotFound(f"{key}: not there")
         whole = properties.content_range  # of a range's answer: "bytes 0-9/100"
@@ -211,6 +226,9 @@ class AzureStore:
             raise self._refusal(key, e, action, sas) from e
         except (AzureError, requests.RequestException) as e:
             raise self._no_answer(key, e) from e
+
+    def _not_azures(self, key: str) -> StoreError:
+        return Unavailable(f"{key}: what answers for {self._place} is not Azure: is there a login page in between?")
 
     def _no_answer(self, key: str, error: Exception) -> StoreError:
         reason = first_line(error)
@@ -237,10 +255,12 @@ class AzureStore:
                 f"{self._place}: no such container; make it: az storage container create --auth-mode login "
                 f"--account-name {account} --name {container}"
             )
-        if code in ("Md5Mismatch", "InvalidMd5"):
+        if code in ("Md5Mismatch", "InvalidMd5") or (status == 400 and "contentMD5" in first_line(error)):  # azurite
             return Damaged(f"{key}: {said}: what arrived is not what was sent")
         if status == 401 or code in _UNKNOWN or (status == 403 and "failed to authenticate" in first_line(error)):
-            return NotSetUp(f"{said} to the {self._login.name}: {self._login.why_refused(_detail(error))}")
+            return NotSetUp(
+                f"{said} to the {self._login.name}: {self._login.why_refused(_detail(error), _date(error))}"
+            )
         if status == 403:
             return PermissionDenied(
                 f"{key}: {said} to the {self._login.name}: it needs {_ROLE} on the container "
@@ -322,6 +342,14 @@ def _code(error: HttpResponseError) -> str:
     """Azure's own name for what is wrong; "" where the answer names none."""
     code = getattr(error, "error_code", None) or ""
     return str(getattr(code, "value", code))
+
+
+def _date(error: HttpResponseError) -> datetime | None:
+    """What the time is by the clock of Azure, or of the proxy that answered."""
+    date = getattr(error.response, "headers", {}).get("date")
+    with suppress(ValueError):
+        return parsedate_to_datetime(date) if date else None
+    return None
 
 
 def _detail(error: HttpResponseError) -> str:

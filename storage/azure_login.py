@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import logging
 import os
 import re
@@ -37,6 +38,7 @@ from storage.errors import NotSetUp, StoreError, Unavailable
 
 ASSET_TAG = Path("/sys/class/dmi/id/chassis_asset_tag")
 AZURES_TAG = "7783-7084-3265-9085-8269-3286-77"  # of every virtual machine on Azure
+MOST_SKEW_S = 15 * 60.0  # Azure takes no request signed longer ago
 # A token is fetched in the midst of a request to the store, which the caller may be waiting on with a deadline.
 _BRIEF: dict[str, Any] = {"retry_total": 1, "connection_timeout": 5, "read_timeout": 10}
 
@@ -51,12 +53,14 @@ class Login:
     credential: Any = field(repr=False)  # as the SDK takes it
     name: str  # of what kind and whose; never its value
 
-    def why_refused(self, detail: str) -> str:
-        """What to do about credentials that Azure doesn't take, for the reason `detail`."""
-        if "date header" in detail.lower():
+    def why_refused(self, detail: str, azures_time: datetime | None) -> str:
+        """What to do about credentials that Azure doesn't take, for the reason `detail`, told at `azures_time`."""
+        now = datetime.now(UTC)
+        off = azures_time is not None and abs(azures_time.timestamp() - now.timestamp()) > MOST_SKEW_S
+        if off or "date header" in detail.lower():
             return "this machine's clock is wrong: set it (chronyc makestep, timedatectl set-ntp true)"
         end = _end(self.credential.signature) if isinstance(self.credential, AzureSasCredential) else None
-        if end and end < datetime.now(UTC):
+        if end and end < now:
             return f"it expired at {end:%Y-%m-%d %H:%M} UTC: make a new one (az storage container generate-sas)"
         return f"renew or correct it ({detail})"
 
@@ -184,8 +188,8 @@ class _Token:
             status = cause.status_code if isinstance(cause, HttpResponseError) else None
             if isinstance(cause, ServiceRequestError | ServiceResponseError) or status in (404, 408, 410, 429):
                 return Unavailable(f"{self._name}: no token: {first_line(cause)}")
-            if status and status >= 500:
-                return Unavailable(f"{self._name}: no token: answered {status}")
+            if (status and status >= 500) or isinstance(cause, json.JSONDecodeError):  # an error's page
+                return Unavailable(f"{self._name}: no token: its service answered with an error")
         if isinstance(self._credential, DefaultAzureCredential):
             return NotSetUp(
                 "no credentials for Azure: run az login, or set AZURE_TENANT_ID, AZURE_CLIENT_ID and "
