@@ -1,8 +1,9 @@
 """Azure Blob Storage on this machine: azurite, Microsoft's own emulator, as a process of its own.
 
 `azurite-blob` is looked for in BATON_TEST_AZURITE, in node_modules/.bin of the repository and on PATH.
-It keeps its data on disk: it survives `kill` and `start`, all that it had said "done" to more than some seconds
-before at least, for it writes its index late (lokijs saves each 5 s).
+It keeps its data on disk, but writes its index each 5 s only: what was put in the last seconds before a `kill` is lost
+though it said "created", which Azure itself never does. Tests that kill it wait 6 s first, or count on that; `stop`
+loses nothing.
 """
 
 from __future__ import annotations
