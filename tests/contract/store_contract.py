@@ -325,7 +325,7 @@ class StoreContract:
         store, rounds = place.open(), 3 * place.claim_rounds
         start = time.time() + 1.5
         claimants = [spawn(_CLAIMANT, store.url, n, rounds, start) for n in range(8)]
-        won = Counter(i for claimant in claimants for i in map(int, finish(claimant).split()))
+        won = Counter(i for claimant in claimants for i in map(int, finish(claimant, 300).split()))
         assert won == Counter(range(rounds))
 
     # --- ranges

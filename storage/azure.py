@@ -1,0 +1,357 @@
+"""`az://account/container/prefix`: runs in Azure Blob Storage, as block blobs. storage/azure_login.py says who asks."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+import requests
+from azure.core import MatchConditions
+from azure.core.exceptions import AzureError, HttpResponseError
+from azure.core.pipeline.transport import RequestsTransport
+from azure.storage.blob import BlobClient, BlobPrefix, BlobProperties, ContainerClient
+from requests.adapters import HTTPAdapter
+
+from storage.azure_login import first_line, log_in
+from storage.errors import (
+    AlreadyExists,
+    Damaged,
+    InvalidKey,
+    InvalidURL,
+    NotFound,
+    NotSetUp,
+    PermissionDenied,
+    StoreError,
+    Unavailable,
+)
+from storage.protocol import ObjectInfo, Source, check_key, check_prefix, chunks
+
+BLOCK_BYTES = 8 << 20  # one request of an upload; over 4 MiB Azure takes blocks at its full pace
+RANGE_BYTES = 4 << 20  # one request of a download: Azure tells the MD5 of no longer range (Get Blob)
+PARALLEL = 5  # requests at once of one put or get: (PARALLEL + 1) * BLOCK_BYTES is held
+CONNECTIONS = 32  # kept open: a get and a put side by side, and the small requests of other threads
+PIECE_BYTES = 64 << 10  # sent at once, see _Transport
+CONNECT_S = 5.0
+
+# The SDK warns of what is told as an error here; without a handler its lines would go to stderr.
+logging.getLogger("azure").addHandler(logging.NullHandler())
+
+_URL = re.compile(r"az://([a-z0-9]{3,24})/([a-z0-9](?:-?[a-z0-9]){2,62})(?:/(.*?))?/?")
+_ROLE = "the role Storage Blob Data Contributor"
+_UNKNOWN = ("AuthenticationFailed", "InvalidAuthenticationInfo", "NoAuthenticationInformation")  # who asks, that is
+
+
+class AzureStore:
+    def __init__(self, url: str, *, patience: Callable[[], float] = lambda: 20.0) -> None:
+        """`patience` gives the seconds that one request may wait for an answer; it is asked anew for each.
+
+        Raises `InvalidURL`, and `NotSetUp` for credentials that can be seen to be none.
+        """
+        match = _URL.fullmatch(url)
+        if not match:
+            raise InvalidURL(f"{url}: a store on Azure is written az://account/container/prefix")
+        self.url = url
+        account, container, prefix = match.groups()
+        self._place = f"az://{account}/{container}"
+        self._root = ""
+        if prefix:
+            try:
+                self._root = check_key(prefix) + "/"
+            except InvalidKey as e:
+                raise InvalidURL(f"{url}: the prefix is {e}") from e
+        self._login = log_in(account)
+        self._container = ContainerClient(
+            self._login.endpoint,
+            container,
+            self._login.credential,
+            transport=_Transport(patience),
+            retry_total=0,
+            permit_redirects=False,  # Azure sends none; what does would be given the token
+            max_single_put_size=BLOCK_BYTES,
+            max_block_size=BLOCK_BYTES,
+            max_single_get_size=RANGE_BYTES,
+            max_chunk_get_size=RANGE_BYTES,
+            user_agent="baton",
+        )
+
+    def put(self, key: str, source: Source, *, if_absent: bool = False) -> ObjectInfo:
+        stream = _Stream(source)
+        blob = self._blob(key)
+        head = stream.read(BLOCK_BYTES)  # outside: the source's own errors are not the store's
+        body: Any = head
+        if len(head) == BLOCK_BYTES:
+            stream.take_back(head)
+            body = stream
+        with self._translated(key, "blobs/write", "cw"):
+            try:
+                # The MD5 of each request goes with it, and Azure refuses a body that has another. What a failed upload
+                # leaves is blocks that no list names: nobody sees them, and Azure drops them after a week.
+                told = blob.upload_blob(
+                    body,
+                    overwrite=not if_absent,
+                    validate_content=True,
+                    max_concurrency=PARALLEL,
+                )
+            except HttpResponseError as e:
+                if if_absent and _code(e) == "BlobAlreadyExists":
+                    raise AlreadyExists(f"{key}: already there") from e
+                raise
+        return ObjectInfo(key, stream.given, told["last_modified"].timestamp())
+
+    def get(self, key: str, sink: BinaryIO, *, byte_range: tuple[int, int] | None = None) -> ObjectInfo:
+        start, stop = byte_range or (0, None)
+        if stop is not None and stop <= start:
+            return self.stat(key)
+        first = self._range(key, start, stop, None)
+        if first is None:
+            info = self.stat(key)
+            if info.size > start:
+                raise Unavailable(f"{key}: was replaced while being read")
+            return info
+        data, properties = first
+        info = self._info(key, properties)
+        stop = min(info.size, info.size if stop is None else stop)
+        sink.write(data)  # outside of _translated: the sink's own errors are not the store's
+        self._get_rest(key, sink, start + len(data), stop, properties.etag)
+        return info
+
+    def _get_rest(self, key: str, sink: BinaryIO, start: int, stop: int, etag: str) -> None:
+        """The bytes of [start, stop) of the version `etag`: asked for side by side, written in their order."""
+        if start >= stop:
+            return
+        coming: deque[Future[bytes]] = deque()
+        with ThreadPoolExecutor(PARALLEL, thread_name_prefix="azure-get") as pool:
+            try:
+                for offset in range(start, stop, RANGE_BYTES):
+                    coming.append(pool.submit(self._part, key, offset, min(offset + RANGE_BYTES, stop), etag))
+                    if len(coming) > PARALLEL:
+                        sink.write(coming.popleft().result())
+                while coming:
+                    sink.write(coming.popleft().result())
+            finally:
+                for future in coming:
+                    future.cancel()
+
+    def _part(self, key: str, start: int, stop: int, etag: str) -> bytes:
+        part = self._range(key, start, stop, etag)
+        if part is None or len(part[0]) != stop - start:
+            raise Unavailable(f"{key}: {self._place} gave other bytes than those from {start} to {stop}")
+        return part[0]
+
+    def _range(self, key: str, start: int, stop: int | None, etag: str | None) -> tuple[bytes, BlobProperties] | None:
+        """At most RANGE_BYTES from `start` on, checked against their MD5; None where the object ends before."""
+        length = RANGE_BYTES if stop is None else min(RANGE_BYTES, stop - start)
+        same: dict[str, Any] = {"etag": etag, "match_condition": MatchConditions.IfNotModified} if etag else {}
+        blob = self._blob(key)
+        with self._translated(key, "blobs/read", "r"):
+            try:
+                stream = blob.download_blob(start, length, validate_content=True, **same)
+                return stream.readall(), stream.properties
+            except HttpResponseError as e:
+                if e.status_code == 416:
+                    return None
+                if e.status_code == 412:
+                    raise Unavailable(f"{key}: was replaced while being read") from e
+                raise
+            except ValueError as e:  # no Content-Range
+                raise self._not_azures(key) from e
+
+    def stat(self, key: str) -> ObjectInfo:
+        blob = self._blob(key)
+        with self._translated(key, "blobs/read", "r"):
+            return self._info(key, blob.get_blob_properties())
+
+    def list(self, prefix: str, *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
+        if delimiter not in (None, "/"):
+            raise ValueError(f"the delimiter can only be '/': {delimiter!r}")
+        start = self._root + check_prefix(prefix)
+        found = []
+        with self._translated(prefix or ".", "blobs/read", "l"):
+            pages = self._container.walk_blobs if delimiter else self._container.list_blobs
+            try:
+                items = [*pages(start or None, include=["metadata"])]
+            except AttributeError as e:  # the SDK's, of an answer that is no XML
+                raise self._not_azures(prefix or ".") from e
+        for item in items:
+            key = item.name.removeprefix(self._root)
+            with suppress(InvalidKey):  # another program's object
+                if isinstance(item, BlobPrefix):
+                    check_key(key[:-1])
+                    found.append(ObjectInfo(key, 0, 0.0))
+                elif check_key(key) and not _is_folder(item):
+                    found.append(ObjectInfo(key, item.size, item.last_modified.timestamp()))
+        # Azure's manual says "alphabetical" of the order, not by what, so nothing is told before all is known
+        yield from sorted(found, key=lambda info: info.key.encode())
+
+    def delete(self, key: str) -> None:
+        blob = self._blob(key)
+        with suppress(NotFound), self._translated(key, "blobs/delete", "d"):
+            blob.delete_blob()
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    def caveat(self) -> str | None:
+        return None
+
+    def _blob(self, key: str) -> BlobClient:
+        return self._container.get_blob_client(self._root + check_key(key))
+
+    def _info(self, key: str, properties: BlobProperties) -> ObjectInfo:
+        if properties.last_modified is None:
+            raise self._not_azures(key)
+        if _is_folder(properties):
+            raise NotFound(f"{key}: not there")
+        whole = properties.content_range  # of a range's answer: "bytes 0-9/100"
+        size = int(whole.rpartition("/")[2]) if whole else properties.size
+        return ObjectInfo(key, size, properties.last_modified.timestamp())
+
+    @contextmanager
+    def _translated(self, key: str, action: str, sas: str) -> Iterator[None]:
+        """Turn what the SDK raises into the store's own errors; `action` and `sas` are what Azure calls the right."""
+        try:
+            yield
+        except HttpResponseError as e:
+            if e.response is None:
+                raise Unavailable(f"{key}: {self._place}: {first_line(e)}") from e
+            raise self._refusal(key, e, action, sas) from e
+        except (AzureError, requests.RequestException) as e:
+            raise self._no_answer(key, e) from e
+
+    def _not_azures(self, key: str) -> StoreError:
+        return Unavailable(f"{key}: what answers for {self._place} is not Azure: is there a login page in between?")
+
+    def _no_answer(self, key: str, error: Exception) -> StoreError:
+        reason = first_line(error)
+        host = urlsplit(self._login.endpoint).netloc
+        if reason.startswith("MD5 mismatch"):
+            return Damaged(f"{key}: {self._place}: came with other bytes than were sent ({reason})")
+        if "CERTIFICATE_VERIFY_FAILED" in reason:
+            return NotSetUp(
+                f"{host}: its certificate is not trusted here: set the clock, or REQUESTS_CA_BUNDLE to your proxy's"
+            )
+        if "NameResolutionError" in reason or "Failed to resolve" in reason:
+            return Unavailable(f"{host}: no such name: is the account's name right, and is there a network?")
+        return Unavailable(f"{key}: no whole answer from {host}: {reason}")
+
+    def _refusal(self, key: str, error: HttpResponseError, action: str, sas: str) -> StoreError:
+        """What an answer that is no success means. The codes: Azure's manual, "Blob service error codes"."""
+        status, code = error.status_code or 0, _code(error)
+        said = f"{self._place} answered {status} {code or 'without a code of Azure'}"
+        if code == "BlobNotFound":
+            return NotFound(f"{key}: not there")
+        if code == "ContainerNotFound":
+            account, container = self._place.removeprefix("az://").split("/")
+            return NotSetUp(
+                f"{self._place}: no such container; make it: az storage container create --auth-mode login "
+                f"--account-name {account} --name {container}"
+            )
+        if code in ("Md5Mismatch", "InvalidMd5") or (status == 400 and "contentMD5" in first_line(error)):  # azurite
+            return Damaged(f"{key}: {said}: what arrived is not what was sent")
+        if status == 401 or code in _UNKNOWN or (status == 403 and "failed to authenticate" in first_line(error)):
+            return NotSetUp(
+                f"{said} to the {self._login.name}: {self._login.why_refused(_detail(error), _date(error))}"
+            )
+        if status == 403:
+            return PermissionDenied(
+                f"{key}: {said} to the {self._login.name}: it needs {_ROLE} on the container "
+                f"(action {action}; in a SAS sp={sas}), and the account's firewall must let this machine in"
+            )
+        if status in (408, 429) or status >= 500 or not code:  # without: what answered is not Azure, but in between
+            return Unavailable(f"{key}: {said}")
+        if code in ("ContainerBeingDeleted", "ContainerDisabled") or status == 404:
+            return NotSetUp(f"{said}: {first_line(error)}")
+        return StoreError(f"{key}: {said}: {first_line(error)}")
+
+
+class _Stream:
+    """A source as a file to read from: its chunks are copied a block at a time."""
+
+    def __init__(self, source: Source) -> None:
+        self._chunks = iter(chunks(source))
+        self._chunk = memoryview(b"")
+        self._back = b""
+        self.given = 0  # bytes
+
+    def read(self, size: int) -> bytes:
+        if self._back:
+            block, self._back = self._back, b""
+            return block
+        pieces: list[memoryview] = []
+        left = size
+        while left:
+            if not self._chunk:
+                chunk = next(self._chunks, None)
+                if chunk is None:
+                    break
+                view = memoryview(chunk)
+                self._chunk = view.cast("B") if view.nbytes else memoryview(b"")
+            pieces.append(self._chunk[:left])
+            self._chunk = self._chunk[left:]
+            left -= len(pieces[-1])
+        self.given += size - left
+        return b"".join(pieces)
+
+    def take_back(self, block: bytes) -> None:
+        """Give this block, of the size that is asked for, once more."""
+        self._back = block
+
+
+class _Adapter(HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs, blocksize=PIECE_BYTES)
+
+
+class _Transport(RequestsTransport):  # type: ignore[misc]  # the SDK hands it out untyped
+    """The SDK's transport, with time-outs that are asked for anew, and bodies sent in pieces.
+
+    The time-out for connecting also bounds each piece that is sent: a block of 8 MB, sent as one, would fail on any
+    link that takes longer than 5 s for it.
+    """
+
+    def __init__(self, patience: Callable[[], float]) -> None:
+        session = requests.Session()
+        for scheme in ("https://", "http://"):
+            session.mount(scheme, _Adapter(pool_maxsize=CONNECTIONS, max_retries=0))
+        super().__init__(session=session)
+        self._patience = patience
+
+    def send(self, request: Any, **kwargs: Any) -> Any:
+        wait = self._patience()
+        kwargs.update(connection_timeout=min(CONNECT_S, wait), read_timeout=wait)
+        if isinstance(request.data, bytes) and len(request.data) > PIECE_BYTES:
+            request.data = io.BytesIO(request.data)
+        return super().send(request, **kwargs)
+
+
+def _is_folder(properties: BlobProperties) -> bool:
+    """Accounts with a hierarchical namespace show folders as blobs that say so."""
+    return bool(properties.metadata) and properties.metadata.get("hdi_isfolder") == "true"
+
+
+def _code(error: HttpResponseError) -> str:
+    """Azure's own name for what is wrong; "" where the answer names none."""
+    code = getattr(error, "error_code", None) or ""
+    return str(getattr(code, "value", code))
+
+
+def _date(error: HttpResponseError) -> datetime | None:
+    """What the time is by the clock of Azure, or of the proxy that answered."""
+    date = getattr(error.response, "headers", {}).get("date")
+    with suppress(ValueError):
+        return parsedate_to_datetime(date) if date else None
+    return None
+
+
+def _detail(error: HttpResponseError) -> str:
+    more: dict[str, str] = getattr(error, "additional_info", None) or {}
+    return more.get("authenticationerrordetail") or first_line(error)

@@ -1,0 +1,510 @@
+"""The store on Azure: the whole contract over azurite, and what is Azure's own."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import os
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from azure.storage.blob import BlobServiceClient, ContainerSasPermissions, generate_container_sas
+from store_contract import MIB, Place, StoreContract, names, read
+
+from storage import Store, open_store
+from storage.azure import AzureStore
+from storage.azure_login import AZURES_TAG, _identity, log_in
+from storage.errors import Damaged, InvalidURL, NotFound, NotSetUp, PermissionDenied, Unavailable
+from tests.emulators.azurite import ACCOUNT, KEY, Azurite
+from tests.emulators.proxy import Fault, Proxy, Request
+
+CONTAINER = "contract"
+LIVE = os.environ.get("BATON_LIVE_AZURE")
+
+
+@pytest.fixture
+def azurite(azurite_emulator: Azurite, monkeypatch: pytest.MonkeyPatch) -> Azurite:
+    """The emulator, known to this process and those that it starts."""
+    for name in list(os.environ):
+        if name.startswith(("AZURE_", "IDENTITY_", "MSI_")):
+            monkeypatch.delenv(name)
+    for name, value in azurite_emulator.env.items():
+        monkeypatch.setenv(name, value)
+    azurite_emulator.make_bucket(CONTAINER)
+    return azurite_emulator
+
+
+@pytest.fixture
+def url(azurite: Azurite) -> str:
+    return azurite.url(CONTAINER, f"tests/{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def store(url: str) -> Store:
+    return open_store(url)
+
+
+class TestAzurite(StoreContract):
+    @pytest.fixture
+    def place(self, url: str) -> Place:
+        return Place(lambda: open_store(url), kills=15)  # each loads the SDK anew, which takes seconds
+
+
+if LIVE:
+
+    class TestLiveAzure(StoreContract):
+        @pytest.fixture
+        def place(self) -> Iterator[Place]:
+            url = f"{LIVE}/{uuid.uuid4().hex}"
+            yield Place(lambda: open_store(url))
+            store = open_store(url)
+            for info in store.list(""):
+                store.delete(info.key)
+
+
+# --- the place
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "az://account",
+        "az://account/",
+        "az://UPPER/container/p",
+        "az://account/ab/p",
+        "az://account/-container",
+        "az://account/con--tainer",
+        "az://account.blob.core.windows.net/container",
+        "az://account/container/a//b",
+        "az://account/container/../b",
+        "az://account/container/back\\slash",
+    ],
+)
+def test_an_url_that_names_no_place_is_refused(azurite: Azurite, bad: str) -> None:
+    with pytest.raises(InvalidURL, match="az://"):
+        open_store(bad)
+
+
+def test_a_store_holds_only_what_is_below_its_prefix(azurite: Azurite) -> None:
+    here = uuid.uuid4().hex
+    open_store(azurite.url(CONTAINER, here)).put("run/a", b"1")
+    open_store(azurite.url(CONTAINER, f"{here}-other")).put("run/b", b"2")
+    for url in (azurite.url(CONTAINER, here), azurite.url(CONTAINER, here) + "/"):
+        assert names(open_store(url)) == ["run/a"]
+    whole = open_store(azurite.url(CONTAINER))
+    assert read(whole, f"{here}/run/a") == b"1"
+    assert names(whole, f"{here}/", "/") == [f"{here}/run/"]
+
+
+def test_what_other_tools_left_below_the_prefix_is_no_object(azurite: Azurite, store: Store, url: str) -> None:
+    """Folder markers, names that no store holds, and the folders of accounts with a hierarchical namespace.
+
+    azurite has no such accounts: a blob is given the metadata by which they mark a folder.
+    """
+    store.put("run/a", b"1")
+    prefix = url.removeprefix(azurite.url(CONTAINER) + "/")
+    client = BlobServiceClient.from_connection_string(azurite.env["AZURE_STORAGE_CONNECTION_STRING"])
+    with client, client.get_container_client(CONTAINER) as container:
+        for name in ("run/marker/", "run//twice", "run/.tmp-x"):
+            container.upload_blob(f"{prefix}/{name}", b"")
+        container.upload_blob(f"{prefix}/run", b"", metadata={"hdi_isfolder": "true"})
+    assert names(store) == ["run/a"]
+    assert set(names(store, "", "/")) == {"run/"}
+    for call in (lambda: store.stat("run"), lambda: store.get("run", io.BytesIO())):
+        with pytest.raises(NotFound):
+            call()
+
+
+def test_a_container_that_is_not_there_is_said_with_the_command_that_makes_it(azurite: Azurite) -> None:
+    store = open_store(azurite.url("nowhere", "runs"))
+    for call in every_call(store):
+        with pytest.raises(NotSetUp, match=r"az storage container create .*--account-name batontest --name nowhere"):
+            call()
+
+
+def test_what_was_put_outlives_a_killed_server(
+    azurite: Azurite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with Azurite(tmp_path / "own") as own:
+        monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", own.env["AZURE_STORAGE_CONNECTION_STRING"])
+        own.make_bucket(CONTAINER)
+        store = open_store(own.url(CONTAINER))
+        store.put("a", b"1")
+        time.sleep(6)  # azurite writes its index each 5 s
+        own.kill()
+        with pytest.raises(Unavailable):
+            store.stat("a")
+        own.start()
+        assert read(store, "a") == b"1"
+        own.stop()
+
+
+# --- what happens on the way
+
+
+@pytest.fixture
+def proxy(azurite: Azurite, store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """Between the stores that are opened from now on and azurite, where "big" and "small" lie."""
+    store.put("small", b"some bytes")
+    store.put("big", [BIG])
+    with Proxy(("127.0.0.1", azurite.port)) as proxy:
+        through = azurite.connection_string(f"{proxy.url}/{ACCOUNT}")
+        monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", through)
+        yield proxy
+
+
+@pytest.fixture
+def far(proxy: Proxy, url: str) -> Store:
+    return AzureStore(url, patience=lambda: 1.0)
+
+
+BIG = random.Random(0).randbytes(19 * MIB + 7)
+
+
+def every_call(store: Store, key: str = "small") -> list[Callable[[], object]]:
+    return [
+        lambda: store.get(key, io.BytesIO()),
+        lambda: store.get(key, io.BytesIO(), byte_range=(1, 2)),
+        lambda: store.stat(key),
+        lambda: list(store.list("")),
+        lambda: list(store.list("", delimiter="/")),
+        lambda: store.put("new", b"1"),
+        lambda: store.put("new", b"1", if_absent=True),
+        lambda: store.put("new", [BIG]),
+        lambda: store.delete(key),
+    ]
+
+
+def body_of(method: str) -> Callable[[Request], bool]:
+    return lambda request: request.method == method and "comp=list" not in request.target
+
+
+def test_a_big_object_goes_in_parts_both_ways_each_with_its_checksum(far: Store, proxy: Proxy) -> None:
+    far.put("copy", [BIG[:1], BIG[1:]])
+    puts = [request for request in proxy.requests if request.method == "PUT"]
+    assert sum("comp=block&" in request.target for request in puts) == 3
+    assert all("content-md5" in request.headers for request in puts)
+    proxy.requests.clear()
+    assert read(far, "copy") == BIG
+    assert read(far, "copy", (5 * MIB, 15 * MIB)) == BIG[5 * MIB : 15 * MIB]
+    assert all(request.headers["x-ms-range-get-content-md5"] == "true" for request in proxy.requests)
+    assert len(proxy.requests) == 5 + 3
+
+
+def test_a_bit_that_flips_on_the_way_up_is_told_and_nothing_is_written(far: Store, proxy: Proxy) -> None:
+    proxy.faults = [Fault("flip_up", at=5, when=body_of("PUT"))]
+    for source in (b"0123456789", BIG):
+        with pytest.raises(Damaged):
+            far.put("new", source)
+    with pytest.raises(Damaged):
+        far.put("new", b"0123456789", if_absent=True)
+    proxy.faults = []
+    assert names(far) == ["big", "small"]
+
+
+def test_a_bit_that_flips_on_the_way_down_is_told(far: Store, proxy: Proxy) -> None:
+    proxy.faults = [Fault("flip", at=5, when=body_of("GET"))]
+    for key in ("small", "big"):
+        with pytest.raises(Damaged):
+            far.get(key, io.BytesIO())
+    proxy.faults = [Fault("flip", at=5, when=lambda r: r.headers.get("x-ms-range", "").startswith("bytes=8388608-"))]
+    with pytest.raises(Damaged):
+        far.get("big", io.BytesIO())
+
+
+@pytest.mark.parametrize("kind", ["cut", "stall", "reset", "lose", "hang"])
+def test_an_answer_that_breaks_off_or_never_comes_is_unavailable_within_ones_patience(
+    far: Store, proxy: Proxy, kind: str
+) -> None:
+    proxy.faults = [Fault(kind, at=5, when=body_of("GET"))]  # type: ignore[arg-type]
+    for key in ("small", "big"):
+        begun = time.monotonic()
+        with pytest.raises(Unavailable) as caught:
+            far.get(key, io.BytesIO())
+        assert "\n" not in str(caught.value)
+        assert time.monotonic() - begun < 3, "patience is one second"
+
+
+def test_a_server_that_hangs_is_left_after_the_patience_that_holds_now(proxy: Proxy, url: str) -> None:
+    patience = 5.0
+    store = AzureStore(url, patience=lambda: patience)
+    store.stat("small")
+    proxy.faults = [Fault("hang")]
+    patience = 0.3
+    for call in every_call(store):
+        begun = time.monotonic()
+        with pytest.raises(Unavailable):
+            call()
+        assert time.monotonic() - begun < 2
+
+
+def test_the_sdk_tries_nothing_twice(far: Store, proxy: Proxy) -> None:
+    for fault in (Fault("answer", status=503), Fault("reset"), Fault("answer", status=500)):
+        proxy.faults = [fault]
+        for call in every_call(far):
+            proxy.requests.clear()
+            with pytest.raises(Unavailable):
+                call()
+            assert len(proxy.requests) <= 3, "an object of three blocks is put at once"
+            targets = [request.target for request in proxy.requests]
+            assert len(set(targets)) == len(targets)
+
+
+def test_a_slow_link_takes_its_time_and_does_not_fail(proxy: Proxy, url: str) -> None:
+    """A block takes longer to send than one may wait for a connection: what counts is that bytes flow."""
+    store = AzureStore(url, patience=lambda: 10.0)  # longer than what lies in sockets' buffers takes
+    proxy.bytes_per_s = 2e6
+    begun = time.monotonic()
+    store.put("new", BIG)
+    assert time.monotonic() - begun > 8
+    proxy.bytes_per_s = None
+    assert read(store, "new") == BIG
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(far: Store, proxy: Proxy) -> None:
+    for fault in (
+        Fault("break", at=4 * MIB, when=body_of("PUT")),
+        Fault("answer", status=503, when=lambda request: "comp=blocklist" in request.target),
+    ):
+        proxy.faults = [fault]
+        for key in ("new", "small"):
+            with pytest.raises(Unavailable):
+                far.put(key, BIG)
+    proxy.faults = []
+    assert names(far) == ["big", "small"]
+    assert read(far, "small") == b"some bytes"
+
+
+def test_an_object_replaced_while_it_is_read_is_never_a_mix(far: Store, store: Store) -> None:
+    class Replacing(io.BytesIO):
+        def write(self, data: object) -> int:
+            if self.tell() == 0:
+                store.put("long", bytes(len(long)))
+            return super().write(data)  # type: ignore[arg-type]
+
+    long = BIG * 2  # more than is asked for ahead
+    store.put("long", long)
+    sink = Replacing()
+    with pytest.raises(Unavailable, match="replaced"):
+        far.get("long", sink)
+    assert long.startswith(sink.getvalue())
+
+
+# --- who asks
+
+
+def answers(status: int, code: str = "", date: str = "") -> Fault:
+    headers = {"x-ms-error-code": code} if code else {}
+    return Fault("answer", status=status, headers={**headers, **({"date": date} if date else {})})
+
+
+@pytest.mark.parametrize("code", ["AuthorizationPermissionMismatch", "AuthorizationFailure", "AccountIsDisabled", ""])
+@pytest.mark.parametrize("key", ["small", "absent"])
+def test_a_missing_right_is_denied_never_an_absence(far: Store, proxy: Proxy, code: str, key: str) -> None:
+    proxy.faults = [answers(403, code)]
+    for call in every_call(far, key):
+        with pytest.raises(PermissionDenied, match=r"Storage Blob Data Contributor on the container \(action blobs/"):
+            call()
+
+
+@pytest.mark.parametrize("status", [404, 400, 302, 200, 407])
+def test_what_answers_in_azures_place_is_no_proof_of_anything(far: Store, proxy: Proxy, status: int) -> None:
+    proxy.faults = [answers(status)]
+    for call in every_call(far):
+        with pytest.raises(Unavailable):
+            call()
+
+
+def test_a_wrong_clock_is_told_as_such(far: Store, proxy: Proxy) -> None:
+    """azurite doesn't look at the time of a request: Azure's answer, and its date, are made up."""
+    proxy.faults = [answers(403, "AuthenticationFailed", date="Thu, 01 Jan 2015 00:00:00 GMT")]
+    for call in every_call(far):
+        with pytest.raises(NotSetUp, match="clock"):
+            call()
+
+
+def test_a_wrong_key_is_said_and_never_shown(azurite: Azurite, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = base64.b64encode(b"another").decode()
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", azurite.connection_string(azurite.endpoint, wrong))
+    for call in every_call(open_store(url)):
+        with pytest.raises(NotSetUp, match=r"key of batontest from AZURE_STORAGE_CONNECTION_STRING") as caught:
+            call()
+        assert wrong not in str(caught.value)
+
+
+def sas(rights: str, hours: float) -> str:
+    return generate_container_sas(
+        ACCOUNT,
+        CONTAINER,
+        account_key=KEY,
+        permission=ContainerSasPermissions.from_string(rights),
+        expiry=datetime.now(UTC) + timedelta(hours=hours),
+    )
+
+
+def use_alone(monkeypatch: pytest.MonkeyPatch, azurite: Azurite, **variables: str) -> None:
+    monkeypatch.delenv("AZURE_STORAGE_CONNECTION_STRING", raising=False)
+    monkeypatch.setenv("AZURE_STORAGE_SERVICE_ENDPOINT", azurite.endpoint)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_an_expired_sas_is_said_with_its_time_and_never_shown(
+    azurite: Azurite, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = sas("racwdl", -1)
+    use_alone(monkeypatch, azurite, AZURE_STORAGE_SAS_TOKEN=token)
+    for call in every_call(open_store(url)):
+        with pytest.raises(NotSetUp, match=r"SAS token from AZURE_STORAGE_SAS_TOKEN: it expired at 20.*UTC") as caught:
+            call()
+        assert token.rpartition("sig=")[2][:20] not in str(caught.value)
+
+
+def test_a_sas_that_may_only_read_is_denied_each_change_and_the_list(
+    azurite: Azurite, url: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put("small", b"some bytes")
+    use_alone(monkeypatch, azurite, AZURE_STORAGE_SAS_TOKEN=sas("r", 1))
+    reader = open_store(url)
+    assert read(reader, "small") == b"some bytes"
+    with pytest.raises(NotFound):
+        reader.stat("absent")
+    for call in every_call(reader)[3:]:
+        with pytest.raises(PermissionDenied, match="in a SAS sp="):
+            call()
+
+
+@pytest.mark.parametrize("kind", ["SAS", "key", "connection string"])
+def test_a_mounted_file_with_any_secret_is_the_plain_way(
+    azurite: Azurite,
+    url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+) -> None:
+    secrets = {
+        "SAS": "?" + sas("racwdl", 1),
+        "key": KEY,
+        "connection string": azurite.connection_string(azurite.endpoint),
+    }
+    path = tmp_path / "secret"
+    path.write_text(secrets[kind] + "\n")
+    use_alone(monkeypatch, azurite, AZURE_STORAGE_SECRET_FILE=str(path))
+    monkeypatch.setattr("storage.azure_login._told", set())
+    with caplog.at_level(logging.INFO, "baton.storage"):
+        store = open_store(url)
+        open_store(url)
+    store.put("a", b"1")
+    assert read(store, "a") == b"1"
+    said = [record.getMessage() for record in caplog.records if record.name == "baton.storage"]
+    assert len(said) == 1
+    assert "from AZURE_STORAGE_SECRET_FILE" in said[0]
+    assert KEY not in caplog.text
+    assert "sig=" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("variables", "hint"),
+    [
+        ({"AZURE_STORAGE_SECRET_FILE": "/nowhere/secret"}, "No such file"),
+        ({"AZURE_STORAGE_SECRET_FILE": "/dev/null"}, "is empty"),
+        ({"AZURE_STORAGE_KEY": "not base64!"}, "not base64"),
+        ({"AZURE_STORAGE_CONNECTION_STRING": "AccountName=other;AccountKey=eA=="}, "for the account other"),
+        ({"AZURE_STORAGE_CONNECTION_STRING": "nonsense"}, "neither AccountKey"),
+        ({}, "https:// only"),
+        ({"AZURE_FEDERATED_TOKEN_FILE": "/t", "AZURE_STORAGE_SERVICE_ENDPOINT": "https://x"}, "AZURE_TENANT_ID"),
+    ],
+)
+def test_what_can_be_seen_to_be_no_credentials_is_said_at_once(
+    azurite: Azurite, url: str, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], hint: str
+) -> None:
+    use_alone(monkeypatch, azurite, **variables)
+    with pytest.raises(NotSetUp, match=hint):
+        open_store(url)
+
+
+# --- tokens. The SDK's own credentials ask a fake of the service that stands on Azure's hosts; azurite takes tokens
+# over TLS alone, so the store itself is not asked with them here.
+
+
+@pytest.fixture
+def identity_service(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """What IDENTITY_ENDPOINT names in Container Apps; it answers what `faults` say. A proxy must not hinder it."""
+    monkeypatch.delenv("AZURE_STORAGE_CONNECTION_STRING")
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with Proxy(("127.0.0.1", 9)) as service:
+        monkeypatch.setenv("IDENTITY_ENDPOINT", f"{service.url}/msi/token")
+        monkeypatch.setenv("IDENTITY_HEADER", "header")
+        monkeypatch.setattr("storage.azure_login._told", set())
+        yield service
+
+
+def token_answer(token: str) -> Fault:
+    body = {"access_token": token, "expires_on": str(int(time.time()) + 7200), "resource": "r", "token_type": "Bearer"}
+    return Fault("answer", status=200, body=json.dumps(body).encode(), headers={"content-type": "application/json"})
+
+
+def test_on_azure_the_managed_identity_is_asked_by_its_client_id_and_named_not_shown(
+    identity_service: Proxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("AZURE_CLIENT_ID", "11111111-2222")
+    identity_service.faults = [token_answer("the-token")]
+    login = log_in("account")
+    assert login.endpoint == "https://account.blob.core.windows.net"
+    with caplog.at_level(logging.INFO, "baton.storage"):
+        for _ in range(2):
+            assert login.credential.get_token_info("https://storage.azure.com/.default").token == "the-token"
+    assert "client_id=11111111-2222" in identity_service.requests[0].target
+    said = [record.getMessage() for record in caplog.records if record.name == "baton.storage"]
+    assert said == ["credentials: managed identity 11111111-2222"]
+    assert "the-token" not in caplog.text + repr(login)
+
+
+def test_an_identity_service_in_trouble_is_waited_for_and_one_without_an_identity_is_said(
+    identity_service: Proxy,
+) -> None:
+    refusal = json.dumps(
+        {"statusCode": 400, "message": "No User Assigned or Delegated Managed Identity found"}
+    ).encode()
+    kinds = {"content-type": "application/json"}
+    for fault, error in (
+        (Fault("answer", status=503), Unavailable),
+        (Fault("reset"), Unavailable),
+        (Fault("answer", status=400, body=refusal, headers=kinds), NotSetUp),
+    ):
+        identity_service.faults = [fault]
+        with pytest.raises(error, match="managed identity"):
+            log_in("account").credential.get_token_info("https://storage.azure.com/.default")
+
+
+def test_azure_is_known_by_its_machines_tag_without_asking_anyone(azurite: Azurite, tmp_path: Path) -> None:
+    tag = tmp_path / "chassis_asset_tag"
+    tag.write_text(AZURES_TAG + "\n")
+    assert _identity(tag)[1] == "managed identity of this machine"
+    tag.write_text("No Asset Tag\n")
+    assert _identity(tag)[1] == _identity(tmp_path / "none")[1] == "DefaultAzureCredential"
+
+
+def test_without_any_credentials_one_line_says_what_to_do_and_nothing_hangs(
+    azurite: Azurite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AZURE_STORAGE_CONNECTION_STRING")
+    monkeypatch.setenv("PATH", "/nowhere")  # nobody's `az login`
+    begun = time.monotonic()
+    with pytest.raises(
+        NotSetUp, match=r"no credentials for Azure: run az login, .*AZURE_STORAGE_SECRET_FILE"
+    ) as caught:
+        open_store("az://batonnobody/container").stat("a")
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - begun < 5
