@@ -176,6 +176,21 @@ def status(store: str | None, run: str | None, as_json: bool) -> int:
     return show(open_store(settings.store), settings.run or None, as_json=as_json)
 
 
+@options(["store", "run", "keep"])
+@baton.command(short_help="delete checkpoints that the rules no longer keep; says first, --yes does")
+@click.option("--yes", is_flag=True, help="delete; without it, only say what would be deleted")
+def clean(store: str | None, run: str | None, keep: int | None, yes: bool) -> int:
+    """Delete what is no longer kept, of one run or of all; a running copy does so by itself, every 10 minutes.
+
+    Kept are the newest good checkpoints, what is younger than 24 hours by the store's clock, all that these and the
+    result need, and every attempt's record and metrics. Safe while the run goes on.
+    """
+    from console.clean import clean as clean_up
+
+    settings = Settings.of(those_given({"store": store, "run": run, "keep": keep}))
+    return clean_up(open_store(settings.store), settings.run or None, settings.keep, yes=yes)
+
+
 @baton.command(short_help="fetch or read a job's data, check it, pack it")
 @click.argument("job")
 @click.option("--source", help="archive, image folder, tar of one, URL, or `synthetic`")

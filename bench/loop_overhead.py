@@ -92,6 +92,7 @@ class Baton:
             self.position,
             mailbox,
             cadence=Cadence.parse("30s"),
+            keep=3,
             resumed_from=None,
             show=show.show,
             show_every_s=show.every_s,

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from storage import Store
 from storage.errors import NotFound
 from trainer.exits import ExitCode, UserError
-from trainer.history import Bad, History
+from trainer.history import Bad, History, runs
 from trainer.manifest import Manifest, checkpoint_name
-from trainer.settings import Json, is_run_name
+from trainer.settings import Json
 
 SILENT_S = 90.0  # three signs of life missed: the machine is gone
 
 
 def show(store: Store, run: str | None, *, as_json: bool) -> int:
     """Print the runs, or the one asked for. Raises `UserError` if there is no such run, `StoreError`."""
-    names = [run] if run else [info.key[:-1] for info in store.list("", delimiter="/") if info.is_prefix]
-    found = [told for name in names if is_run_name(name) and (told := describe(History(store, name))) is not None]
+    names = [run] if run else runs(store)
+    found = [told for name in names if (told := describe(History(store, name))) is not None]
     if run and not found:
         raise UserError(f"no run {run!r} in {store.url}; `status` without --run lists those there are")
     if as_json:

@@ -16,6 +16,7 @@ from trainer.checkpoint import HostBuffers, Position, take
 from trainer.history import Checkpoint, History, Superseded
 from trainer.job import Task
 from trainer.loop import Plan, seen_this_epoch
+from trainer.retention import Retention
 from trainer.saver import CLOCK, Durable, RunFacts, Save, Saver, durable
 from trainer.settings import Json
 from watchers import Mailbox, Notice
@@ -56,6 +57,7 @@ class Attempt:
         mailbox: Mailbox,
         *,
         cadence: Cadence,
+        keep: int,
         resumed_from: Checkpoint | None,
         show: Callable[[Progress], None],
         show_every_s: float,
@@ -82,12 +84,14 @@ class Attempt:
         self._evaluation_began: float | None = None
         self._progress: Progress | None = None
         self._shown_at, self._shown_step = CLOCK(), position.step
+        self._retention = Retention(history, keep)
         self.saver = Saver(
             history,
             facts,
             durable(resumed_from.manifest) if resumed_from else None,
             on_durable=self._forget_lines,
             on_superseded=self._on_superseded,
+            between=self._clean_up,
         )
         self._closed = threading.Event()
         self._sign_thread = threading.Thread(target=self._sign, name="sign", daemon=True)
@@ -180,6 +184,11 @@ class Attempt:
 
     def _forget_lines(self, save: Save) -> None:
         del self._lines[: len(save.lines)]
+
+    def _clean_up(self, newest: Durable) -> None:
+        self._retention.between_saves(
+            self.facts.attempt, newest.name, lambda: self.saver.busy or self._mailbox.stop is not None
+        )
 
     def _on_superseded(self, why: Superseded) -> None:
         self._mailbox.post(Notice("superseded", "stop", str(why), f"superseded:{why.attempt}", time.time()))

@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from storage import Store
 from storage.errors import AlreadyExists, NotFound
 from trainer.exits import UserError
 from trainer.manifest import MAX_BYTES, Manifest, PartRef, checkpoint_name, from_json, parse_name
-from trainer.settings import Json
+from trainer.settings import Json, is_run_name
 
 log = logging.getLogger("baton.history")
 
@@ -30,6 +30,10 @@ _CLAIM = re.compile(r"([0-9]{6,12})\.json")
 
 class Bad(Exception):
     """A checkpoint that is proven not to be whole; says how."""
+
+
+class Absent(Bad):
+    """It has no manifest: it never was, or was cleaned up."""
 
 
 class Superseded(Exception):
@@ -46,6 +50,12 @@ class Checkpoint:
 
     manifest: Manifest
     data: Mapping[str, bytes]  # SHA-256 -> the part's bytes
+
+
+def runs(store: Store) -> list[str]:
+    """The names under which the store may have runs. Raises `StoreError`."""
+    names = (info.key[:-1] for info in store.list("", delimiter="/") if info.is_prefix)
+    return [name for name in names if is_run_name(name)]
 
 
 class History:
@@ -123,7 +133,7 @@ class History:
         return sorted((parsed for name in names if (parsed := parse_name(name))), reverse=True)
 
     def manifest(self, name: str) -> Manifest:
-        """Raises `Bad` if it isn't there, or is no manifest when read a second time too."""
+        """Raises `Absent`, or `Bad` if it is no manifest when read a second time too."""
         for last_try in (False, True):
             try:
                 manifest = from_json(self.read(self.key("checkpoints", f"{name}.json"), MAX_BYTES + 1), name)
@@ -131,7 +141,7 @@ class History:
                     raise ValueError(f"is one of run {manifest.run}")
                 return manifest
             except NotFound as e:
-                raise Bad("its manifest is not there") from e
+                raise Absent("its manifest is not there") from e
             except ValueError as e:
                 if last_try:
                     raise Bad(f"its manifest {e}") from e
@@ -173,24 +183,17 @@ class History:
         Goes back along the parents of one that is bad, then to other chains, and says why. Raises `UserError`
         if there are checkpoints but none is good: training must not quietly start again from step 0.
         """
-        left = self.checkpoints()
-        count, name = len(left), checkpoint_name(*left[0]) if left else None
-        while left and name:
-            here = parse_name(name)
-            if here in left:
-                left.remove(here)
-            parent = None
+        names = [checkpoint_name(*name) for name in self.checkpoints()]
+        parents: dict[str, str | None] = {}
+        for name in fallback_order(names, parents):
             try:
-                manifest = self.manifest(name)
-                parent = manifest.parent
+                parents[name] = self.manifest(name).parent
                 return self.load(name, known, check)
             except Bad as e:
                 log.error("checkpoint %s is bad: %s; going back to the one before it", name, e)
-            # its parent, else the newest that has not been looked at
-            name = parent if parent and parse_name(parent) in left else checkpoint_name(*left[0]) if left else None
-        if count:
+        if names:
             raise UserError(
-                f"none of the {count} checkpoints of run {self.run!r} in {self.store.url} is good; "
+                f"none of the {len(names)} checkpoints of run {self.run!r} in {self.store.url} is good; "
                 "look at them, or start anew under another name with --run NAME"
             )
         return None
@@ -209,6 +212,21 @@ class History:
                 if self.manifest(manifest.name).state_sha256 == manifest.state_sha256:
                     return
             raise Superseded(manifest.attempt) from e
+
+
+def fallback_order(names: Iterable[str], parents: Mapping[str, str | None]) -> Iterator[str]:
+    """Checkpoints in the order in which they are tried: the newest, and each one's parent after it.
+
+    Where the parent is not known or not among `names`, the newest that has not been tried. `parents` is filled in by
+    the caller as it reads them.
+    """
+    left = {parsed: name for name in names if (parsed := parse_name(name))}
+    name = left[max(left)] if left else None
+    while name is not None:
+        yield name
+        del left[parse_name(name)]  # type: ignore[arg-type]
+        parent = left.get(parse_name(parents.get(name) or "") or (0, 0))
+        name = parent or (left[max(left)] if left else None)
 
 
 class _Hashing(io.BytesIO):

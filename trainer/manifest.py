@@ -90,6 +90,10 @@ def parse_name(name: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
+def is_sha256(text: str) -> bool:
+    return _SHA256.fullmatch(text) is not None
+
+
 def from_json(text: bytes, name: str) -> Manifest:
     """The manifest of checkpoint `name`. Raises ValueError, with what is wrong, for anything else."""
     if len(text) > MAX_BYTES:

@@ -253,6 +253,7 @@ def _begin(
         position,
         mailbox,
         cadence=Cadence.parse(ready.settings.checkpoint_every),
+        keep=ready.settings.keep,
         resumed_from=newest,
         show=show,
         show_every_s=show_every_s,

@@ -110,7 +110,10 @@ class Saver:
         parent: Durable | None,
         on_durable: Callable[[Save], None],
         on_superseded: Callable[[Superseded], None],
+        between: Callable[[Durable], None],
     ) -> None:
+        """`between` is called with the newest checkpoint after each save; it ends as soon as the saver is busy."""
+        self._between = between
         self._history = history
         self._facts = facts
         self._on_durable = on_durable
@@ -178,6 +181,8 @@ class Saver:
             with self._wake:
                 self._current = None
                 self._wake.notify_all()
+            if self.durable is not None and self.error is None and not self._superseded:
+                self._between(self.durable)
 
     def _save(self, save: Save) -> None:
         if self._superseded:
