@@ -191,6 +191,52 @@ def clean(store: str | None, run: str | None, keep: int | None, yes: bool) -> in
     return clean_up(open_store(settings.store), settings.run or None, settings.keep, yes=yes)
 
 
+@options(["store", "run"])
+@baton.command(short_help="delete a run whole; says first, --yes does")
+@click.option("--yes", is_flag=True, help="delete; without it, only say what would be deleted")
+def delete(store: str | None, run: str | None, yes: bool) -> int:
+    """Delete a run with all that it has: checkpoints, metrics, result and records.
+
+    A run that gave a sign of life in the last 90 seconds is refused: whoever trains it would go on saving. What is
+    killed in the midst is finished by the same command; until then the run can't be started.
+    """
+    from console.delete import delete_whole
+
+    settings = Settings.of(those_given({"store": store, "run": run}))
+    return delete_whole(open_store(settings.store), named(settings), yes=yes)
+
+
+@options(["store", "run"])
+@baton.command(short_help="check every checkpoint of a run down to its bytes")
+@click.option("--json", "as_json", is_flag=True, help="as JSON, a list of checkpoints")
+def verify(store: str | None, run: str | None, as_json: bool) -> int:
+    """Read all that a run's checkpoints name and check it. Exit code 0 if all are good, 78 if not."""
+    from console.verify import show
+
+    settings = Settings.of(those_given({"store": store, "run": run}))
+    return show(open_store(settings.store), settings.run or None, as_json=as_json)
+
+
+@options(["store", "run"])
+@baton.command(short_help="stop a run from anywhere, through its store")
+def halt(store: str | None, run: str | None) -> int:
+    """Ask the copy that trains a run now to stop: within 30 s it saves its state and exits with 0.
+
+    It holds for that copy alone; whoever starts the run again goes on with it.
+    """
+    from console.halt import halt as ask
+
+    settings = Settings.of(those_given({"store": store, "run": run}))
+    return ask(open_store(settings.store), named(settings))
+
+
+def named(settings: Settings) -> str:
+    """The run that a command is about. Raises `UserError` (wrong command line) where none is named."""
+    if not settings.run:
+        raise UserError("which run? give --run NAME; `status` lists those there are", ExitCode.USAGE)
+    return settings.run
+
+
 @baton.command(short_help="fetch or read a job's data, check it, pack it")
 @click.argument("job")
 @click.option("--source", help="archive, image folder, tar of one, URL, or `synthetic`")

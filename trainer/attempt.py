@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from storage.errors import StoreError
 from trainer.cadence import Cadence
 from trainer.checkpoint import HostBuffers, Position, take
-from trainer.history import Checkpoint, History, Superseded
+from trainer.history import SIGN_S, Checkpoint, History, Superseded
 from trainer.job import Task
 from trainer.loop import Plan, seen_this_epoch
 from trainer.retention import Retention
@@ -23,7 +23,6 @@ from watchers import Mailbox, Notice
 
 log = logging.getLogger("baton")
 
-SIGN_S = 30.0  # between two signs of life
 LAST_SAVE_S = 60.0  # how long the last save is tried where no deadline is known
 SPARE_S = 1.0  # kept before a deadline, for the end of the process
 
@@ -233,10 +232,11 @@ class Attempt:
         self._show(self._progress)
 
     def _sign(self) -> None:
-        """Every 30 s: look whether a newer copy has taken over, and leave a sign of life."""
+        """Every 30 s: look whether a newer copy has taken over or this one is halted, and leave a sign of life."""
         while True:
             try:
                 self.history.check_fence(self.facts.attempt)
+                self._look_for_halt()
                 self.write_status("running", None)
             except Superseded as e:
                 self._on_superseded(e)
@@ -245,6 +245,14 @@ class Attempt:
                 log.debug("no sign of life could be left: %s", e)
             if self._closed.wait(SIGN_S):
                 return
+
+    def _look_for_halt(self) -> None:
+        """Whether `halt --run` asked this attempt to stop."""
+        name = f"{self.facts.attempt:06d}.json"
+        asked = self.history.read_record("halts", name)
+        if asked is not None:
+            detail = f"halted through the store, from {asked.get('by')!s:.100}"
+            self._mailbox.post(Notice("halt", "stop", detail, f"store:{name}", time.time()))
 
     def write_status(self, state: str, exit_code: int | None) -> None:
         """What `status` shows between checkpoints; never used to resume."""

@@ -1,12 +1,11 @@
 """One run in its store: its attempts, which fence each other off, and its checkpoints, newest and good.
 
 Keys:   <run>/attempts/000003.json  .../000003.end.json  <run>/checkpoints/000003-00001234.json  <run>/parts/<sha256>
-        <run>/metrics/000003-00001234.jsonl  <run>/status.json  <run>/result.json
+        <run>/metrics/000003-00001234.jsonl  <run>/halts/000003.json  <run>/status.json  <run>/result.json
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
@@ -15,15 +14,19 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 from storage import Store
-from storage.errors import AlreadyExists, NotFound
+from storage.errors import AlreadyExists, Damaged, NotFound
 from trainer.exits import UserError
+from trainer.header import PartReader, Sink
 from trainer.manifest import MAX_BYTES, Manifest, PartRef, checkpoint_name, from_json, parse_name
 from trainer.settings import Json, is_run_name
 
+S = TypeVar("S", bound=Sink)
 log = logging.getLogger("baton.history")
 
+SIGN_S = 30.0  # between two signs of life of a copy
 MAX_RECORD_BYTES = 1 << 20
 _CLAIM = re.compile(r"([0-9]{6,12})\.json")
 
@@ -61,6 +64,8 @@ def runs(store: Store) -> list[str]:
 class History:
     """A run's records in a store. All methods may raise `StoreError`."""
 
+    MARK = "unfinished.json"  # among the checkpoints, where every start looks: this run is not whole; see `mark`
+
     def __init__(self, store: Store, run: str) -> None:
         self.store = store
         self.run = run
@@ -77,11 +82,14 @@ class History:
         return sorted(int(claim[1]) for claim in claims if claim)
 
     def claim(self, record: Mapping[str, Json]) -> int:
-        """Take the run over: create the record of the next attempt. Its number fences every lower one off."""
+        """Take the run over: create the record of the next attempt. Its number fences every lower one off.
+
+        Raises `UserError` if the run is marked as not whole.
+        """
         mine = dict(record, uuid=uuid.uuid4().hex)
         while True:
             # checkpoints count too: should claims have been lost, an old number must not be given again
-            used = self.attempts()[-1:] + [attempt for attempt, _ in self.checkpoints()[:1]]
+            used = self.attempts()[-1:] + [attempt for attempt, _ in self._usable()[:1]]
             number = max(used, default=0) + 1
             body = json.dumps(dict(mine, attempt=number), indent=1, sort_keys=True).encode()
             try:
@@ -128,9 +136,29 @@ class History:
 
     def checkpoints(self) -> list[tuple[int, int]]:
         """(attempt, step) of every checkpoint, the newest first."""
+        return _newest_first(self._manifest_names())
+
+    def _manifest_names(self) -> list[str]:
         folder = self.key("checkpoints", "")
-        names = (info.key.removeprefix(folder).removesuffix(".json") for info in self.store.list(folder))
-        return sorted((parsed for name in names if (parsed := parse_name(name))), reverse=True)
+        return [info.key.removeprefix(folder) for info in self.store.list(folder)]
+
+    def mark(self, why: str) -> None:
+        """Say that the run is not whole: until `unmark`, whoever starts it is refused with this reason."""
+        self.write_record({"why": why}, "checkpoints", self.MARK)
+
+    def unmark(self) -> None:
+        self.store.delete(self.key("checkpoints", self.MARK))
+
+    def is_marked(self) -> bool:
+        return self.MARK in self._manifest_names()
+
+    def _usable(self) -> list[tuple[int, int]]:
+        """As `checkpoints`. Raises `UserError` if the run is marked as not whole."""
+        names = self._manifest_names()
+        if self.MARK in names:
+            why = (self.read_record("checkpoints", self.MARK) or {}).get("why")
+            raise UserError(f"run {self.run!r} in {self.store.url} {why!s:.300}")
+        return _newest_first(names)
 
     def manifest(self, name: str) -> Manifest:
         """Raises `Absent`, or `Bad` if it is no manifest when read a second time too."""
@@ -142,25 +170,34 @@ class History:
                 return manifest
             except NotFound as e:
                 raise Absent("its manifest is not there") from e
-            except ValueError as e:
+            except (ValueError, Damaged) as e:
                 if last_try:
                     raise Bad(f"its manifest {e}") from e
         raise AssertionError
 
     def part(self, ref: PartRef) -> bytes:
-        """A part's bytes, verified. Raises `Bad` if it isn't there, or is another when read a second time too."""
+        """A part's bytes, verified. Raises `Bad`."""
+        return self.read_part(ref, io.BytesIO).getvalue()
+
+    def read_part(self, ref: PartRef, begin: Callable[[], S]) -> S:
+        """Read a part into a sink that `begin` gives, verify it, and return the sink.
+
+        Raises `Bad` if it isn't there, or is another when read a second time too, into a sink begun anew.
+        """
         for last_try in (False, True):
-            sink = _Hashing()
+            sink = begin()
+            reader = PartReader(sink)
             try:
-                self.store.get(self.key("parts", ref.sha256), sink, byte_range=(0, ref.size + 1))
+                self.store.get(self.key("parts", ref.sha256), reader, byte_range=(0, ref.size + 1))  # type: ignore[arg-type]
+                problem = reader.problem(ref.sha256, ref.size)
             except NotFound as e:
                 raise Bad(f"part {ref.sha256[:12]} is not there") from e
-            data = sink.getvalue()
-            if len(data) == ref.size and sink.sha256.hexdigest() == ref.sha256:
-                return data
+            except Damaged as e:
+                problem = f"is damaged: {e}"
+            if problem is None:
+                return sink
             if last_try:
-                what = "is damaged" if len(data) == ref.size else f"has {len(data)} bytes and should have {ref.size}"
-                raise Bad(f"part {ref.sha256[:12]} {what}")
+                raise Bad(f"part {ref.sha256[:12]} {problem}")
         raise AssertionError
 
     def load(
@@ -181,9 +218,10 @@ class History:
         """The newest checkpoint that is whole; None if the run has none at all.
 
         Goes back along the parents of one that is bad, then to other chains, and says why. Raises `UserError`
-        if there are checkpoints but none is good: training must not quietly start again from step 0.
+        if there are checkpoints but none is good, or if the run is marked as not whole: training must not quietly
+        start again from step 0.
         """
-        names = [checkpoint_name(*name) for name in self.checkpoints()]
+        names = [checkpoint_name(*name) for name in self._usable()]
         parents: dict[str, str | None] = {}
         for name in fallback_order(names, parents):
             try:
@@ -214,6 +252,10 @@ class History:
             raise Superseded(manifest.attempt) from e
 
 
+def _newest_first(names: Iterable[str]) -> list[tuple[int, int]]:
+    return sorted((parsed for name in names if (parsed := parse_name(name.removesuffix(".json")))), reverse=True)
+
+
 def fallback_order(names: Iterable[str], parents: Mapping[str, str | None]) -> Iterator[str]:
     """Checkpoints in the order in which they are tried: the newest, and each one's parent after it.
 
@@ -227,15 +269,3 @@ def fallback_order(names: Iterable[str], parents: Mapping[str, str | None]) -> I
         del left[parse_name(name)]  # type: ignore[arg-type]
         parent = left.get(parse_name(parents.get(name) or "") or (0, 0))
         name = parent or (left[max(left)] if left else None)
-
-
-class _Hashing(io.BytesIO):
-    """Collects what is read and hashes it on the way."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sha256 = hashlib.sha256()
-
-    def write(self, data: bytes | bytearray | memoryview) -> int:  # type: ignore[override]
-        self.sha256.update(data)
-        return super().write(data)
