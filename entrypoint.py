@@ -191,6 +191,19 @@ def clean(store: str | None, run: str | None, keep: int | None, yes: bool) -> in
     return clean_up(open_store(settings.store), settings.run or None, settings.keep, yes=yes)
 
 
+@options(["store"])
+@baton.command(short_help="is this machine ready to train: its store and credentials")
+@click.option("--json", "as_json", is_flag=True, help="as JSON, a list of checks")
+def doctor(store: str | None, as_json: bool) -> int:
+    """Try all that training needs of the store, and say how to mend what fails. Takes 15 seconds at most.
+
+    Writes a few bytes under .baton-doctor/ and deletes them. Exit code 0, or 78 if a check failed.
+    """
+    from console.doctor import doctor as examine
+
+    return examine(Settings.of(those_given({"store": store})).store, as_json=as_json)
+
+
 @options(["store", "run"])
 @baton.command(short_help="delete a run whole; says first, --yes does")
 @click.option("--yes", is_flag=True, help="delete; without it, only say what would be deleted")

@@ -121,18 +121,20 @@ def _count(value: Json) -> int:
 
 
 def _age(at: Json) -> float | None:
-    return round(max(0.0, time.time() - at), 1) if isinstance(at, int | float) else None
+    # what others wrote: a number may be none, or too large for arithmetic
+    return round(max(0.0, time.time() - at), 1) if isinstance(at, int | float) and 0 <= at < 1e12 else None
 
 
 def _print_table(found: list[dict[str, Json]]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("run", "state", "step", "attempt", "accuracy", "last durable checkpoint", "seen"):
         table.add_column(title)
     for told in found:
-        table.add_row(
+        cells = (
             f"{told['run']}" + (" SYNTHETIC" if told["synthetic"] else ""),
             f"{told['state']}" + (f" (exit {told['exit']})" if told["exit"] is not None else ""),
             f"{told['step']} of {told['steps'] or '?'}",
@@ -141,6 +143,7 @@ def _print_table(found: list[dict[str, Json]]) -> None:
             _checkpoint(told),
             f"{_ago(told['last_seen_s'])} on {told['host']}",
         )
+        table.add_row(*[escape(f"{cell:.200}") for cell in cells])  # records may hold what rich takes for markup
     Console(width=None if _is_terminal() else 160, highlight=False).print(table)
     for told in found:
         if told["save_error"]:
