@@ -204,6 +204,22 @@ def doctor(store: str | None, as_json: bool) -> int:
     return examine(Settings.of(those_given({"store": store})).store, as_json=as_json)
 
 
+@options(["run"])
+@baton.command(short_help="copy a run to another store, verified")
+@click.argument("source", metavar="SRC")
+@click.argument("target", metavar="DST")
+def copy(source: str, target: str, run: str | None) -> int:
+    """Copy a run from the store SRC to the store DST, every byte checked; there it goes on as if it had always been.
+
+    What is killed in the midst is finished by the same command; until then the copy can't be started. Refused where DST
+    has a run of this name with another history. SRC is left as it is.
+    """
+    from console.copy import copy_run
+
+    settings = Settings.of(those_given({"run": run}))
+    return copy_run(open_store(source), open_store(target), named(settings))
+
+
 @options(["store", "run"])
 @baton.command(short_help="delete a run whole; says first, --yes does")
 @click.option("--yes", is_flag=True, help="delete; without it, only say what would be deleted")
