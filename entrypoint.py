@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from console import logs
-from storage import PATIENCE_S, open_store
+from storage import PATIENCE_S, Store, open_store
 from storage.errors import StoreError, Transient
 from storage.retry import Retrying
 from trainer.exits import ExitCode, UserError
@@ -27,6 +27,7 @@ log = logging.getLogger("baton")
 
 DATA = Path(__file__).parent / "data"
 START_TRY_S = 60.0  # how long a store that is away is waited for before the first step
+COMMAND_TRY_S = 30.0  # and for a command
 
 
 class Commands(click.Group):
@@ -173,6 +174,11 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int
         watch.close()
 
 
+def patient_store(url: str) -> Store:
+    """A store for a command: its passing faults are tried again for half a minute."""
+    return Retrying(open_store(url), lambda tried: COMMAND_TRY_S - tried, time.sleep)
+
+
 def stop_grace_s() -> float:
     """Seconds between a SIGTERM and the kill that follows; docker's own by default."""
     text = os.environ.get("BATON_STOP_GRACE", "10")
@@ -193,7 +199,97 @@ def status(store: str | None, run: str | None, as_json: bool) -> int:
     from console.status import show
 
     settings = Settings(**those_given({"store": store, "run": run}))
-    return show(open_store(settings.store), settings.run or None, as_json=as_json)
+    return show(patient_store(settings.store), settings.run or None, as_json=as_json)
+
+
+@options(["store", "run", "keep"])
+@baton.command(short_help="delete checkpoints that the rules no longer keep; says first, --yes does")
+@click.option("--yes", is_flag=True, help="delete; without it, only say what would be deleted")
+def clean(store: str | None, run: str | None, keep: int | None, yes: bool) -> int:
+    """Delete what is no longer kept, of one run or of all; a running copy does so by itself, every 10 minutes.
+
+    Kept are the newest good checkpoints, what is younger than 24 hours by the store's clock, all that these and the
+    result need, and every attempt's record and metrics. Safe while the run goes on.
+    """
+    from console.clean import clean as clean_up
+
+    settings = Settings.of(those_given({"store": store, "run": run, "keep": keep}))
+    return clean_up(patient_store(settings.store), settings.run or None, settings.keep, yes=yes)
+
+
+@options(["store"])
+@baton.command(short_help="is this machine ready to train: its store and credentials")
+@click.option("--json", "as_json", is_flag=True, help="as JSON, a list of checks")
+def doctor(store: str | None, as_json: bool) -> int:
+    """Try all that training needs of the store, and say how to mend what fails. Takes 15 seconds at most.
+
+    Writes a few bytes under .baton-doctor/ and deletes them. Exit code 0, or 78 if a check failed.
+    """
+    from console.doctor import doctor as examine
+
+    return examine(Settings.of(those_given({"store": store})).store, as_json=as_json)
+
+
+@options(["run"])
+@baton.command(short_help="copy a run to another store, verified")
+@click.argument("source", metavar="SRC")
+@click.argument("target", metavar="DST")
+def copy(source: str, target: str, run: str | None) -> int:
+    """Copy a run from the store SRC to the store DST, every byte checked; there it goes on as if it had always been.
+
+    What is killed in the midst is finished by the same command; until then the copy can't be started. Refused where DST
+    has a run of this name with another history. SRC is left as it is.
+    """
+    from console.copy import copy_run
+
+    settings = Settings.of(those_given({"run": run}))
+    return copy_run(patient_store(source), patient_store(target), named(settings))
+
+
+@options(["store", "run"])
+@baton.command(short_help="delete a run whole; says first, --yes does")
+@click.option("--yes", is_flag=True, help="delete; without it, only say what would be deleted")
+def delete(store: str | None, run: str | None, yes: bool) -> int:
+    """Delete a run with all that it has: checkpoints, metrics, result and records.
+
+    A run that gave a sign of life in the last 90 seconds is refused: whoever trains it would go on saving. What is
+    killed in the midst is finished by the same command; until then the run can't be started.
+    """
+    from console.delete import delete_whole
+
+    settings = Settings.of(those_given({"store": store, "run": run}))
+    return delete_whole(patient_store(settings.store), named(settings), yes=yes)
+
+
+@options(["store", "run"])
+@baton.command(short_help="check every checkpoint of a run down to its bytes")
+@click.option("--json", "as_json", is_flag=True, help="as JSON, a list of checkpoints")
+def verify(store: str | None, run: str | None, as_json: bool) -> int:
+    """Read all that a run's checkpoints name and check it. Exit code 0 if all are good, 78 if not."""
+    from console.verify import show
+
+    settings = Settings.of(those_given({"store": store, "run": run}))
+    return show(patient_store(settings.store), settings.run or None, as_json=as_json)
+
+
+@options(["store", "run"])
+@baton.command(short_help="stop a run from anywhere, through its store")
+def halt(store: str | None, run: str | None) -> int:
+    """Ask the copy that trains a run now to stop: within 30 s it saves its state and exits with 0.
+
+    It holds for that copy alone; whoever starts the run again goes on with it.
+    """
+    from console.halt import halt as ask
+
+    settings = Settings.of(those_given({"store": store, "run": run}))
+    return ask(patient_store(settings.store), named(settings))
+
+
+def named(settings: Settings) -> str:
+    """The run that a command is about. Raises `UserError` (wrong command line) where none is named."""
+    if not settings.run:
+        raise UserError("which run? give --run NAME; `status` lists those there are", ExitCode.USAGE)
+    return settings.run
 
 
 @baton.command(short_help="fetch or read a job's data, check it, pack it")

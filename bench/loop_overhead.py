@@ -92,6 +92,7 @@ class Baton:
             self.position,
             mailbox,
             cadence=Cadence.parse("30s"),
+            keep=3,
             resumed_from=None,
             ledger=(),
             stop_grace_s=10.0,

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from storage import Store
 from storage.errors import NotFound
 from trainer.exits import ExitCode, UserError
-from trainer.history import Bad, History
+from trainer.history import Bad, History, runs
 from trainer.manifest import Manifest, checkpoint_name
-from trainer.settings import Json, is_run_name
+from trainer.settings import Json
 
 SILENT_S = 90.0  # three signs of life missed: the machine is gone
 
 
 def show(store: Store, run: str | None, *, as_json: bool) -> int:
     """Print the runs, or the one asked for. Raises `UserError` if there is no such run, `StoreError`."""
-    names = [run] if run else [info.key[:-1] for info in store.list("", delimiter="/") if info.is_prefix]
-    found = [told for name in names if is_run_name(name) and (told := describe(History(store, name))) is not None]
+    names = [run] if run else runs(store)
+    found = [told for name in names if (told := describe(History(store, name))) is not None]
     if run and not found:
         raise UserError(f"no run {run!r} in {store.url}; `status` without --run lists those there are")
     if as_json:
@@ -121,18 +121,20 @@ def _count(value: Json) -> int:
 
 
 def _age(at: Json) -> float | None:
-    return round(max(0.0, time.time() - at), 1) if isinstance(at, int | float) else None
+    # what others wrote: a number may be none, or too large for arithmetic
+    return round(max(0.0, time.time() - at), 1) if isinstance(at, int | float) and 0 <= at < 1e12 else None
 
 
 def _print_table(found: list[dict[str, Json]]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("run", "state", "step", "attempt", "accuracy", "last durable checkpoint", "seen"):
         table.add_column(title)
     for told in found:
-        table.add_row(
+        cells = (
             f"{told['run']}" + (" SYNTHETIC" if told["synthetic"] else ""),
             f"{told['state']}" + (f" (exit {told['exit']})" if told["exit"] is not None else ""),
             f"{told['step']} of {told['steps'] or '?'}",
@@ -141,6 +143,7 @@ def _print_table(found: list[dict[str, Json]]) -> None:
             _checkpoint(told),
             f"{_ago(told['last_seen_s'])} on {told['host']}",
         )
+        table.add_row(*[escape(f"{cell:.200}") for cell in cells])  # records may hold what rich takes for markup
     Console(width=None if _is_terminal() else 160, highlight=False).print(table)
     for told in found:
         if told["save_error"]:

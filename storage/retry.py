@@ -16,6 +16,7 @@ log = logging.getLogger("baton.store")
 
 T = TypeVar("T")
 FIRST_SLEEP_S, LONGEST_SLEEP_S = 0.25, 10.0
+DAMAGED_TRIES = 3
 PASSING = (Unavailable, Damaged)  # not NoSpace: a full disk doesn't empty itself in seconds
 
 
@@ -54,11 +55,17 @@ class Retrying:
         return tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(PASSING),
             wait=tenacity.wait_random_exponential(multiplier=FIRST_SLEEP_S, max=LONGEST_SLEEP_S),
-            stop=lambda state: state.upcoming_sleep > self._left(state.seconds_since_start or 0.0),
+            stop=self._is_over,
             sleep=self._pause,
             before_sleep=self._say,
             reraise=True,
         )(attempt)
+
+    def _is_over(self, state: RetryCallState) -> bool:
+        # bytes that come damaged each time are so in the store: the caller decides what is bad
+        damaged = state.outcome is not None and isinstance(state.outcome.exception(), Damaged)
+        over = damaged and state.attempt_number >= DAMAGED_TRIES
+        return over or state.upcoming_sleep > self._left(state.seconds_since_start or 0.0)
 
     def _say(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None

@@ -153,11 +153,11 @@ class Lab:
         return found
 
     def chain(self, run: str = "cifar10") -> list[str]:
-        """Names of the newest checkpoint and its ancestors, the newest first."""
+        """Names of the newest checkpoint and its ancestors, as far as they are kept, the newest first."""
         by_name = {f"{m['attempt']:06d}-{m['step']:08d}": m for m in self.manifests(run)}
         names: list[str] = []
         name: object = max(by_name, default=None)
-        while isinstance(name, str):
+        while isinstance(name, str) and name in by_name:
             names.append(name)
             name = by_name[name]["parent"]
         return names

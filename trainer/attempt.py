@@ -17,17 +17,17 @@ from storage.retry import Retrying, bare
 from trainer.cadence import Cadence, best_interval_s, lifetime_s
 from trainer.checkpoint import HostBuffers, Position, take
 from trainer.commit import Committed, RunFacts, Save
-from trainer.history import History, Superseded
+from trainer.history import SIGN_S, History, Superseded
 from trainer.job import Task
 from trainer.loop import Plan, seen_this_epoch
 from trainer.manifest import Manifest
+from trainer.retention import Retention
 from trainer.saver import CLOCK, Durable, Saver, durable
 from trainer.settings import Json
 from watchers import Mailbox, Notice
 
 log = logging.getLogger("baton")
 
-SIGN_S = 30.0  # between two signs of life
 TRY_S = 30.0  # how long one save meets faults by trying again; the next one has a newer state to save
 LAST_TRY_S = 60.0  # the same for the last save, where no deadline is known
 SPARE_S = 1.0  # kept before a deadline, for the end of the process
@@ -62,6 +62,7 @@ class Attempt:
         mailbox: Mailbox,
         *,
         cadence: Cadence,
+        keep: int,
         resumed_from: Manifest | None,
         ledger: Sequence[dict[str, Json]],
         stop_grace_s: float,
@@ -96,12 +97,14 @@ class Attempt:
         self._evaluation_began: float | None = None
         self._progress: Progress | None = None
         self._shown_at, self._shown_step = CLOCK(), position.step
+        self._retention = Retention(self.history, keep)
         self.saver = Saver(
             self.history,
             facts,
             durable(resumed_from) if resumed_from else None,
             on_durable=self._on_durable,
             on_superseded=self._on_superseded,
+            between=self._clean_up,
         )
         self._closed = threading.Event()
         self._sign_thread = threading.Thread(target=self._sign, name="sign", daemon=True)
@@ -215,6 +218,11 @@ class Attempt:
         if changed:
             log.info("saving every %.0f s from now on: %s", interval, self.interval_why)
 
+    def _clean_up(self, newest: Durable) -> None:
+        self._retention.between_saves(
+            self.facts.attempt, newest.name, lambda: self.saver.busy or self._mailbox.stop is not None
+        )
+
     def _on_superseded(self, why: Superseded) -> None:
         self._mailbox.post(Notice("superseded", "stop", str(why), f"superseded:{why.attempt}", time.time()))
         self.superseded = why
@@ -268,10 +276,11 @@ class Attempt:
         self._show(self._progress)
 
     def _sign(self) -> None:
-        """Every 30 s: look whether a newer copy has taken over, and leave a sign of life."""
+        """Every 30 s: look whether a newer copy has taken over or this one is halted, and leave a sign of life."""
         while True:
             try:
                 self._signs.check_fence(self.facts.attempt)
+                self._look_for_halt()
                 self.write_status("running", None)
             except Superseded as e:
                 self._on_superseded(e)
@@ -280,6 +289,14 @@ class Attempt:
                 log.debug("no sign of life could be left: %s", e)
             if self._closed.wait(SIGN_S):
                 return
+
+    def _look_for_halt(self) -> None:
+        """Whether `halt --run` asked this attempt to stop."""
+        name = f"{self.facts.attempt:06d}.json"
+        asked = self._signs.read_record("halts", name)
+        if asked is not None:
+            detail = f"halted through the store, from {asked.get('by')!s:.100}"
+            self._mailbox.post(Notice("halt", "stop", detail, f"store:{name}", time.time()))
 
     def write_status(self, state: str, exit_code: int | None) -> None:
         """What `status` shows between checkpoints; never used to resume."""

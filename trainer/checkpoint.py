@@ -36,7 +36,7 @@ class Snapshot:
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     scalars: dict[str, Json]
-    frozen: frozenset[str]  # names in `model` that training doesn't change
+    frozen: frozenset[str]  # names in `model` that training is not expected to change
 
     def weights_sha256(self) -> str:
         """SHA-256 over the model's state: raw bytes in row-major order, tensors in the order of their names."""
@@ -77,7 +77,6 @@ def take(task: Task, position: Position, buffers: HostBuffers | None = None) -> 
     if buffers is not None or on_gpu:
         buffers = buffers or HostBuffers()
         model, optimizer = buffers.copy(model, "model"), buffers.copy(optimizer, "optimizer")
-    frozen = frozenset(name for name, parameter in task.model.named_parameters() if not parameter.requires_grad)
     return Snapshot(
         position.step,
         position.order.hex(),
@@ -85,8 +84,19 @@ def take(task: Task, position: Position, buffers: HostBuffers | None = None) -> 
         model,
         optimizer,
         scalars,
-        frozen,
+        _frozen(task),
     )
+
+
+def _frozen(task: Task) -> frozenset[str]:
+    """Names of the weights and buffers of all modules whose weights are not trained."""
+    names: set[str] = set()
+    for prefix, module in task.model.named_modules():
+        own = list(module.parameters(recurse=False))
+        if own and not any(parameter.requires_grad for parameter in own):
+            tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+            names |= {f"{prefix}.{name}" if prefix else name for name, _ in tensors}
+    return frozenset(names)
 
 
 def _optimizer_state(task: Task) -> tuple[dict[str, Tensor], dict[str, Json]]:

@@ -103,11 +103,8 @@ def commit(
 
 
 def _encoded(snapshot: Snapshot) -> Iterator[tuple[str, Part]]:
-    # what is frozen in parts of its own, which stay the same and are sent once
-    frozen = {name: tensor for name, tensor in snapshot.model.items() if name in snapshot.frozen}
-    trained = {name: tensor for name, tensor in snapshot.model.items() if name not in snapshot.frozen}
-    for section, tensors in (("model", frozen), ("model", trained), ("optimizer", snapshot.optimizer)):
-        for group in grouped(tensors):
+    for section, tensors in (("model", snapshot.model), ("optimizer", snapshot.optimizer)):
+        for group in grouped(tensors, snapshot.frozen):
             yield section, encode(group)
 
 

@@ -1,35 +1,42 @@
 """One run in its store: its attempts, which fence each other off, and its checkpoints, newest and good.
 
 Keys:   <run>/attempts/000003.json  .../000003.end.json  <run>/checkpoints/000003-00001234.json  <run>/parts/<sha256>
-        <run>/metrics/000003-00001234.jsonl  <run>/status.json  <run>/result.json
+        <run>/metrics/000003-00001234.jsonl  <run>/halts/000003.json  <run>/status.json  <run>/result.json
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from storage import Store
-from storage.errors import AlreadyExists, NotFound
+from storage.errors import AlreadyExists, Damaged, NotFound
 from trainer.exits import UserError
+from trainer.header import PartReader, Sink
 from trainer.manifest import MAX_BYTES, Manifest, PartRef, checkpoint_name, from_json, parse_name
-from trainer.settings import Json
+from trainer.settings import Json, is_run_name
 
+S = TypeVar("S", bound=Sink)
 log = logging.getLogger("baton.history")
 
+SIGN_S = 30.0  # between two signs of life of a copy
 MAX_RECORD_BYTES = 1 << 20
 _CLAIM = re.compile(r"([0-9]{6,12})\.json")
 
 
 class Bad(Exception):
     """A checkpoint that is proven not to be whole; says how."""
+
+
+class Absent(Bad):
+    """It has no manifest: it never was, or was cleaned up."""
 
 
 class Superseded(Exception):
@@ -48,8 +55,16 @@ class Checkpoint:
     data: Mapping[str, bytes]  # SHA-256 -> the part's bytes
 
 
+def runs(store: Store) -> list[str]:
+    """The names under which the store may have runs. Raises `StoreError`."""
+    names = (info.key[:-1] for info in store.list("", delimiter="/") if info.is_prefix)
+    return [name for name in names if is_run_name(name)]
+
+
 class History:
     """A run's records in a store. All methods may raise `StoreError`."""
+
+    MARK = "unfinished.json"  # among the checkpoints, where every start looks: this run is not whole; see `mark`
 
     def __init__(self, store: Store, run: str) -> None:
         self.store = store
@@ -67,11 +82,14 @@ class History:
         return sorted(int(claim[1]) for claim in claims if claim)
 
     def claim(self, record: Mapping[str, Json]) -> int:
-        """Take the run over: create the record of the next attempt. Its number fences every lower one off."""
+        """Take the run over: create the record of the next attempt. Its number fences every lower one off.
+
+        Raises `UserError` if the run is marked as not whole.
+        """
         mine = dict(record, uuid=uuid.uuid4().hex)
         while True:
             # checkpoints count too: should claims have been lost, an old number must not be given again
-            used = self.attempts()[-1:] + [attempt for attempt, _ in self.checkpoints()[:1]]
+            used = self.attempts()[-1:] + [attempt for attempt, _ in self._usable()[:1]]
             number = max(used, default=0) + 1
             body = json.dumps(dict(mine, attempt=number), indent=1, sort_keys=True).encode()
             try:
@@ -118,12 +136,32 @@ class History:
 
     def checkpoints(self) -> list[tuple[int, int]]:
         """(attempt, step) of every checkpoint, the newest first."""
+        return _newest_first(self._manifest_names())
+
+    def _manifest_names(self) -> list[str]:
         folder = self.key("checkpoints", "")
-        names = (info.key.removeprefix(folder).removesuffix(".json") for info in self.store.list(folder))
-        return sorted((parsed for name in names if (parsed := parse_name(name))), reverse=True)
+        return [info.key.removeprefix(folder) for info in self.store.list(folder)]
+
+    def mark(self, why: str) -> None:
+        """Say that the run is not whole: until `unmark`, whoever starts it is refused with this reason."""
+        self.write_record({"why": why}, "checkpoints", self.MARK)
+
+    def unmark(self) -> None:
+        self.store.delete(self.key("checkpoints", self.MARK))
+
+    def is_marked(self) -> bool:
+        return self.MARK in self._manifest_names()
+
+    def _usable(self) -> list[tuple[int, int]]:
+        """As `checkpoints`. Raises `UserError` if the run is marked as not whole."""
+        names = self._manifest_names()
+        if self.MARK in names:
+            why = (self.read_record("checkpoints", self.MARK) or {}).get("why")
+            raise UserError(f"run {self.run!r} in {self.store.url} {why!s:.300}")
+        return _newest_first(names)
 
     def manifest(self, name: str) -> Manifest:
-        """Raises `Bad` if it isn't there, or is no manifest when read a second time too."""
+        """Raises `Absent`, or `Bad` if it is no manifest when read a second time too."""
         for last_try in (False, True):
             try:
                 manifest = from_json(self.read(self.key("checkpoints", f"{name}.json"), MAX_BYTES + 1), name)
@@ -131,26 +169,34 @@ class History:
                     raise ValueError(f"is one of run {manifest.run}")
                 return manifest
             except NotFound as e:
-                raise Bad("its manifest is not there") from e
-            except ValueError as e:
+                raise Absent("its manifest is not there") from e
+            except (ValueError, Damaged) as e:
                 if last_try:
                     raise Bad(f"its manifest {e}") from e
         raise AssertionError
 
     def part(self, ref: PartRef) -> bytes:
-        """A part's bytes, verified. Raises `Bad` if it isn't there, or is another when read a second time too."""
+        """A part's bytes, verified. Raises `Bad`."""
+        return self.read_part(ref, io.BytesIO).getvalue()
+
+    def read_part(self, ref: PartRef, begin: Callable[[], S]) -> S:
+        """Read a part into a sink that `begin` gives, verify it, and return the sink.
+
+        Raises `Bad` if it isn't there, or is another when read a second time too, into a sink begun anew.
+        """
         for last_try in (False, True):
-            sink = _Hashing()
+            sink = _Begun(begin)
             try:
-                self.store.get(self.key("parts", ref.sha256), sink, byte_range=(0, ref.size + 1))
+                self.store.get(self.key("parts", ref.sha256), sink, byte_range=(0, ref.size + 1))  # type: ignore[arg-type]
+                problem = sink.reader.problem(ref.sha256, ref.size)
             except NotFound as e:
                 raise Bad(f"part {ref.sha256[:12]} is not there") from e
-            data = sink.getvalue()
-            if len(data) == ref.size and sink.sha256.hexdigest() == ref.sha256:
-                return data
+            except Damaged as e:
+                problem = f"is damaged: {e}"
+            if problem is None:
+                return sink.inner
             if last_try:
-                what = "is damaged" if len(data) == ref.size else f"has {len(data)} bytes and should have {ref.size}"
-                raise Bad(f"part {ref.sha256[:12]} {what}")
+                raise Bad(f"part {ref.sha256[:12]} {problem}")
         raise AssertionError
 
     def load(
@@ -171,26 +217,20 @@ class History:
         """The newest checkpoint that is whole; None if the run has none at all.
 
         Goes back along the parents of one that is bad, then to other chains, and says why. Raises `UserError`
-        if there are checkpoints but none is good: training must not quietly start again from step 0.
+        if there are checkpoints but none is good, or if the run is marked as not whole: training must not quietly
+        start again from step 0.
         """
-        left = self.checkpoints()
-        count, name = len(left), checkpoint_name(*left[0]) if left else None
-        while left and name:
-            here = parse_name(name)
-            if here in left:
-                left.remove(here)
-            parent = None
+        names = [checkpoint_name(*name) for name in self._usable()]
+        parents: dict[str, str | None] = {}
+        for name in fallback_order(names, parents):
             try:
-                manifest = self.manifest(name)
-                parent = manifest.parent
+                parents[name] = self.manifest(name).parent
                 return self.load(name, known, check)
             except Bad as e:
                 log.error("checkpoint %s is bad: %s; going back to the one before it", name, e)
-            # its parent, else the newest that has not been looked at
-            name = parent if parent and parse_name(parent) in left else checkpoint_name(*left[0]) if left else None
-        if count:
+        if names:
             raise UserError(
-                f"none of the {count} checkpoints of run {self.run!r} in {self.store.url} is good; "
+                f"none of the {len(names)} checkpoints of run {self.run!r} in {self.store.url} is good; "
                 "look at them, or start anew under another name with --run NAME"
             )
         return None
@@ -215,13 +255,41 @@ class History:
             raise Superseded(manifest.attempt) from e
 
 
-class _Hashing(io.BytesIO):
-    """Collects what is read and hashes it on the way."""
+def _newest_first(names: Iterable[str]) -> list[tuple[int, int]]:
+    return sorted((parsed for name in names if (parsed := parse_name(name.removesuffix(".json")))), reverse=True)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.sha256 = hashlib.sha256()
 
-    def write(self, data: bytes | bytearray | memoryview) -> int:  # type: ignore[override]
-        self.sha256.update(data)
-        return super().write(data)
+def fallback_order(names: Iterable[str], parents: Mapping[str, str | None]) -> Iterator[str]:
+    """Checkpoints in the order in which they are tried: the newest, and each one's parent after it.
+
+    Where the parent is not known or not among `names`, the newest that has not been tried. `parents` is filled in by
+    the caller as it reads them.
+    """
+    left = {parsed: name for name in names if (parsed := parse_name(name))}
+    name = left[max(left)] if left else None
+    while name is not None:
+        yield name
+        del left[parse_name(name)]  # type: ignore[arg-type]
+        parent = left.get(parse_name(parents.get(name) or "") or (0, 0))
+        name = parent or (left[max(left)] if left else None)
+
+
+class _Begun(Generic[S]):
+    """A sink that can be rewound to its start, for a store that tries again: by beginning another one."""
+
+    def __init__(self, begin: Callable[[], S]) -> None:
+        self._begin = begin
+        self.seek(0)
+
+    def tell(self) -> int:
+        return self.reader.size
+
+    def seek(self, _start: int) -> None:
+        self.inner = self._begin()
+        self.reader = PartReader(self.inner)
+
+    def truncate(self) -> None:
+        """It is empty since the `seek`."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        return self.reader.write(data)

@@ -11,8 +11,8 @@ from typing import Any
 from trainer.settings import Json, is_run_name
 
 FORMAT = 1
-MAX_BYTES = 16 << 20  # a manifest is a few kB; more than this is no manifest of ours
-MAX_PARTS = 100_000
+MAX_BYTES = 8 << 20  # a manifest is a few kB; JSON made to harm takes 25 times its size in memory
+MAX_PARTS = 50_000
 MAX_PART_BYTES = 1 << 40
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"([0-9]{6,12})-([0-9]{8,15})")
@@ -90,6 +90,10 @@ def parse_name(name: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
+def is_sha256(text: str) -> bool:
+    return _SHA256.fullmatch(text) is not None
+
+
 def from_json(text: bytes, name: str) -> Manifest:
     """The manifest of checkpoint `name`. Raises ValueError, with what is wrong, for anything else."""
     if len(text) > MAX_BYTES:
@@ -149,7 +153,7 @@ def _check(raw: dict[str, Any], name: str) -> None:
             float.fromhex(value)
         except (TypeError, ValueError) as e:
             raise ValueError(f"sums: {key!r:.100} is no number") from e
-    if type(raw["time"]) not in (int, float) or type(raw["synthetic"]) is not bool:
+    if type(raw["time"]) not in (int, float) or not 0 <= raw["time"] < 10**12 or type(raw["synthetic"]) is not bool:
         raise ValueError("time or synthetic: wrong type")
     parent = raw["parent"]
     if parent is not None and (not isinstance(parent, str) or parse_name(parent) is None):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -40,16 +40,19 @@ class Part:
     chunks: list[memoryview]
 
 
-def grouped(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Whole tensors in the order of their names, in groups of about `PART_BYTES`."""
+def grouped(tensors: Mapping[str, Tensor], frozen: Collection[str] = ()) -> Iterator[dict[str, Tensor]]:
+    """Whole tensors in the order of their names, in groups of about `PART_BYTES`.
+
+    Those named in `frozen` come in groups of their own, which stay the same from save to save and are sent once.
+    """
     group: dict[str, Tensor] = {}
-    size = 0
+    size, stays = 0, False
     for name in sorted(tensors):
         tensor = tensors[name]
-        if group and size + tensor.nbytes > PART_BYTES:
+        if group and (size + tensor.nbytes > PART_BYTES or (name in frozen) != stays):
             yield group
             group, size = {}, 0
-        group[name] = tensor
+        group[name], stays = tensor, name in frozen
         size += tensor.nbytes
     if group:
         yield group

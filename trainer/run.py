@@ -269,6 +269,7 @@ def _load(
         position,
         request.mailbox,
         cadence=Cadence.parse(ready.settings.checkpoint_every),
+        keep=ready.settings.keep,
         resumed_from=manifest,
         ledger=_ledger(history, manifest) if manifest else (),
         stop_grace_s=request.stop_grace_s,

@@ -89,7 +89,10 @@ class Saver:
         parent: Durable | None,
         on_durable: Callable[[Committed], None],
         on_superseded: Callable[[Superseded], None],
+        between: Callable[[Durable], None],
     ) -> None:
+        """`between` is called with the newest checkpoint after each save; it ends as soon as the saver is busy."""
+        self._between = between
         self._history = history
         self._facts = facts
         self._on_durable = on_durable
@@ -186,6 +189,8 @@ class Saver:
         finally:
             self.busy_s += time.thread_time() - busy
             flight.landed.set()
+        if self.durable is not None and self.error is None and not self._superseded:
+            self._between(self.durable)
 
     def _save(self, flight: Flight) -> None:
         if self._superseded:

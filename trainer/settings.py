@@ -50,6 +50,7 @@ class Settings:
     )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to compute")
     checkpoint_every: str = setting("auto", "how often to save: 30s, 200steps, 1epoch, or auto: as often as pays")
+    keep: int = setting(3, "how many good checkpoints to keep; those of the last 24 hours stay anyhow")
     log: Literal["auto", "text", "json"] = setting(
         "auto", "text, or one JSON object a line; auto: a live display on a terminal, else text"
     )
@@ -95,6 +96,11 @@ def check(name: str, value: Any) -> None:
         raise UserError(f"{flag} {value}: must be less than 2^63", ExitCode.USAGE)
     if name.endswith("_exit_code") and value > 255:
         raise UserError(f"{flag} {value}: must be 255 or less", ExitCode.USAGE)
+    if name == "keep" and value < 2:
+        raise UserError(
+            f"{flag} {value}: must be 2 or more: should the newest prove damaged, the one before it saves the run",
+            ExitCode.USAGE,
+        )
     if name == "checkpoint_every":
         Cadence.parse(value)
     if name == "run" and not is_run_name(value):

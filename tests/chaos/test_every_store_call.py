@@ -119,8 +119,8 @@ def test_death_at_any_store_call_loses_nothing_committed(
         log = tmp_path / f"{number}.log"
         ended = in_a_child(lambda: train(lab, log, lambda store: DyingStore(store, number, when)))  # noqa: B023
         committed = {(m["attempt"], m["step"]) for m in lab.manifests()}
-        if ended == 0 and number > calls - 3:
-            continue  # signs of life come by the clock: a run may make a call less
+        if ended == 0 and number > calls - 8:
+            continue  # signs of life and cleaning up come by the clock: a run may make some calls less
         assert ended == -9, log.read_text()
         assert in_a_child(lambda: train(lab, log)) == 0, log.read_text()  # noqa: B023
         text = log.read_text()

@@ -125,7 +125,9 @@ class Hearing:
     def __init__(self, store: Counting) -> None:
         self.durable: list[Committed] = []
         self.superseded: list[Superseded] = []
-        self.saver = Saver(History(store, "run"), FACTS, None, self.durable.append, self.superseded.append)
+        self.saver = Saver(
+            History(store, "run"), FACTS, None, self.durable.append, self.superseded.append, lambda newest: None
+        )
 
 
 def never() -> float:
@@ -213,6 +215,7 @@ def test_a_final_checkpoint_must_hold_its_evaluation(store: Counting) -> None:
         durable(before.manifest),
         hearing.durable.append,
         hearing.superseded.append,
+        lambda newest: None,
     )
     save = save_of(HeadOnly(), 5)
     assert save_last(hearing.saver, save), "without evaluation it is durable"

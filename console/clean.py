@@ -1,0 +1,36 @@
+"""The `clean` command: say what the rules of retention no longer keep, and delete it if told to."""
+
+from __future__ import annotations
+
+from storage import Store
+from trainer.exits import ExitCode, UserError
+from trainer.history import History, runs
+from trainer.retention import YOUNG_S, Retention, store_time, told
+
+
+def clean(store: Store, run: str | None, keep: int, *, yes: bool, young_s: float = YOUNG_S) -> int:
+    """Raises `UserError` if there is no such run, `StoreError`."""
+    names = [run] if run else runs(store)
+    found = [history for name in names if (history := History(store, name)).checkpoints() or history.attempts()]
+    if run and not found:
+        raise UserError(f"no run {run!r} in {store.url}; `status` lists those there are")
+    if not found:
+        print(f"no runs in {store.url}")
+    left = False
+    code = ExitCode.DONE
+    for history in found:
+        now = store_time(history)
+        retention = Retention(history, keep, young_s=young_s)
+        excess = retention.excess(now)
+        some = bool(excess.manifests or excess.parts)
+        if excess.why_not:
+            print(f"{history.run}: {excess.why_not}; `verify --run {history.run}` says more")
+            code = ExitCode.SETUP
+        if yes:
+            retention.remove(excess, now)
+        what = ("deleted " if yes else "would delete ") + told(excess) if some else "nothing to delete"
+        print(f"{history.run}: {what}; {excess.kept} checkpoints stay")
+        left |= some and not yes
+    if left:
+        print("nothing has been deleted; --yes does it")
+    return code

@@ -1,0 +1,58 @@
+"""The `verify` command: is every checkpoint of a run what it should be, down to its bytes."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+from storage import Store
+from trainer.exits import ExitCode, UserError
+from trainer.history import History, runs
+from trainer.verify import Verdict, verify
+
+log = logging.getLogger("baton")
+
+
+def show(store: Store, run: str | None, *, as_json: bool) -> int:
+    """Print a line for each checkpoint. Raises `UserError` if there is no such run, `StoreError`."""
+    found = [history for name in ([run] if run else runs(store)) if (history := History(store, name)).attempts()]
+    if run and not found and not History(store, run).checkpoints():
+        raise UserError(f"no run {run!r} in {store.url}; `status` lists those there are")
+    bad, told = 0, []
+    for history in found or ([History(store, run)] if run else []):
+        verdicts = verify(history, log.debug)
+        bad += sum(bool(verdict.problems) for verdict in verdicts)
+        told += [_told(history, verdict) for verdict in verdicts]
+        if not as_json:
+            _print(history, verdicts)
+    if as_json:
+        print(json.dumps(told, indent=2))
+    return ExitCode.SETUP if bad else ExitCode.DONE
+
+
+def _told(history: History, verdict: Verdict) -> dict[str, object]:
+    manifest = verdict.manifest
+    return {
+        "run": history.run,
+        "checkpoint": verdict.name,
+        "good": not verdict.problems,
+        "problems": verdict.problems,
+        "step": manifest.step if manifest else None,
+        "parent": manifest.parent if manifest else None,
+        "bytes": verdict.bytes,
+        "weights_sha256": manifest.weights_sha256 if manifest else None,
+        "state_sha256": manifest.state_sha256 if manifest else None,
+    }
+
+
+def _print(history: History, verdicts: list[Verdict]) -> None:
+    for verdict in verdicts:
+        how = "BAD: " + "; ".join(verdict.problems) if verdict.problems else f"good, {verdict.bytes / 1e6:.1f} MB"
+        print(f"{history.run} {verdict.name} {how}")
+    bad = sum(bool(verdict.problems) for verdict in verdicts)
+    if not verdicts:
+        print(f"{history.run} has no checkpoint yet")
+    elif bad:
+        print(f"{bad} of {len(verdicts)} checkpoints of {history.run} are bad; a start takes the newest good one")
+    else:
+        print(f"all {len(verdicts)} checkpoints of {history.run} are good")

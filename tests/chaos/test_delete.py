@@ -1,0 +1,143 @@
+"""A run deleted halfway is never started again from nothing, and deleting it again finishes it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage import open_store
+from tests.checkpoints import age, chain, history
+from tests.runs import REPOSITORY, Lab, environment
+from trainer.deletion import delete
+from trainer.exits import UserError
+from trainer.history import History
+
+
+def command(*arguments: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "entrypoint.py"), *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=REPOSITORY,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+def made_run(folder: Path) -> History:
+    run = history(folder)
+    run.claim({"job": "cifar10"})
+    chain(run, 1, [10, 20, 30])
+    run.write_record({"attempt": 1}, "status.json")
+    run.write_record({"exit": 0}, "attempts", "000001.end.json")
+    run.write_record({}, "result.json")
+    return run
+
+
+class DyingStore:
+    """A store whose `number`-th call that changes something the process does not survive."""
+
+    def __init__(self, store: Any, number: int) -> None:
+        self._store = store
+        self._left = itertools.count(number, -1)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+        if name not in ("put", "delete"):
+            return method
+
+        def call(*args: Any, **options: Any) -> Any:
+            if next(self._left) == 1:
+                os._exit(9)
+            return method(*args, **options)
+
+        return call
+
+
+def test_death_at_any_call_leaves_a_run_that_no_start_takes_for_another(tmp_path: Path) -> None:
+    """As a start does it: list, fall back, claim. It finds the newest checkpoint as before, or is refused."""
+    for number in itertools.count(1):
+        folder = tmp_path / str(number)
+        run = made_run(folder)
+        child = os.fork()
+        if child == 0:
+            delete(History(DyingStore(run.store, number), "run"))  # type: ignore[arg-type]
+            os._exit(0)
+        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        left = list(run.store.list("run/"))
+        if ended == 0:
+            assert not left
+            break
+        if run.is_marked():
+            for start in (run.newest_good, lambda: run.claim({})):  # noqa: B023
+                with pytest.raises(UserError, match="was being deleted: finish with `delete --run run --yes`"):
+                    start()
+        else:
+            newest = run.newest_good()
+            assert newest is not None, f"it would start again at step 0 after {number - 1} calls"
+            assert newest.manifest.step == 30
+        delete(run)
+        assert not list(run.store.list("run/"))
+    assert number > 15
+
+
+def test_says_first_and_leaves_other_runs_alone(tmp_path: Path) -> None:
+    run, other = made_run(tmp_path), history(tmp_path, "run2")
+    chain(other, 1, [10])
+    place = ("--store", run.store.url, "--run", "run")
+    code, text = command("delete", *place)
+    assert code == 0
+    assert "would delete run run" in text
+    assert "3 checkpoints" in text
+    assert len(run.checkpoints()) == 3
+    code, text = command("delete", *place, "--yes")
+    assert (code, "deleted run run" in text) == (0, True)
+    assert not list(run.store.list("run/"))
+    assert len(other.checkpoints()) == 1
+    assert command("delete", *place)[0] == 78
+    assert command("delete", "--store", run.store.url)[0] == 64
+
+
+@pytest.mark.parametrize("sign", ["status.json", "attempts/000001.json"])
+def test_a_run_that_shows_signs_of_life_is_refused_until_it_is_silent(tmp_path: Path, sign: str) -> None:
+    run = made_run(tmp_path)
+    run.store.delete(run.key("attempts", "000001.end.json"))
+    age(run, 1)
+    body = run.read(f"run/{sign}", 1 << 20)
+    run.store.put(f"run/{sign}", body)
+    code, text = command("delete", "--store", run.store.url, "--run", "run", "--yes")
+    assert code == 78, text
+    assert "gave a sign of life" in text
+    assert "halt --run run" in text
+    assert len(run.checkpoints()) == 3
+    age(run, 100 / 3600)
+    assert command("delete", "--store", run.store.url, "--run", "run", "--yes")[0] == 0
+
+
+def test_a_real_run_deleted_under_a_copy_that_lives_stops_that_copy(tmp_path: Path, small_cifar: Path) -> None:
+    """The copy is one that gave no sign of life for long; it wakes up, and may commit nothing more."""
+    import signal
+
+    options = ["--preset", "tutorial", "--batch-size", "10", "--epochs", "2000", "--checkpoint-every", "0.5s"]
+    lab = Lab(tmp_path, small_cifar, *options)
+    container = lab.start()
+    container.wait_for("durable after")
+    container.signal(signal.SIGSTOP)
+    run = History(open_store(f"file://{lab.store}"), "cifar10")
+    history_before = run.checkpoints()
+    number = run.claim({"deleted_by": "here"})
+    run.mark("was being deleted")
+    container.signal(signal.SIGCONT)
+    assert container.wait() == 0, container.text
+    assert f"attempt {number} has taken this run over" in container.text
+    assert run.checkpoints()[1:] in (history_before, history_before[1:]), "one was in the midst of its commit at most"
+    refused = lab.start()
+    assert refused.wait() == 78, refused.text
+    assert "was being deleted" in refused.lines[-1]

@@ -1,0 +1,168 @@
+"""Content made to harm: refused in one line, the parent checkpoint taken, in little memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import chain, history
+from tests.runs import REPOSITORY, environment
+from trainer.history import History
+from trainer.manifest import Manifest, PartRef
+
+MEGABYTE = 1 << 20
+# A process of its own, so that the peak is that of reading this store and no other; ru_maxrss would be the parent's
+# where that is larger.
+PEAK = """
+import re
+def peak():
+    return int(re.search("VmHWM:\\s*([0-9]+) kB", open("/proc/self/status").read())[1]) // 1024
+"""
+SCRIPT = """
+import sys
+from console import logs
+from storage import open_store
+from trainer.history import History
+logs.set_up("text")
+before = peak()
+newest = History(open_store(sys.argv[1]), "run").newest_good()
+print(newest.manifest.step, peak() - before)
+"""
+
+
+def start(run: History) -> tuple[int, int, list[str]]:
+    """What a start finds: the step of the checkpoint taken, MB that it took, and the lines said."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK + SCRIPT, run.store.url],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env=environment(),
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    *lines, last = done.stdout.splitlines()
+    step, megabytes = map(int, last.split())
+    return step, megabytes, lines
+
+
+def with_part(run: History, manifest: Manifest, data: bytes) -> None:
+    """The newest checkpoint's first part replaced, with every name and checksum right."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    run.store.put(run.key("parts", sha256), data)
+    put(run, replace(manifest, parts=[PartRef("model", sha256, len(data)), *manifest.parts[1:]]))
+
+
+def put(run: History, manifest: Manifest) -> None:
+    run.store.put(run.key("checkpoints", f"{manifest.name}.json"), manifest.with_state_hash().to_json())
+
+
+def text(run: History, manifest: Manifest, body: bytes) -> None:
+    run.store.put(run.key("checkpoints", f"{manifest.name}.json"), body)
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (open, ("/tmp/unpickled", "w"))
+
+
+def part(header: bytes, size: int | None = None) -> bytes:
+    return struct.pack("<Q", len(header) if size is None else size) + header + b"\0" * 8
+
+
+HOSTILE: dict[str, tuple[Callable[[History, Manifest], None], str]] = {
+    "100 MB of JSON": (lambda r, m: text(r, m, b"[" + b"[]," * (33 * MEGABYTE) + b"[]]"), "too long for a manifest"),
+    "JSON as long as allowed": (lambda r, m: text(r, m, b"[" + b"[]," * (2 * MEGABYTE) + b"[]]"), "not a manifest"),
+    "8 EB": (lambda r, m: put(r, replace(m, parts=[replace(m.parts[0], size=8 << 60)])), "parts: not a part"),
+    "a claim of 1 TB": (
+        lambda r, m: put(r, replace(m, parts=[replace(m.parts[0], size=1 << 40), *m.parts[1:]])),
+        "should have 1099511627776",
+    ),
+    "a key that climbs": (
+        lambda r, m: put(r, replace(m, parts=[replace(m.parts[0], sha256="../../../etc/passwd")])),
+        "parts: not a part",
+    ),
+    "a parent that climbs": (lambda r, m: put(r, replace(m, parent="../../x")), "parent: not a checkpoint's name"),
+    "a step that is text": (lambda r, m: put(r, replace(m, steps="100")), "steps: not a count"),  # type: ignore[arg-type]
+    "an enormous time": (lambda r, m: put(r, replace(m, time=10**400)), "time or synthetic: wrong type"),
+    "a header bomb": (
+        lambda r, m: with_part(r, m, part(b'{"a":' + b"[]" * (25 * MEGABYTE) + b"}")),
+        "is no part of a checkpoint",
+    ),
+    "a header past the end": (lambda r, m: with_part(r, m, part(b"{}", 1 << 62)), "is no part of a checkpoint"),
+    "a pickle in disguise": (lambda r, m: with_part(r, m, pickle.dumps(Harmful())), "is no part of a checkpoint"),
+    "strides that are no object": (
+        lambda r, m: with_part(
+            r,
+            m,
+            part(
+                json.dumps(
+                    {
+                        "__metadata__": {"strides": "[1]"},
+                        "a.weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+                    }
+                ).encode()
+            ),
+        ),
+        "is no part of a checkpoint",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_is_refused_in_a_line_and_the_parent_taken_in_little_memory(what: str, tmp_path: Path) -> None:
+    run = history(tmp_path)
+    made = chain(run, 1, [10, 20])
+    harm, words = HOSTILE[what]
+    harm(run, made[1])
+    step, megabytes, lines = start(run)
+    assert step == 10
+    assert len(lines) == 1
+    assert f"checkpoint {made[1].name} is bad" in lines[0]
+    assert words in lines[0]
+    assert len(lines[0]) < 500
+    assert megabytes < 400, "far less than what is claimed; most for 8 MB of JSON, or for a part of 50 MB"
+    assert not Path("/tmp/unpickled").exists()
+
+
+RECORDS = {
+    "long": b'{"a": "' + b"x" * (100 * MEGABYTE) + b'"}',
+    "deep": b"[" * 500_000,
+    "of another type": b"[1, 2]",
+    "full of markup": b'{"attempt": 1, "host": "[/red]", "metrics": {"accuracy": "[/x]"}, "save_error": 3, "time": 1}',
+    "full of enormous numbers": b'{"attempt": 1, "time": 1' + b"0" * 400 + b', "step": 1' + b"0" * 40 + b"}",
+    "full of no numbers": b'{"attempt": 1, "time": NaN, "steps": Infinity, "seconds_left": "x", "epochs": []}',
+}
+
+
+@pytest.mark.parametrize("what", RECORDS)
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_hostile_records_take_status_neither_down_nor_much_memory(what: str, form: str, tmp_path: Path) -> None:
+    run = history(tmp_path)
+    run.claim({"job": "cifar10", "machine": {"host": "[/bold]"}})
+    chain(run, 1, [10, 20])
+    for name in ("status.json", "result.json", "attempts/000001.end.json"):
+        run.store.put(f"run/{name}", RECORDS[what])
+    script = (
+        f"{PEAK}\nimport sys, entrypoint\ncode = entrypoint.main(sys.argv[1:])\nsys.exit(code or 2 * (peak() > 150))"
+    )
+    options = ["--json"] if form == "json" else []
+    done = subprocess.run(
+        [sys.executable, "-c", script, "status", "--store", run.store.url, *options],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env=environment(),
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "Traceback" not in done.stdout + done.stderr

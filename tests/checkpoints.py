@@ -1,0 +1,79 @@
+"""Runs of a few kB, made by the code that saves real ones, and aged at will."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from storage import open_store
+from trainer.checkpoint import Snapshot
+from trainer.history import History
+from trainer.manifest import Manifest
+from trainer.saver import RunFacts, Save, commit
+
+HOUR = 3600.0
+
+
+def history(folder: Path, run: str = "run") -> History:
+    return History(open_store(f"file://{folder}"), run)
+
+
+def snapshot(step: int, value: float | None = None, frozen: float = 0.5) -> Snapshot:
+    """A model of two tensors, one of which no step changes, and an optimizer's state that each step changes."""
+    value = float(step) if value is None else value
+    return Snapshot(
+        step,
+        "0" * 64,
+        {"loss": (1.5).hex()},
+        {"a.weight": torch.full((300,), value), "b.frozen": torch.full((400,), frozen)},
+        {"sgd.0.momentum_buffer": torch.full((300,), -value)},
+        {"sgd.0.step": step},
+    )
+
+
+def save(
+    history: History, attempt: int, step: int, parent: str | None = None, state: Snapshot | None = None
+) -> Manifest:
+    """Commit a checkpoint of this attempt, which need not be the newest."""
+    facts = RunFacts(
+        run=history.run,
+        job="cifar10",
+        attempt=attempt,
+        steps=1000,
+        steps_per_epoch=100,
+        settings={},
+        machine={"host": "here"},
+        synthetic=False,
+    )
+    line = Save(state or snapshot(step), {"step": step}, [{"attempt": attempt}], ['{"step": 1}'])
+    return commit(_Unfenced(history.store, history.run), facts, line, parent, frozenset())
+
+
+class _Unfenced(History):
+    """A copy that passed the fence just before its successor claimed: what it commits is an orphan branch."""
+
+    def check_fence(self, attempt: int) -> None:
+        pass
+
+
+def chain(history: History, attempt: int, steps: list[int], parent: str | None = None) -> list[Manifest]:
+    made = []
+    for step in steps:
+        made.append(save(history, attempt, step, parent))
+        parent = made[-1].name
+    return made
+
+
+def age(history: History, hours: float, *names: str) -> None:
+    """Make every object of the run, or those whose key ends so, that much older by the store's clock."""
+    root = Path(history.store.url.removeprefix("file://"))
+    for info in list(history.store.list(history.run + "/")):
+        if not names or any(info.key.endswith(name) for name in names):
+            os.utime(root / info.key, times=(info.modified - hours * HOUR,) * 2)
+
+
+def keys(history: History, folder: str) -> list[str]:
+    """Names in one of the run's folders."""
+    return [info.key.rpartition("/")[2] for info in history.store.list(history.key(folder, ""))]

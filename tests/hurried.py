@@ -1,0 +1,40 @@
+"""The entrypoint with its housekeeping hurried, for tests with real processes: what takes hours takes seconds.
+
+    python tests/hurried.py SIGN_S YOUNG_S CLEAN_EVERY_S SLOW_PART_S arguments of entrypoint.py ...
+
+SIGN_S between signs of life; YOUNG_S for which nothing is cleaned up; each part's upload takes SLOW_PART_S longer.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+def main(sign_s: float, young_s: float, every_s: float, slow_part_s: float, arguments: list[str]) -> int:
+    import console.clean
+    import entrypoint
+    import trainer.attempt
+    from trainer.history import History
+    from trainer.retention import Retention
+
+    trainer.attempt.SIGN_S = sign_s
+    trainer.attempt.Retention = functools.partial(Retention, young_s=young_s, every_s=every_s)  # type: ignore[misc]
+    console.clean.clean = functools.partial(console.clean.clean, young_s=young_s)  # type: ignore[assignment]
+    put_part = History.put_part
+
+    def slowly(self: History, *args: Any) -> None:
+        put_part(self, *args)
+        time.sleep(slow_part_s)
+
+    History.put_part = slowly  # type: ignore[method-assign]
+    return entrypoint.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(float, sys.argv[1:5]), sys.argv[5:]))  # type: ignore[call-arg, arg-type]

@@ -1,0 +1,321 @@
+"""What the rules of retention keep and let go, on real stores aged by the hour."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage import ObjectInfo
+from storage.errors import PermissionDenied, Unavailable
+from tests.checkpoints import age, chain, history, keys, save, snapshot
+from trainer.history import History
+from trainer.manifest import checkpoint_name
+from trainer.retention import Retention, store_time
+
+
+def clean(run: History, keep: int = 3, **options: float) -> str | None:
+    """As `clean --yes` does it; what kept it from it."""
+    retention, now = Retention(run, keep, **options), store_time(run)
+    excess = retention.excess(now)
+    retention.remove(excess, now)
+    return excess.why_not
+
+
+def names(run: History) -> list[str]:
+    return sorted(name.removesuffix(".json") for name in keys(run, "checkpoints"))
+
+
+def named_parts(run: History) -> set[str]:
+    return {ref.sha256 for name in names(run) for ref in run.manifest(name).parts}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> History:
+    return history(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [2, 3, 5])
+def test_the_newest_good_ones_stay_with_their_parts_and_all_else_goes(run: History, keep: int) -> None:
+    chain(run, 1, list(range(10, 90, 10)))
+    age(run, 25)
+    assert len(keys(run, "parts")) == 16
+    assert clean(run, keep) is None
+    assert names(run) == [checkpoint_name(1, step) for step in range(90 - 10 * keep, 90, 10)]
+    assert set(keys(run, "parts")) == named_parts(run)
+    assert keys(run, "clock") == []
+    newest = run.newest_good()
+    assert newest is not None
+    assert newest.manifest.step == 80
+
+
+def test_a_part_that_a_kept_checkpoint_shares_with_one_that_goes_stays(run: History) -> None:
+    frozen = snapshot(10, value=7.0)
+    parent = None
+    for step in range(10, 60, 10):
+        parent = save(run, 1, step, parent, replace(frozen, step=step)).name
+    age(run, 25)
+    before = keys(run, "parts")
+    clean(run, 2)
+    assert len(names(run)) == 2
+    assert keys(run, "parts") == before
+
+
+def test_what_is_younger_than_24_hours_by_the_stores_clock_stays(run: History) -> None:
+    chain(run, 1, [10, 20])
+    age(run, 3)
+    chain(run, 1, [30, 40, 50, 60], checkpoint_name(1, 20))
+    run.put_part("f" * 64, [memoryview(b"of a save that is under way")])
+    age(run, 22.5)
+    clean(run, 2)
+    assert names(run) == [checkpoint_name(1, step) for step in (30, 40, 50, 60)]
+    assert "f" * 64 in keys(run, "parts")
+    age(run, 2)
+    clean(run, 2)
+    assert names(run) == [checkpoint_name(1, step) for step in (50, 60)]
+    assert "f" * 64 not in keys(run, "parts")
+
+
+def test_an_orphan_branch_stays_for_24_hours_and_then_goes(run: History) -> None:
+    chain(run, 1, [10, 20])
+    orphans = chain(run, 1, [30, 40], checkpoint_name(1, 20))
+    age(run, 12)
+    chain(run, 2, [25, 35, 45], checkpoint_name(1, 20))
+    age(run, 11)
+    clean(run, 2)
+    assert {orphan.name for orphan in orphans} <= set(names(run))
+    age(run, 2)
+    clean(run, 2)
+    assert not {orphan.name for orphan in orphans} & set(names(run))
+    assert set(keys(run, "parts")) == named_parts(run)
+
+
+def test_a_bad_checkpoint_does_not_count_as_one_of_the_good_ones(run: History, tmp_path: Path) -> None:
+    made = chain(run, 1, [10, 20, 30, 40, 50])
+    (tmp_path / "run" / "parts" / made[4].parts[0].sha256).unlink()
+    text = (tmp_path / "run" / "checkpoints" / f"{made[3].name}.json").read_bytes()
+    (tmp_path / "run" / "checkpoints" / f"{made[3].name}.json").write_bytes(text[:100])
+    age(run, 25)
+    why_not = clean(run, 2)
+    assert names(run) == [m.name for m in made[1:]], "two good ones, and the bad ones for whoever looks into it"
+    assert why_not == f"all parts stay, for checkpoint {made[3].name} can't be read"
+
+
+def test_where_none_is_good_nothing_goes(run: History, tmp_path: Path) -> None:
+    chain(run, 1, [10, 20, 30])
+    for part in (tmp_path / "run" / "parts").iterdir():
+        part.write_bytes(b"")
+    age(run, 25)
+    why_not = clean(run, 2)
+    assert why_not is not None
+    assert "none of the checkpoints is good" in why_not
+    assert len(names(run)) == 3
+
+
+def test_the_results_weights_attempts_and_metrics_stay(run: History, tmp_path: Path) -> None:
+    for _ in range(3):
+        run.claim({"job": "cifar10"})
+    run.write_record({"exit": 75}, "attempts", "000001.end.json")
+    made = chain(run, 1, [10, 20, 30, 40])
+    run.write_record(
+        {"checkpoint": made[0].name, "weights": [run.key("parts", made[1].parts[0].sha256)]}, "result.json"
+    )
+    age(run, 100)
+    clean(run, 2)
+    assert names(run) == [made[i].name for i in (0, 2, 3)]
+    assert made[1].parts[0].sha256 in keys(run, "parts")
+    assert len(keys(run, "attempts")) == 4
+    assert len(keys(run, "metrics")) == 4
+
+
+class SlowToDelete:
+    """A store where somebody puts the part again between the listing and the deletion."""
+
+    def __init__(self, store: Any, key: str) -> None:
+        self._store, self._key = store, key
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def list(self, prefix: str, **options: Any) -> Iterator[ObjectInfo]:
+        yield from self._store.list(prefix, **options)
+        if prefix.endswith("checkpoints/"):
+            self._store.put(self._key, b"the same bytes again")
+
+
+def test_a_part_put_again_since_the_listing_stays(run: History) -> None:
+    chain(run, 1, [10, 20])
+    run.put_part("f" * 64, [memoryview(b"the same bytes again")])
+    age(run, 25)
+    clean(History(SlowToDelete(run.store, run.key("parts", "f" * 64)), run.run), 2)  # type: ignore[arg-type]
+    assert "f" * 64 in keys(run, "parts")
+
+
+class Clock:
+    """A store whose clock is wrong by so much."""
+
+    def __init__(self, store: Any, seconds: float) -> None:
+        self._store, self._seconds = store, seconds
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def _late(self, info: ObjectInfo) -> ObjectInfo:
+        return replace(info, modified=info.modified + self._seconds)
+
+    def put(self, *args: Any, **options: Any) -> ObjectInfo:
+        return self._late(self._store.put(*args, **options))
+
+    def stat(self, key: str) -> ObjectInfo:
+        return self._late(self._store.stat(key))
+
+    def list(self, *args: Any, **options: Any) -> Iterator[ObjectInfo]:
+        return map(self._late, self._store.list(*args, **options))
+
+
+@pytest.mark.parametrize("seconds", [-1e9, -600, 600, 1e9])
+def test_this_machines_clock_decides_nothing(run: History, seconds: float) -> None:
+    chain(run, 1, [10, 20, 30, 40])
+    age(run, 23.9)
+    other = History(Clock(run.store, seconds), run.run)  # type: ignore[arg-type]
+    clean(other, 2)
+    assert len(names(run)) == 4
+    age(run, 0.2)
+    clean(other, 2)
+    assert len(names(run)) == 2
+
+
+def test_beside_training_it_ends_when_a_save_or_a_stop_comes(run: History) -> None:
+    run.claim({})
+    made = chain(run, 1, [10, 20, 30, 40, 50, 60])
+    age(run, 25, *[f"{m.name}.json" for m in made[:-1]])
+    left = 8
+
+    def busy() -> bool:
+        nonlocal left
+        left -= 1
+        return left <= 0
+
+    retention = Retention(run, 2)
+    retention.between_saves(1, made[-1].name, busy)
+    assert 2 < len(names(run)) < 6, "begun, and given up in the midst"
+    retention.between_saves(1, made[-1].name, lambda: False)
+    assert len(names(run)) == 2, "done after the next save, without waiting for ten minutes"
+
+
+def test_a_superseded_copy_cleans_nothing_any_more(run: History) -> None:
+    run.claim({})
+    run.claim({})
+    made = chain(run, 1, [10, 20, 30, 40])
+    age(run, 25, *[f"{m.name}.json" for m in made[:-1]])
+    Retention(run, 2).between_saves(1, made[-1].name, lambda: False)
+    assert len(names(run)) == 4
+
+
+class Failing:
+    def __init__(self, store: Any, error: Exception) -> None:
+        self._store, self._error = store, error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def delete(self, key: str) -> None:
+        raise self._error
+
+
+@pytest.mark.parametrize("error", [Unavailable("no answer"), PermissionDenied("lacks s3:DeleteObject"), KeyError("x")])
+def test_a_clean_up_that_fails_is_one_warning(
+    run: History, error: Exception, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("baton"), "propagate", True)
+    run.claim({})
+    made = chain(run, 1, [10, 20, 30, 40])
+    age(run, 25, *[f"{m.name}.json" for m in made[:-1]])
+    retention = Retention(History(Failing(run.store, error), run.run), 2, every_s=0)  # type: ignore[arg-type]
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            retention.between_saves(1, made[-1].name, lambda: False)
+    assert len(caplog.records) == 1
+    assert "old checkpoints could not be cleaned up" in caplog.text
+    assert "training goes on" in caplog.text
+
+
+def test_a_run_without_anything_old_costs_two_lists_a_look_and_the_fence(run: History) -> None:
+    run.claim({})
+    made = chain(run, 1, [10, 20, 30, 40])
+    calls: list[str] = []
+
+    class Counting:
+        def __getattr__(self, name: str) -> Any:
+            calls.append(name)
+            return getattr(run.store, name)
+
+    Retention(History(Counting(), run.run), 2).between_saves(1, made[-1].name, lambda: False)  # type: ignore[arg-type]
+    assert sorted(calls) == ["list", "list", "list", "stat"]
+
+
+BRANCHES = st.lists(
+    st.tuples(st.integers(1, 4), st.integers(0, 3), st.integers(0, 48), st.sampled_from(["", "", "", "part", "text"])),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(BRANCHES, st.integers(2, 4))
+def test_whatever_the_history_a_start_finds_the_same_and_the_next_best_as_before(
+    branches: list[tuple[int, int, int, str]], keep: int
+) -> None:
+    """Random forks, ages and damage: (attempt, which earlier one is the parent, hours old, what is damaged)."""
+    with tempfile.TemporaryDirectory() as folder:
+        run, root = history(Path(folder)), Path(folder) / "run"
+        made: list[Any] = []
+        for i, (attempt, back, _, _) in enumerate(branches):
+            earlier = [m for m in made if m.attempt <= attempt]
+            parent = earlier[-1 - back % len(earlier)].name if earlier else None
+            made.append(save(run, attempt, 10 * i + 10, parent, snapshot(10 * i + 10, value=float(i % 3))))
+        for manifest, (_, _, hours, damage) in zip(made, branches, strict=True):
+            age(run, hours, manifest.name + ".json")
+            if damage == "part":
+                (root / "parts" / manifest.parts[0].sha256).unlink(missing_ok=True)
+            elif damage == "text":
+                (root / "checkpoints" / f"{manifest.name}.json").write_bytes(b"{")
+        age(run, 25, *keys(run, "parts"))
+
+        def good() -> list[str]:
+            left: list[str] = []
+            while True:
+                try:
+                    newest = run.newest_good()
+                except Exception:
+                    return left
+                if newest is None:
+                    return left
+                left.append(newest.manifest.name)
+                (root / "checkpoints" / f"{left[-1]}.json").rename(root / f"{left[-1]}.aside")
+
+        def all_back() -> None:
+            for file in root.glob("*.aside"):
+                file.rename(root / "checkpoints" / f"{file.stem}.json")
+
+        before = good()
+        all_back()
+        clean(run, keep)
+        after = good()
+        all_back()
+        assert after[:1] == before[:1]
+        assert len(after) >= min(keep, len(before))
+        young = {m.name for m, (_, _, hours, _) in zip(made, branches, strict=True) if hours < 24}
+        assert young & set(before) <= set(after), "what was whole and young is whole"
+
+
+def test_store_time_is_near_the_stores_own(run: History) -> None:
+    assert abs(store_time(run) - time.time()) < 60

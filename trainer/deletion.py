@@ -1,0 +1,82 @@
+"""Deleting a run whole, so that a death in the midst leaves nothing that a start would go on from.
+
+First the next attempt is claimed, which fences off a copy that still saves. Then a mark is put among the checkpoints: a
+start that sees it refuses, however much is left. Last go the claims, and the mark after them.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import dataclass
+
+from storage import ObjectInfo
+from trainer.exits import UserError
+from trainer.history import History
+from trainer.retention import store_time
+
+ALIVE_S = 90.0  # three signs of life
+_ORDER = ("checkpoints", "parts", "metrics", "halts", "clock")  # then what lies beside them, and the attempts
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """All objects of a run."""
+
+    objects: list[ObjectInfo]
+    checkpoints: int
+
+    @property
+    def bytes(self) -> int:
+        return sum(info.size for info in self.objects)
+
+
+def contents(history: History) -> Contents:
+    """Raises `UserError` if there is no such run, `StoreError`."""
+    objects = list(history.store.list(history.run + "/"))
+    if not objects:
+        raise UserError(f"no run {history.run!r} in {history.store.url}; `status` lists those there are")
+    return Contents(objects, len(history.checkpoints()))
+
+
+def check_silent(history: History) -> None:
+    """Raise `UserError` if the newest attempt has not ended and gave a sign of life less than 90 s ago.
+
+    By the store's clock alone. A claim is a sign of life too.
+    """
+    attempts = history.attempts()
+    if not attempts:
+        return
+    number = f"{attempts[-1]:06d}"
+    if history.read_record("attempts", f"{number}.end.json") is not None:
+        return
+    last = history.store.stat(history.key("attempts", f"{number}.json")).modified
+    sign = history.read_record("status.json")
+    if sign is not None and sign.get("attempt") == attempts[-1]:
+        last = max(last, history.store.stat(history.key("status.json")).modified)
+    seen_s = store_time(history) - last
+    if seen_s < ALIVE_S:
+        raise UserError(
+            f"run {history.run!r} is running: attempt {attempts[-1]} gave a sign of life {max(0.0, seen_s):.0f} s ago; "
+            f"stop it with `halt --run {history.run}`, or wait until it has been silent for {ALIVE_S:.0f} s"
+        )
+
+
+def delete(history: History) -> None:
+    """Delete every object of the run. May be called again after a death in the midst. Raises `StoreError`."""
+    if not history.is_marked():
+        history.claim({"run": history.run, "deleted_by": socket.gethostname(), "time": time.time()})
+        history.mark(f"was being deleted: finish with `delete --run {history.run} --yes`")
+    for folder in _ORDER:
+        _delete(history, f"{folder}/")
+    _delete(history, "", but="attempts/")
+    _delete(history, "attempts/")
+    history.unmark()
+
+
+def _delete(history: History, prefix: str, but: str | None = None) -> None:
+    """Everything below, the newest first, but for the mark."""
+    mark = history.key("checkpoints", history.MARK)
+    for info in reversed(list(history.store.list(history.key(prefix)))):
+        if info.key != mark and not (but and info.key.startswith(history.key(but))):
+            history.store.delete(info.key)

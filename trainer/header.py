@@ -1,0 +1,119 @@
+"""The header of a safetensors part, checked without torch before anything is made of it.
+
+The format: https://huggingface.co/docs/safetensors. Stricter than that where Baton's own parts are: tensors lie in the
+order of their names without gaps, and the header is small, so that a hostile one costs no memory to speak of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import Any, Protocol
+
+MAX_HEADER_BYTES = 4 << 20  # some 40,000 tensors, in a part of about 32 MB
+_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+
+
+class Sink(Protocol):
+    def write(self, data: Any, /) -> int: ...
+
+
+class PartReader:
+    """A sink that hashes a part on its way to `onward`, and keeps of it no more than the header."""
+
+    def __init__(self, onward: Sink) -> None:
+        self._onward = onward
+        self._sha256 = hashlib.sha256()
+        self._head = bytearray()
+        self.size = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        self._sha256.update(data)
+        if len(self._head) < self._header_end():
+            self._head += memoryview(data)[: 8 + MAX_HEADER_BYTES]
+            del self._head[8 + MAX_HEADER_BYTES :]
+        self.size += len(data)
+        self._onward.write(data)
+        return len(data)
+
+    def _header_end(self) -> int:
+        return 8 + (int.from_bytes(self._head[:8], "little") if len(self._head) >= 8 else 0)
+
+    def problem(self, sha256: str, size: int) -> str | None:
+        """What is wrong with what was written, which should be the part of this name; None if nothing is."""
+        if self.size != size:
+            return f"has {self.size} bytes and should have {size}"
+        if self._sha256.hexdigest() != sha256:
+            return "is damaged"
+        end = self._header_end()
+        try:
+            if not 8 < end <= min(size, 8 + MAX_HEADER_BYTES):
+                raise ValueError(f"its header of {end - 8} bytes is none")
+            check_header(bytes(self._head[8:end]), size - end)
+        except ValueError as e:
+            return f"is no part of a checkpoint: {e}"
+        return None
+
+
+def data_start(head: bytes) -> int:
+    """Where the tensors' bytes begin, from a part's first 8."""
+    return 8 + int.from_bytes(head[:8], "little")
+
+
+def check_header(text: bytes, data_bytes: int) -> None:
+    """Raise ValueError if this is not the header of a part with so many bytes of tensors."""
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise ValueError("its header is not JSON") from e
+    if not isinstance(header, dict):
+        raise ValueError("its header is no object")
+    strides = _strides(header.pop("__metadata__", {}))
+    if list(header) != sorted(header) or not strides.keys() <= header.keys():
+        raise ValueError("its tensors are not in order")
+    end = 0
+    for name, entry in header.items():
+        match entry:
+            case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [start, stop]} if dtype in _SIZES:
+                _check_shape(name, shape, strides.get(name))
+                if (start, stop) != (end, end + math.prod(shape) * _SIZES[dtype]):
+                    raise ValueError(f"tensor {name!a:.60} does not lie where its size says")
+                end = stop
+            case _:
+                raise ValueError(f"tensor {name!a:.60} has no type, shape or place")
+    if end != data_bytes:
+        raise ValueError(f"its tensors take {end} bytes, and there are {data_bytes}")
+
+
+def _check_shape(name: str, shape: list[Any], strides: Any) -> None:
+    if not _are_counts(shape) or len(shape) > 64:
+        raise ValueError(f"tensor {name!a:.60} has no shape")
+    if strides is None:
+        return
+    if not isinstance(strides, list) or not _are_counts(strides) or len(strides) != len(shape):
+        raise ValueError(f"tensor {name!a:.60} has no strides")
+    expected = 1  # each element in a place of its own, and no place left out
+    for stride, length in sorted((s, n) for s, n in zip(strides, shape, strict=True) if n > 1):
+        if stride != expected and 0 not in shape:
+            raise ValueError(f"tensor {name!a:.60} has strides that don't fit its shape")
+        expected *= length
+
+
+def _are_counts(values: list[Any]) -> bool:
+    return all(type(value) is int and 0 <= value < 1 << 48 for value in values)
+
+
+def _strides(metadata: Any) -> dict[str, Any]:
+    """The strides in a part's metadata, which hold nothing else; see `trainer.parts.encode`."""
+    match metadata:
+        case {"strides": str(text)} if len(metadata) == 1:
+            try:
+                strides = json.loads(text)
+            except (ValueError, RecursionError) as e:
+                raise ValueError("its strides are not JSON") from e
+            if isinstance(strides, dict):
+                return strides
+        case {} if not metadata:
+            return {}
+    raise ValueError("its metadata are none of Baton's")

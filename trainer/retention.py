@@ -1,0 +1,201 @@
+"""Which checkpoints and parts a run keeps, and the removal of the others, also while it is being written to.
+
+What makes it safe beside a running writer, a zombie and another cleaner:
+- Parts are listed before manifests: a part that a manifest comes to name meanwhile is no candidate, or is kept.
+- What is younger than 24 h by the store's own clock stays: the parts of a save that is still under way, a branch of a
+  copy which doesn't know yet that it is superseded, a checkpoint that somebody has just begun to read.
+- A part's age is asked again right before it goes: a writer may have put the same bytes again since the listing.
+- A writer leaves out only parts that its own newest manifest names, and while it may still commit, that one is kept.
+
+Not every store can delete on a condition, so one gap stays, as long as one request: a writer that puts the very bytes
+of a part which nothing has named for 24 h between that last question and the deletion. The checkpoint is then found
+bad, and its parent is taken.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from storage import ObjectInfo
+from storage.errors import NotFound, StoreError
+from trainer.history import Absent, Bad, History, Superseded, fallback_order
+from trainer.manifest import is_sha256, parse_name
+
+log = logging.getLogger("baton.retention")
+
+YOUNG_S = 24 * 3600.0
+EVERY_S = 600.0  # between two clean-ups by a writer; nothing under 24 h old goes, so more often would find nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Excess:
+    """What may go. Manifests are in the order of their age: a death in between leaves the newer ones whole."""
+
+    manifests: list[ObjectInfo]
+    parts: list[ObjectInfo]
+    kept: int  # checkpoints that stay
+    why_not: str | None = None  # what keeps some or all of it from being removed
+
+    @property
+    def bytes(self) -> int:
+        return sum(info.size for info in (*self.manifests, *self.parts))
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What matters here of a manifest; they never change, so each is read once."""
+
+    parent: str | None
+    parts: dict[str, int]  # SHA-256 -> bytes
+
+
+class _Later(Exception):
+    """Something that may not wait came up."""
+
+
+class Retention:
+    """Keeps the newest `keep` good checkpoints of a run, in the order in which a start would fall back to them.
+
+    Good means here: the manifest is whole, and its parts are there in their sizes. `young_s`: seconds by the store's
+    clock for which everything is kept.
+    """
+
+    def __init__(self, history: History, keep: int, *, young_s: float = YOUNG_S, every_s: float = EVERY_S) -> None:
+        self._history = history
+        self._keep = keep
+        self._young_s = young_s
+        self._every_s = every_s
+        self._next_at = 0.0
+        self._known: dict[str, _Known] = {}
+        self._said: str | None = None
+
+    def between_saves(self, attempt: int, newest: str, busy: Callable[[], bool]) -> None:
+        """Clean up after this attempt's checkpoint `newest`, if it is time to; end as soon as `busy()`.
+
+        Raises nothing: a failed clean-up is a warning, and training goes on.
+        """
+
+        def check() -> None:
+            if busy():
+                raise _Later
+
+        if time.monotonic() < self._next_at:
+            return
+        try:
+            check()
+            self._history.check_fence(attempt)
+            # the store's time, by what was just written: this machine's clock may be anything
+            now = self._history.store.stat(self._history.key("checkpoints", f"{newest}.json")).modified
+            excess = self.excess(now, check)
+            self.remove(excess, now, check)
+            if excess.manifests or excess.parts:
+                log.debug("cleaned up: %s", told(excess))
+        except (_Later, Superseded):
+            return  # tried again after the next save, or never
+        except Exception as e:
+            text = f"old checkpoints could not be cleaned up: {e}; training goes on"
+            log.log(logging.DEBUG if text == self._said else logging.WARNING, "%s", text)
+            self._said = text
+        self._next_at = time.monotonic() + self._every_s
+
+    def excess(self, now: float, check: Callable[[], None] = lambda: None) -> Excess:
+        """What the rules do not keep; `now` is the store's time. `check` may raise, to give up. Raises `StoreError`."""
+        history = self._history
+        parts = {_last(info): info for info in history.store.list(history.key("parts", ""))}
+        check()
+        listed = history.store.list(history.key("checkpoints", ""))
+        manifests = {name: info for info in listed if parse_name(name := _last(info).removesuffix(".json"))}
+        old = now - self._young_s
+        if not any(info.modified < old for info in (*parts.values(), *manifests.values())):
+            return Excess([], [], len(manifests))
+        kept = self._kept(manifests, parts, check)
+        if kept is None:
+            return Excess([], [], len(manifests), "none of the checkpoints is good, so all stay")
+        kept |= {name for name, info in manifests.items() if info.modified >= old}
+        result = history.read_record("result.json") or {}
+        kept |= {str(result.get("checkpoint"))} & manifests.keys()
+        named = {key.rpartition("/")[2] for key in _strings(result.get("weights"))}
+        unreadable = []
+        for name in kept:
+            check()
+            try:
+                named |= self._manifest(name).parts.keys()
+            except Absent:
+                continue  # another cleaner was faster
+            except Bad:
+                unreadable.append(name)  # perhaps of a later version, with parts that are in use
+        gone = [info for name, info in sorted(manifests.items()) if name not in kept]
+        if unreadable:
+            return Excess(gone, [], len(kept), f"all parts stay, for checkpoint {min(unreadable)} can't be read")
+        unnamed = [i for sha256, i in parts.items() if is_sha256(sha256) and i.modified < old and sha256 not in named]
+        return Excess(gone, unnamed, len(kept))
+
+    def remove(self, excess: Excess, now: float, check: Callable[[], None] = lambda: None) -> None:
+        """Delete it: manifests first, so that none is left whose parts are going. Raises `StoreError`."""
+        store = self._history.store
+        for info in excess.manifests:
+            check()
+            store.delete(info.key)
+        for info in excess.parts:
+            check()
+            try:
+                if store.stat(info.key).modified < now - self._young_s:
+                    store.delete(info.key)
+            except NotFound:
+                continue
+
+    def _kept(
+        self, manifests: dict[str, ObjectInfo], parts: dict[str, ObjectInfo], check: Callable[[], None]
+    ) -> set[str] | None:
+        """The newest good ones, and the bad ones before and between them; None if none is good."""
+        looked_at: set[str] = set()
+        parents: dict[str, str | None] = {}
+        good = 0
+        for name in fallback_order(manifests, parents):
+            if good == self._keep:
+                break
+            check()
+            looked_at.add(name)
+            try:
+                known = self._manifest(name)
+            except Bad:
+                continue
+            parents[name] = known.parent
+            good += all(sha256 in parts and parts[sha256].size == size for sha256, size in known.parts.items())
+        return looked_at if good else None
+
+    def _manifest(self, name: str) -> _Known:
+        if name not in self._known:
+            manifest = self._history.manifest(name)
+            self._known[name] = _Known(manifest.parent, {ref.sha256: ref.size for ref in manifest.parts})
+        return self._known[name]
+
+
+def store_time(history: History) -> float:
+    """Seconds since 1970 by the store's own clock, from an object written and deleted again. Raises `StoreError`."""
+    key = history.key("clock", uuid.uuid4().hex)
+    try:
+        return history.store.put(key, b"now").modified
+    finally:
+        try:
+            history.store.delete(key)
+        except StoreError as e:
+            log.debug("%s stays behind: %s", key, e)
+
+
+def told(excess: Excess) -> str:
+    """In words: how many, how large."""
+    size = f"{excess.bytes / 1e9:.2f} GB" if excess.bytes >= 1e9 else f"{excess.bytes / 1e6:.1f} MB"
+    return f"{len(excess.manifests)} checkpoints and {len(excess.parts)} parts, {size}"
+
+
+def _last(info: ObjectInfo) -> str:
+    return info.key.rpartition("/")[2]
+
+
+def _strings(value: object) -> list[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []

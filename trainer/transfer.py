@@ -1,0 +1,154 @@
+"""A run to another store: verified on the way, resumable, one part in memory at a time.
+
+Attempts' records go first, so that numbering goes on; then, checkpoint by checkpoint from the oldest, its parts, its
+metric lines and its manifest; the result last. A mark among the checkpoints keeps anyone from starting the copy before
+it is whole.
+A part that lies there already is read again and hashed rather than believed: its name and size say nothing of rot.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from storage.errors import AlreadyExists, NotFound
+from trainer.exits import UserError
+from trainer.history import Absent, Bad, History
+from trainer.manifest import MAX_BYTES, Manifest, PartRef, checkpoint_name
+
+
+@dataclass(slots=True)
+class Copied:
+    """What a copy came to."""
+
+    checkpoints: list[str] = field(default_factory=list)  # those now in both, the oldest first
+    sent_parts: int = 0
+    sent_bytes: int = 0
+    found_parts: int = 0  # there already, and good
+    bad: dict[str, str] = field(default_factory=dict)  # checkpoints of the source that are not copied, and why
+    newer: int = 0  # checkpoints that the source has got meanwhile
+
+
+def copy(source: History, target: History, tell: Callable[[str], None] = lambda line: None) -> Copied:
+    """Copy a run as it is now. Raises `UserError` if the target has another history, `StoreError`."""
+    names = [checkpoint_name(*pair) for pair in reversed(source.checkpoints())]
+    attempts = source.attempts()
+    if not names and not attempts:
+        raise UserError(f"no run {source.run!r} in {source.store.url}; `status` lists those there are")
+    if source.is_marked():
+        raise UserError(f"run {source.run!r} in {source.store.url} is not whole itself; `status` and `verify` say more")
+    _check_same_history(source, target, attempts)
+    target.mark(f"was being copied from {source.store.url}: finish with the same `copy`, or `delete` it here")
+    for number in attempts:
+        name = f"{number:06d}"
+        target.create(target.key("attempts", f"{name}.json"), _whole(source, source.key("attempts", f"{name}.json")))
+        _copy_if_there(source, target, "attempts", f"{name}.end.json")
+    copied = _Copying(source, target, tell).checkpoints(names)
+    _copy_if_there(source, target, "result.json")
+    copied.newer = len([name for name in source.checkpoints() if checkpoint_name(*name) not in names])
+    if names and not copied.checkpoints:
+        raise UserError(
+            f"none of the {len(names)} checkpoints of run {source.run!r} in {source.store.url} is good: "
+            f"{next(iter(copied.bad.values()), 'all were cleaned up')}; the copy stays marked as not whole"
+        )
+    target.unmark()
+    return copied
+
+
+def _check_same_history(source: History, target: History, attempts: list[int]) -> None:
+    """Raise `UserError` if the target's attempts are not the source's: it was trained on, or is another run."""
+    for number in target.attempts():
+        key = target.key("attempts", f"{number:06d}.json")
+        if number not in attempts or _whole(source, key) != _whole(target, key):
+            raise UserError(
+                f"run {target.run!r} in {target.store.url} has another history: its attempt {number} is none of "
+                f"{source.store.url}; copy the other way, or `delete` it there first"
+            )
+
+
+def _whole(history: History, key: str) -> bytes:
+    return history.read(key, MAX_BYTES)
+
+
+def _copy_if_there(source: History, target: History, *names: str) -> None:
+    """A small object, or metric lines; what is there is replaced, for the source's may have grown."""
+    sink = io.BytesIO()
+    try:
+        source.store.get(source.key(*names), sink)
+    except NotFound:
+        return
+    target.store.put(target.key(*names), sink.getvalue())
+
+
+class _Copying:
+    def __init__(self, source: History, target: History, tell: Callable[[str], None]) -> None:
+        self._source = source
+        self._target = target
+        self._tell = tell
+        self._copied = Copied()
+        self._sizes = {
+            info.key.rpartition("/")[2]: info.size for info in target.store.list(target.key("parts", ""))
+        }  # what lies there
+        self._done: set[PartRef] = set()
+
+    def checkpoints(self, names: list[str]) -> Copied:
+        for name in names:
+            try:
+                manifest = self._source.manifest(name)
+                for ref in manifest.parts:
+                    self._part(ref)
+            except Absent:
+                continue  # cleaned up meanwhile
+            except Bad as e:
+                if self._is_there(name):
+                    self._copied.bad[name] = str(e)
+                continue
+            _copy_if_there(self._source, self._target, "metrics", f"{name}.jsonl")
+            self._commit(manifest)
+            self._copied.checkpoints.append(name)
+            self._tell(f"checkpoint {name} is copied")
+        return self._copied
+
+    def _part(self, ref: PartRef) -> None:
+        """Raises `Bad` if the source's is."""
+        if ref in self._done:
+            return
+        if self._sizes.get(ref.sha256) == ref.size:
+            try:
+                self._target.read_part(ref, _Nowhere)
+            except Bad as e:
+                self._tell(f"{e}: sent again")
+            else:
+                self._copied.found_parts += 1
+                self._done.add(ref)
+                return
+        data = self._source.part(ref)
+        self._target.put_part(ref.sha256, [memoryview(data)])
+        self._copied.sent_parts += 1
+        self._copied.sent_bytes += ref.size
+        self._done.add(ref)
+
+    def _is_there(self, name: str) -> bool:
+        try:
+            self._source.manifest(name)
+        except Absent:
+            return False
+        except Bad:
+            return True
+        return True
+
+    def _commit(self, manifest: Manifest) -> None:
+        key = self._target.key("checkpoints", f"{manifest.name}.json")
+        try:
+            self._target.create(key, manifest.to_json())
+        except AlreadyExists as e:
+            raise UserError(
+                f"run {self._target.run!r} in {self._target.store.url} has another checkpoint {manifest.name}; "
+                "`delete` the run there first"
+            ) from e
+
+
+class _Nowhere:
+    def write(self, data: bytes | bytearray | memoryview, /) -> int:
+        return len(data)

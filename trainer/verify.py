@@ -1,0 +1,149 @@
+"""Every checkpoint of a run, down to its bytes: each part read once, none of them held in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from trainer.header import data_start
+from trainer.history import Absent, Bad, History
+from trainer.manifest import Manifest, PartRef, checkpoint_name, parse_name
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What was found of one checkpoint."""
+
+    name: str
+    manifest: Manifest | None = None
+    problems: list[str] = field(default_factory=list)  # none: every byte is what it should be
+
+    @property
+    def bytes(self) -> int:
+        parts = self.manifest.parts if self.manifest else []
+        return sum(size for _, size in {(ref.sha256, ref.size) for ref in parts})
+
+
+def verify(history: History, tell: Callable[[str], None] = lambda line: None) -> list[Verdict]:
+    """Verdicts on all checkpoints, the oldest first; one that is cleaned up meanwhile is left out.
+
+    Checked are each manifest's checksum and its state_sha256, the chain of parents, each part's SHA-256, size and
+    header, and weights_sha256 anew from the tensors. `tell` hears of each part. Raises `StoreError`.
+    """
+    verdicts = {}
+    for name in [checkpoint_name(*pair) for pair in reversed(history.checkpoints())]:
+        verdict = Verdict(name)
+        try:
+            verdict.manifest = history.manifest(name)
+            verdict.problems += _chain_problems(verdict.manifest)
+        except Absent:
+            continue
+        except Bad as e:
+            verdict.problems.append(str(e))
+        verdicts[name] = verdict
+    reading = _Reading(history, tell)
+    whole = [verdict for verdict in verdicts.values() if verdict.manifest is not None]
+    reading.weights(whole)
+    reading.the_rest(whole)
+    return [v for v in verdicts.values() if not v.problems or _is_there(history, v)]
+
+
+def _chain_problems(manifest: Manifest) -> list[str]:
+    """A parent that is not there any more was cleaned up; one that is not older would be a ring."""
+    parent = parse_name(manifest.parent) if manifest.parent else None
+    if parent is None or (parent[0] <= manifest.attempt and parent[1] < manifest.step):
+        return []
+    return [f"its parent {manifest.parent} is not older than it is"]
+
+
+def _is_there(history: History, verdict: Verdict) -> bool:
+    """Whether a bad checkpoint is bad, and not one that was being cleaned up while it was looked at."""
+    try:
+        history.manifest(verdict.name)
+    except Absent:
+        return False
+    except Bad:
+        return True
+    return True
+
+
+class _Reading:
+    """Reads each part once, for all checkpoints that name it.
+
+    The hash of the weights runs over all parts of a model in order. So all checkpoints' first parts are read, then all
+    second ones, and so on; checkpoints which had the same parts so far share the state of their hash.
+    """
+
+    def __init__(self, history: History, tell: Callable[[str], None]) -> None:
+        self._history = history
+        self._tell = tell
+        self._health: dict[tuple[str, int], str | None] = {}  # of each part read: what is wrong with it
+
+    def weights(self, verdicts: Iterable[Verdict]) -> None:
+        left = {id(verdict): verdict for verdict in verdicts}
+        parts = {key: [r for r in verdict.manifest.parts if r.section == "model"] for key, verdict in left.items()}  # type: ignore[union-attr]
+        nothing = hashlib.sha256()
+        states = dict.fromkeys(left, nothing)
+        for column in range(max(map(len, parts.values()), default=0)):
+            alike: dict[PartRef, dict[int, list[int]]] = {}  # part -> state of the hash -> who has both
+            for key, refs in parts.items():
+                if key in left and column < len(refs):
+                    alike.setdefault(refs[column], {}).setdefault(id(states[key]), []).append(key)
+            for ref, groups in alike.items():
+                problem, fed = self._feed(ref, [states[keys[0]] for keys in groups.values()])
+                for state, keys in zip(fed, groups.values(), strict=True):
+                    for key in keys:
+                        states[key] = state
+                        if problem is not None:
+                            left.pop(key).problems.append(problem)
+        for key, verdict in left.items():
+            assert verdict.manifest is not None
+            if states[key].hexdigest() != verdict.manifest.weights_sha256:
+                verdict.problems.append("its weights do not hash to its weights_sha256")
+
+    def the_rest(self, verdicts: Iterable[Verdict]) -> None:
+        for verdict in verdicts:
+            assert verdict.manifest is not None
+            for ref in verdict.manifest.parts:
+                if (ref.sha256, ref.size) not in self._health:
+                    self._feed(ref, [])
+                problem = self._health[ref.sha256, ref.size]
+                if problem is not None and problem not in verdict.problems:
+                    verdict.problems.append(problem)
+
+    def _feed(self, ref: PartRef, states: list[hashlib._Hash]) -> tuple[str | None, list[hashlib._Hash]]:
+        """Read a part; what is wrong with it, and the states of the hashes after it."""
+        key = (ref.sha256, ref.size)
+        if self._health.get(key) is not None:
+            return self._health[key], states
+        try:
+            sink = self._history.read_part(ref, lambda: _Digests([state.copy() for state in states]))
+        except Bad as e:
+            self._health[key] = str(e)
+            return str(e), states
+        self._tell(f"part {ref.sha256[:12]} is good, {ref.size} bytes")
+        self._health[key] = None
+        return None, sink.digests
+
+
+class _Digests:
+    """A sink that hashes a part's tensors, without its header."""
+
+    def __init__(self, digests: list[hashlib._Hash]) -> None:
+        self.digests = digests
+        self._head = b""
+        self._skip = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        view = memoryview(data)
+        if len(self._head) < 8:
+            lacking = 8 - len(self._head)
+            self._head += bytes(view[:lacking])
+            view = view[lacking:]
+            self._skip = data_start(self._head) - 8 if len(self._head) == 8 else 0
+        skipped = min(self._skip, len(view))
+        self._skip -= skipped
+        for digest in self.digests:
+            digest.update(view[skipped:])
+        return len(data)
