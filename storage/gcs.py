@@ -38,6 +38,8 @@ from xml.sax.saxutils import escape, unescape
 # One look of three seconds at the metadata service is enough: where it doesn't answer, the SDK reads from the firmware
 # whether this is Google's machine. Its own three looks take 12 s on machines that drop packets to that address.
 os.environ.setdefault("GCE_METADATA_DETECT_RETRIES", "1")
+# Else the SDK asks for the bucket too, beside our requests in a thread of its own, to adorn traces that nobody reads.
+os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
 
 import google.auth
 import google_crc32c
@@ -392,7 +394,10 @@ class _AuthRequest(Request):
         if urlsplit(url).hostname in METADATA_HOSTS:
             more["proxies"] = {"http": None}
         short = min(timeout, wait) if isinstance(timeout, int | float) else wait
-        return super().__call__(url, method, body, headers, short, **more)  # type: ignore[no-untyped-call]
+        answer = super().__call__(url, method, body, headers, short, **more)  # type: ignore[no-untyped-call]
+        if answer.status == 429 or answer.status >= 500:  # else the SDK takes it for a refusal of the credentials
+            raise TransportError(f"{urlsplit(url).hostname} answers {answer.status}")  # type: ignore[no-untyped-call]
+        return answer
 
 
 _CREDENTIALS_MEND = (

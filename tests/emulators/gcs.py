@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -79,9 +78,10 @@ class GoogleEmulator:
     def url(self, bucket: str, prefix: str = "") -> str:
         return f"gs://{bucket}/{prefix}".rstrip("/")
 
-    def open_uploads(self) -> list[str]:
-        """Multipart uploads that were begun and neither completed nor cancelled."""
-        return os.listdir(self.folder / "uploads")
+    def open_uploads(self, url: str) -> list[str]:
+        """Names below `url` with a multipart upload that was begun and neither completed nor cancelled."""
+        begun = [json.loads(of.read_text()) for of in (self.folder / "uploads").glob("[!.]*/of")]
+        return [name for bucket, name in begun if self.url(bucket, name).startswith(f"{url}/")]
 
 
 def _free_port() -> int:

@@ -324,16 +324,14 @@ class Handler(server.RequestHandler):
             self._refuse(416, "InvalidRange", "The requested range cannot be satisfied.")
             return
         created = time.strptime(resource["timeCreated"][:19], "%Y-%m-%dT%H:%M:%S")
-        hashes = [f"{kind}={resource[field]}" for kind, field in (("crc32c", "crc32c"), ("md5", "md5Hash"))]
+        hashes = {"crc32c": resource["crc32c"], "md5": resource["md5Hash"]}  # an object of parts has no MD5
         self.send_response(206 if ranged else 200)
         self.send_header("Content-Length", str(end - start))
         self.send_header("Content-Type", resource["contentType"])
         self.send_header("Last-Modified", formatdate(calendar.timegm(created), usegmt=True))
         self.send_header("x-goog-generation", resource["generation"])
         self.send_header("x-goog-stored-content-length", str(size))
-        for value in hashes:
-            if not value.endswith("=None"):  # an object of parts has no MD5
-                self.send_header("x-goog-hash", value)
+        self.send_header("x-goog-hash", ",".join(f"{kind}={value}" for kind, value in hashes.items() if value))
         if ranged:
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{size}")
         self.end_headers()
@@ -347,7 +345,8 @@ class Handler(server.RequestHandler):
         if not self.query.get("uploadId") or not of.exists() or json.loads(of.read_text()) != [bucket, name]:
             self._refuse(404, "NoSuchUpload", "The requested upload was not found.")
         elif self.command == "DELETE":
-            shutil.rmtree(upload, ignore_errors=True)
+            gone = upload.rename(upload.with_name(f".{upload.name}"))  # a part may still be coming in
+            shutil.rmtree(gone, ignore_errors=True)
             self._send(204, b"", {})
         elif self.command == "PUT":
             self._put_part(upload / self.query["partNumber"], body)
