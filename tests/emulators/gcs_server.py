@@ -11,6 +11,7 @@ it is. What this adds to it:
 - the XML API that transfer_manager.upload_chunks_concurrently speaks: multipart uploads (start, parts with
   x-goog-hash checked, completion with each part's ETag and the least part size checked, cancelling), and its
   conditional, ranged GET with x-goog-generation, x-goog-hash of the whole object and Last-Modified;
+- the JSON API's downloads in the same way: the emulator reads the whole object for each range;
 - pages in lists: 1,000 names, prefixes counted too, or fewer if maxResults says so;
 - the error bodies that Google sends, where the emulator sends none: "The specified bucket does not exist." and such;
 - objects in files named by generation, and a journal instead of one JSON file written whole at each change: what was
@@ -209,8 +210,11 @@ class Handler(server.RequestHandler):
         url = urlsplit(self.path)
         self.query = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
         listed = re.fullmatch(r"/storage/v1/b/([^/]+)/o", url.path)
+        media = re.fullmatch(r"/download/storage/v1/b/([^/]+)/o/(.+)", url.path)
         if listed and self.command == "GET":
             self._list(listed[1])
+        elif media and self.command == "GET":
+            self._read(*map(unquote, media.groups()))
         elif JSON_API.match(url.path):
             self._emulate()
         else:
@@ -303,7 +307,9 @@ class Handler(server.RequestHandler):
     def _read(self, bucket: str, name: str) -> None:
         with LOCK:
             resource = self.storage.objects.get(bucket, {}).get(name)
-            wanted = self.headers.get("x-goog-if-generation-match")
+            if resource and self.query.get("generation", resource["generation"]) != resource["generation"]:
+                resource = None  # an old one, which is not kept
+            wanted = self.headers.get("x-goog-if-generation-match") or self.query.get("ifGenerationMatch")
             met = wanted in (None, (resource or {}).get("generation", "0"))
             blob = open(self.storage.blob(resource), "rb") if resource and met else None  # noqa: SIM115, outlives a replacement
         if not met:
@@ -363,7 +369,7 @@ class Handler(server.RequestHandler):
         with open(path.with_suffix(f".{uuid.uuid4().hex}"), "xb") as scratch:
             scratch.write(body)
         os.replace(scratch.name, path)
-        self._send(200, b"", {"ETag": f'"{crc}"'})
+        self._send(200, b"", {"ETag": f'"{crc}"', "x-goog-hash": f"crc32c={crc}"})
 
     def _complete(self, upload: Path, bucket: str, name: str, body: bytes) -> None:
         parts = [(part[0].text, part[1].text) for part in ElementTree.fromstring(body)]
@@ -389,7 +395,9 @@ class Handler(server.RequestHandler):
                     self._refuse(400, "InvalidPart", "The part's entity tag does not match the specified entity tag.")
                     return
         with LOCK:
-            resource = make_resource("", bucket, name, "application/octet-stream", str(size))
+            resource = make_resource(
+                f"http://{self.headers['Host']}", bucket, name, "application/octet-stream", str(size)
+            )
             resource |= {"crc32c": _base64_crc(crc), "etag": uuid.uuid4().hex, "componentCount": len(parts)}
             os.replace(whole, self.storage.blob(resource))
             self.storage.adopt(bucket, name, resource)
