@@ -1,0 +1,574 @@
+"""`gs://bucket/prefix`: runs in Google Cloud Storage.
+
+How bytes travel, and why so:
+
+- Up to 8 MB, and whatever is created if absent: one request by the SDK, with its CRC32C, which the service checks.
+- More: an XML multipart upload, the one that the SDK's transfer_manager.upload_chunks_concurrently makes. That
+  itself takes a file's name (googleapis/python-storage#1341, #1464), which for a state in memory means to write all of
+  it to a disk first. So its few requests are made here, on the SDK's authorized session: parts of 8 MB, eight at once,
+  each a view of the caller's memory with a CRC32C of its own, which the service checks. One connection carries less
+  than a link, the more so from another cloud; a resumable upload, the SDK's other way, is one connection.
+- Down: ranged reads of the XML API, the first of which tells size, generation, checksum and time, so that a small
+  object costs one request (the SDK's own way asks for the metadata before). The rest follow in parallel, only of that
+  generation. The whole object's CRC32C is checked while it passes.
+
+`modified` is in whole seconds: downloads tell no more. The SDK's retries are off; a wrapper over the protocol retries.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from itertools import chain, islice
+from typing import Any, BinaryIO, cast
+from urllib.parse import quote, urlsplit
+from xml.sax.saxutils import escape, unescape
+
+# One look of three seconds at the metadata service is enough: where it doesn't answer, the SDK reads from the firmware
+# whether this is Google's machine. Its own three looks take 12 s on machines that drop packets to that address.
+os.environ.setdefault("GCE_METADATA_DETECT_RETRIES", "1")
+# Else the SDK asks for the bucket too, beside our requests in a thread of its own, to adorn traces that nobody reads.
+os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
+
+import google.auth
+import google_crc32c
+import numpy as np
+import requests
+import urllib3
+from google.api_core.client_info import ClientInfo
+from google.api_core.exceptions import GoogleAPICallError, from_http_response
+from google.auth import compute_engine, external_account, impersonated_credentials
+from google.auth.credentials import AnonymousCredentials, Credentials, with_scopes_if_required
+from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
+from google.auth.transport.requests import AuthorizedSession, Request
+from google.cloud.storage import Client  # type: ignore[import-untyped]
+from google.oauth2 import service_account
+
+from storage.errors import (
+    AlreadyExists,
+    Damaged,
+    InvalidKey,
+    InvalidURL,
+    NotFound,
+    NotSetUp,
+    PermissionDenied,
+    StoreError,
+    Unavailable,
+)
+from storage.protocol import Chunk, ObjectInfo, Source, check_key, check_prefix, chunks
+
+PART_BYTES = 8 << 20  # Google's least is 5 MiB
+LANES = 8  # parts or ranges at once
+READ_LANES = 6  # each has a buffer of its own here; with what a connection holds it stays below 64 MB
+PIECE_BYTES = 1 << 17  # handed to or taken from a socket at once
+CONNECT_S = 5.0
+MAX_PREFIX_BYTES = 100  # a name may have 1,024 bytes, 900 of which are the key's
+SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
+CLOCK_S = 240.0  # a token made by a clock that is 5 minutes off is refused
+METADATA_HOSTS = ("169.254.169.254", "metadata.google.internal", "metadata")
+
+_STRANGER = "something between here and Google answered in its stead"
+
+log = logging.getLogger("baton.storage")
+# what it warns of is that no project is known, which objects don't need, and what NotSetUp says as well
+logging.getLogger("google.auth").setLevel(logging.ERROR)
+
+
+class GoogleStore:
+    def __init__(self, url: str, *, patience: Callable[[], float] = lambda: 20.0) -> None:
+        """`url` is `gs://bucket/prefix`; the prefix may be left out. `patience` gives the seconds that one request
+        may wait for an answer. Raises `InvalidURL`, and `NotSetUp` where there are no credentials."""
+        bucket, _, prefix = url.removeprefix("gs://").rstrip("/").partition("/")
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", bucket):
+            raise InvalidURL(f"{url}: a Google store is written gs://bucket/prefix")
+        try:
+            self._prefix = f"{check_key(prefix)}/" if prefix else ""
+        except InvalidKey as e:
+            raise InvalidURL(f"{url}: {prefix!a} can't be the beginning of keys") from e
+        if len(self._prefix.encode()) > MAX_PREFIX_BYTES:
+            raise InvalidURL(f"{url}: the prefix is longer than {MAX_PREFIX_BYTES} bytes")
+        self.url = url
+        self._bucket = bucket
+        with self._translated("", ""):
+            credentials = _credentials(patience)
+            self._session = _Session(credentials, patience)
+            agent = ClientInfo(user_agent="baton")  # type: ignore[no-untyped-call]
+            self._client = Client(project=None, credentials=credentials, _http=self._session, client_info=agent)
+
+    def put(self, key: str, source: Source, *, if_absent: bool = False) -> ObjectInfo:
+        name = self._name(key)
+        views = map(_view, chunks(source))
+        small: list[memoryview] = []
+        size = 0
+        for view in views:
+            small.append(view)
+            size += view.nbytes
+            if size > PART_BYTES and not if_absent:
+                return self._put_parts(key, chain(small, views))
+        body = b"".join(small)
+        blob = self._client.bucket(self._bucket).blob(name)
+        with self._translated(key, "storage.objects.create", absent=Unavailable, unmet=AlreadyExists):
+            blob.upload_from_string(
+                body,
+                content_type="application/octet-stream",
+                checksum="crc32c",
+                if_generation_match=0 if if_absent else None,
+                retry=None,
+            )
+        return self._whole(self._info(blob), size)
+
+    def get(self, key: str, sink: BinaryIO, *, byte_range: tuple[int, int] | None = None) -> ObjectInfo:
+        start, stop = byte_range or (0, 1 << 62)
+        if start >= stop:
+            return self.stat(key)
+        with self._translated(key, "storage.objects.get"):
+            found = self._ask_range(key, start, min(stop, start + PART_BYTES))
+        if found is None:  # nothing of it lies in the range
+            return self.stat(key)
+        crc = 0
+        with closing(self._read(key, found, start, min(stop, found.info.size))) as pieces:
+            for piece in pieces:
+                crc = google_crc32c.extend(crc, _readable(piece))
+                sink.write(piece)  # outside: the sink's own errors are not the store's
+        if start == 0 and stop >= found.info.size and crc != found.crc:
+            raise Damaged(f"{self.url}: {key}: what came differs from the CRC32C that the store tells")
+        return found.info
+
+    def stat(self, key: str) -> ObjectInfo:
+        blob = self._client.bucket(self._bucket).blob(self._name(key))
+        with self._translated(key, "storage.objects.get"):
+            blob.reload(retry=None)
+        return self._info(blob)
+
+    def list(self, prefix: str, *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
+        if delimiter not in (None, "/"):
+            raise ValueError(f"the delimiter can only be '/': {delimiter!r}")
+        start = self._prefix + check_prefix(prefix)
+        fields = "nextPageToken,prefixes,items(name,size,timeCreated)"
+        pages = self._client.list_blobs(
+            self._bucket, prefix=start or None, delimiter=delimiter, fields=fields, retry=None
+        ).pages
+        while True:
+            with self._translated(prefix, "storage.objects.list", absent=Unavailable):
+                page = next(pages, None)
+            if page is None:
+                return
+            found = [self._info(blob) for blob in page if _fits(self._key(blob.name))]
+            found += [ObjectInfo(self._key(name), 0, 0.0) for name in page.prefixes if _fits(self._key(name)[:-1])]
+            # Google gives a page's objects and prefixes apart
+            yield from sorted(found, key=lambda info: info.key.encode())
+
+    def delete(self, key: str) -> None:
+        blob = self._client.bucket(self._bucket).blob(self._name(key))
+        with suppress(NotFound), self._translated(key, "storage.objects.delete"):
+            blob.delete(retry=None)
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    def caveat(self) -> str | None:
+        return None
+
+    # --- names and what is told of them
+
+    def _name(self, key: str) -> str:
+        return self._prefix + check_key(key)
+
+    def _key(self, name: str) -> str:
+        return name.removeprefix(self._prefix)
+
+    def _address(self, key: str) -> str:
+        """The object's URL in the XML API."""
+        return f"{self._client.api_endpoint}/{self._bucket}/{quote(self._name(key), safe='/~')}"
+
+    def _info(self, blob: Any) -> ObjectInfo:
+        created: datetime = blob.time_created
+        return ObjectInfo(self._key(blob.name), int(blob.size), float(int(created.timestamp())))
+
+    def _whole(self, info: ObjectInfo, size: int) -> ObjectInfo:
+        if info.size != size:
+            raise Damaged(f"{self.url}: {info.key}: {size} bytes were sent, the store has {info.size}")
+        return info
+
+    # --- many parts up
+
+    def _put_parts(self, key: str, views: Iterable[memoryview]) -> ObjectInfo:
+        address, size, etags = self._address(key), 0, list[str]()
+        with self._translated(key, "storage.multipartUploads.create", absent=Unavailable):
+            answer = self._session.ask("POST", address, params={"uploads": ""})
+            found = re.search("<UploadId>([^<]+)<", answer.text)
+            if found is None:
+                raise Unavailable(f"{self.url}: {key}: {_STRANGER}")
+            upload = {"uploadId": unescape(found[1])}
+        stop = threading.Event()
+        try:
+            with _lanes(LANES, stop) as pool:
+                waiting: deque[Future[str]] = deque()
+                for number, part in enumerate(_parts(views), 1):
+                    size += sum(view.nbytes for view in part)
+                    if len(waiting) == LANES:
+                        etags.append(waiting.popleft().result())
+                    waiting.append(pool.submit(self._put_part, key, {**upload, "partNumber": str(number)}, part, stop))
+                etags += [future.result() for future in waiting]
+            self._complete(key, upload, etags)
+        except BaseException:
+            with suppress(StoreError), self._translated(key, "storage.multipartUploads.abort"):
+                self._session.ask("DELETE", address, params=upload)
+            raise
+        return self._whole(self.stat(key), size)
+
+    def _put_part(self, key: str, which: dict[str, str], part: Sequence[memoryview], stop: threading.Event) -> str:
+        crc = 0
+        for view in part:
+            crc = google_crc32c.extend(crc, _readable(view))
+        checksum = base64.b64encode(crc.to_bytes(4, "big")).decode()
+        with self._translated(key, "storage.multipartUploads.create", absent=Unavailable):
+            answer = self._session.ask(
+                "PUT",
+                self._address(key),
+                params=which,
+                data=_Body(part, stop),
+                headers={"x-goog-hash": f"crc32c={checksum}"},
+            )
+        return answer.headers["ETag"]
+
+    def _complete(self, key: str, upload: dict[str, str], etags: Sequence[str]) -> None:
+        rows = (f"<Part><PartNumber>{n}</PartNumber><ETag>{escape(e)}</ETag></Part>" for n, e in enumerate(etags, 1))
+        body = f"<CompleteMultipartUpload>{''.join(rows)}</CompleteMultipartUpload>".encode()
+        with self._translated(key, "storage.objects.create", absent=Unavailable):
+            self._session.ask("POST", self._address(key), params=upload, data=body)
+
+    # --- many ranges down
+
+    def _ask_range(self, key: str, start: int, stop: int, generation: str | None = None) -> _Found | None:
+        """Ask for [start, stop), of one generation only if it is given; None where the object ends before."""
+        headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        if generation is not None:
+            headers["x-goog-if-generation-match"] = generation
+        answer = self._session.ask("GET", self._address(key), headers=headers, stream=True, fine=416)
+        if answer.status_code == 416:
+            answer.close()
+            return None
+        told = answer.headers
+        try:
+            size = int(told["Content-Range"].rpartition("/")[2])
+            modified = parsedate_to_datetime(told["Last-Modified"]).timestamp()
+            hashes = dict(item.strip().split("=", 1) for item in told["x-goog-hash"].split(","))
+            crc = int.from_bytes(base64.b64decode(hashes["crc32c"]), "big")
+            return _Found(answer, ObjectInfo(key, size, modified), min(stop, size), told["x-goog-generation"], crc)
+        except (KeyError, ValueError) as e:
+            raise Unavailable(f"{self.url}: {key}: {_STRANGER}") from e
+
+    def _read(self, key: str, first: _Found, start: int, stop: int) -> Generator[memoryview, None, None]:
+        """The bytes of [start, stop), the beginning of which `first` brings. A piece holds until the next one."""
+        starts = iter(range(first.stop, stop, PART_BYTES))
+        given_up = threading.Event()
+
+        def ask(buffer: memoryview, at: int) -> memoryview:
+            with self._translated(key, "storage.objects.get"):
+                found = self._ask_range(key, at, min(stop, at + PART_BYTES), first.generation)
+                if found is None:
+                    raise Unavailable(f"{self.url}: {key}: shrank while it was read")
+                return _receive(found.answer, buffer[: found.stop - at], given_up)
+
+        with _lanes(READ_LANES, given_up) as pool:
+            buffers = (memoryview(bytearray(min(PART_BYTES, stop - first.stop))) for _ in range(READ_LANES))
+            # buffers first: zip would lose the start that it has taken when it finds no buffer left
+            waiting = deque((buffer, pool.submit(ask, buffer, at)) for buffer, at in zip(buffers, starts, strict=False))
+            piece = memoryview(bytearray(min(PIECE_BYTES, first.stop - start)))
+            for at in range(start, first.stop, PIECE_BYTES):
+                with self._translated(key, "storage.objects.get"):
+                    got = _receive(first.answer, piece[: first.stop - at], given_up)
+                yield got
+            while waiting:
+                buffer, part = waiting.popleft()
+                yield part.result()
+                waiting.extend((buffer, pool.submit(ask, buffer, at)) for at in islice(starts, 1))
+
+    # --- what went wrong, in words
+
+    @contextmanager
+    def _translated(
+        self,
+        key: str,
+        permission: str,
+        *,
+        absent: type[StoreError] = NotFound,
+        unmet: type[StoreError] = Unavailable,
+    ) -> Iterator[None]:
+        """Turn what the SDK says into the store's own errors: `absent` for 404, `unmet` for a failed condition."""
+        where = f"{self.url}: {key}" if key else self.url
+        try:
+            yield
+        except GoogleAPICallError as e:
+            raise self._refusal(e, where, permission, absent, unmet) from e
+        except (TransportError, requests.RequestException, urllib3.exceptions.HTTPError) as e:
+            raise Unavailable(f"{where}: {_failure(e)}") from e
+        except GoogleAuthError as e:
+            words = _one_line(str(e.args[0] if e.args else e))
+            if e.retryable:
+                raise Unavailable(f"{where}: no token: {words}") from e
+            raise NotSetUp(f"{where}: the credentials give no token: {words}; {_CREDENTIALS_MEND}") from e
+
+    def _refusal(
+        self, e: GoogleAPICallError, where: str, permission: str, absent: type[StoreError], unmet: type[StoreError]
+    ) -> StoreError:
+        status, words = int(e.code or 0), _words(e.response)
+        if status == 404 and "bucket does not exist" in words:
+            make = f"gcloud storage buckets create gs://{self._bucket} --location=REGION --uniform-bucket-level-access"
+            return NotSetUp(f"{self.url}: there is no bucket {self._bucket}; make it: {make}")
+        if status == 404:
+            return absent(f"{where}: not there")
+        if status == 412:
+            return unmet(f"{where}: {'already there' if unmet is AlreadyExists else 'was replaced while it was read'}")
+        if status == 401:
+            return NotSetUp(f"{where}: the credentials are refused: {words}; {_clock(e.response)}{_CREDENTIALS_MEND}")
+        if status in (408, 409, 429) or status >= 500 or (status == 403 and "ateLimitExceeded" in words):
+            return Unavailable(f"{where}: Google answers {status}: {words}")
+        if status == 403 and "scope" in words.lower():
+            return PermissionDenied(
+                f"{where}: {words}; start the machine with the access scope cloud-platform (--scopes=cloud-platform)"
+            )
+        if status == 403:
+            return PermissionDenied(
+                f"{where}: {words}; it takes {permission}, which roles/storage.objectUser on gs://{self._bucket} has"
+            )
+        if status == 400 and re.search("(?i)crc32c|digest|checksum", words):
+            return Damaged(f"{where}: {words}")
+        return StoreError(f"{where}: Google answers {status}: {words}")
+
+
+# --- connections and credentials
+
+
+class _Session(AuthorizedSession):
+    """The SDK's connections: kept, enough of them, each request with the time-outs of its moment."""
+
+    def __init__(self, credentials: Credentials, patience: Callable[[], float]) -> None:
+        super().__init__(credentials, auth_request=_AuthRequest(patience))  # type: ignore[no-untyped-call]
+        self._patience = patience
+        for scheme in ("https://", "http://"):
+            self.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=2 * LANES))
+
+    def request(  # type: ignore[override]
+        self, method: str, url: str, data: Any = None, headers: Any = None, **more: Any
+    ) -> requests.Response:
+        wait = self._patience()
+        more["timeout"] = (min(CONNECT_S, wait), wait)
+        if isinstance(data, bytes) and len(data) > PIECE_BYTES:
+            data = _Body([memoryview(data)])
+        answer = super().request(method, url, data, headers, **more)  # type: ignore[no-untyped-call]
+        return cast(requests.Response, answer)
+
+    def ask(self, method: str, url: str, *, fine: int = 200, **more: Any) -> requests.Response:
+        """An answer of success or with the status `fine`; else raises `GoogleAPICallError`."""
+        answer = self.request(method, url, **more)
+        if answer.ok or answer.status_code == fine:
+            return answer
+        with answer:
+            raise from_http_response(answer)  # type: ignore[no-untyped-call]
+
+
+class _AuthRequest(Request):
+    """How tokens are fetched: as patiently as the rest, and from a metadata service never through a proxy."""
+
+    def __init__(self, patience: Callable[[], float]) -> None:
+        super().__init__()
+        self._patience = patience
+
+    def __call__(
+        self, url: str, method: str = "GET", body: Any = None, headers: Any = None, timeout: Any = None, **more: Any
+    ) -> Any:
+        wait = self._patience()
+        if urlsplit(url).hostname in METADATA_HOSTS:
+            more["proxies"] = {"http": None}
+        short = min(timeout, wait) if isinstance(timeout, int | float) else wait
+        answer = super().__call__(url, method, body, headers, short, **more)  # type: ignore[no-untyped-call]
+        if answer.status == 429 or answer.status >= 500:  # else the SDK takes it for a refusal of the credentials
+            raise TransportError(f"{urlsplit(url).hostname} answers {answer.status}")  # type: ignore[no-untyped-call]
+        return answer
+
+
+_CREDENTIALS_MEND = (
+    "attach a service account to the machine, or name a credentials file in GOOGLE_APPLICATION_CREDENTIALS"
+    " (a mounted secret, or a workload identity federation configuration)"
+)
+
+
+def _credentials(patience: Callable[[], float]) -> Credentials:
+    """Application Default Credentials, or none where an emulator is named. Raises `NotSetUp`."""
+    if os.environ.get("STORAGE_EMULATOR_HOST"):
+        log.info("credentials: none, as STORAGE_EMULATOR_HOST is set")
+        return AnonymousCredentials()  # type: ignore[no-untyped-call]
+    try:
+        # scopes are given afterwards: with them, federated credentials would ask the resource manager for a project
+        found, _ = google.auth.default(request=_AuthRequest(patience))
+    except DefaultCredentialsError as e:
+        words = _one_line(str(e.args[0])).partition(" To set up Application Default")[0]
+        raise NotSetUp(f"no Google credentials: {words} So {_CREDENTIALS_MEND}") from e
+    except OSError as e:
+        raise NotSetUp(f"the credentials file {e.filename} can't be read: {e.strerror}") from e
+    log.info("credentials: %s", _who(found))
+    return cast(Credentials, with_scopes_if_required(found, [SCOPE]))  # type: ignore[no-untyped-call]
+
+
+def _who(found: Credentials) -> str:
+    """Kind and name, never the value."""
+    file = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS", "gcloud's own file")
+    email = getattr(found, "service_account_email", None)
+    if isinstance(found, impersonated_credentials.Credentials):
+        return f"service account {email} by impersonation ({file})"
+    if isinstance(found, service_account.Credentials):
+        return f"service account {email} by its key ({file})"
+    if isinstance(found, external_account.Credentials):
+        name = f"service account {email}" if email else f"principal of {found.info['audience']}"
+        return f"{name} by workload identity federation ({file})"
+    if isinstance(found, compute_engine.Credentials):
+        return "this machine's service account by its metadata service"
+    return f"a user's, by gcloud auth application-default login ({file})"
+
+
+# --- bytes on their way
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A range of an object, whose bytes are still to be read from the answer."""
+
+    answer: requests.Response
+    info: ObjectInfo
+    stop: int
+    generation: str
+    crc: int  # CRC32C of the whole object
+
+
+class _Body:
+    """A request's body in pieces of the caller's memory.
+
+    A socket's time-out is for all bytes that one call hands to it, so 8 MB at once would time out on a slow link.
+    It can be sent again, as after a refused token.
+    """
+
+    def __init__(self, views: Sequence[memoryview], given_up: threading.Event | None = None) -> None:
+        self._views = views
+        self._given_up = given_up
+
+    def __len__(self) -> int:
+        return sum(view.nbytes for view in self._views)
+
+    def __iter__(self) -> Iterator[memoryview]:
+        for view in self._views:
+            for at in range(0, view.nbytes, PIECE_BYTES):
+                if self._given_up and self._given_up.is_set():
+                    raise Unavailable("given up")
+                yield view[at : at + PIECE_BYTES]
+
+
+def _receive(answer: requests.Response, into: memoryview, given_up: threading.Event) -> memoryview:
+    """Fill `into` from the answer's body."""
+    at = 0
+    while at < into.nbytes:
+        if given_up.is_set():
+            answer.close()
+            raise Unavailable("given up")
+        got = answer.raw.readinto(into[at : at + PIECE_BYTES])
+        if not got:
+            raise urllib3.exceptions.ProtocolError(f"ended {into.nbytes - at} bytes early")
+        at += got
+    return into
+
+
+@contextmanager
+def _lanes(count: int, given_up: threading.Event) -> Iterator[ThreadPoolExecutor]:
+    """Threads that stop at once, in the midst of a part, when the work fails or is left."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    except BaseException:
+        given_up.set()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _view(chunk: Chunk) -> memoryview:
+    whole = memoryview(chunk)
+    return whole.cast("B") if whole.nbytes else memoryview(b"")  # an array without elements can't be cast
+
+
+def _parts(views: Iterable[memoryview]) -> Iterator[list[memoryview]]:
+    """The same bytes in parts of PART_BYTES, the last of which may be smaller; nothing is copied."""
+    part: list[memoryview] = []
+    room = PART_BYTES
+    for view in views:
+        while view.nbytes >= room:
+            yield [*part, view[:room]]
+            view, part, room = view[room:], [], PART_BYTES
+        if view.nbytes:
+            part.append(view)
+            room -= view.nbytes
+    if part:
+        yield part
+
+
+def _readable(view: memoryview) -> bytes:
+    """The view as google_crc32c takes it, which refuses a memoryview; not copied."""
+    return cast(bytes, np.frombuffer(view, np.uint8))
+
+
+def _fits(key: str) -> bool:
+    """Whether a store may hold it; others' objects, such as folder markers, need not."""
+    try:
+        check_key(key)
+    except InvalidKey:
+        return False
+    return True
+
+
+# --- words
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:400]
+
+
+def _words(answer: requests.Response | None) -> str:
+    """What Google says in its JSON or XML."""
+    if answer is None:
+        return ""
+    text = answer.text
+    if found := re.findall(r"<(?:Code|Message|Details)>([^<]*)<", text):
+        return _one_line(unescape(": ".join(filter(None, found))))
+    try:
+        error = answer.json()["error"]
+        return _one_line(f"{error['message']} ({error['errors'][0]['reason']})")
+    except (ValueError, KeyError, TypeError, IndexError):
+        return _one_line(text)
+
+
+def _failure(e: Exception) -> str:
+    """Which way a connection failed."""
+    text = _one_line(str(e))
+    if "imed out" in text:
+        return "no answer in time"
+    return f"the connection failed: {text.rpartition('Caused by ')[2]}"
+
+
+def _clock(answer: requests.Response | None) -> str:
+    """A hint where this machine's clock differs from Google's by more than tokens bear."""
+    with suppress(TypeError, ValueError, KeyError, AttributeError):
+        off = time.time() - parsedate_to_datetime(answer.headers["Date"]).timestamp()  # type: ignore[union-attr]
+        if abs(off) > CLOCK_S:
+            return f"this machine's clock is {abs(off):.0f} s {'ahead' if off > 0 else 'behind'}: set it; "
+    return ""

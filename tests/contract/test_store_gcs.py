@@ -1,0 +1,478 @@
+"""Google Cloud Storage: the whole contract over the emulator, and over a real bucket where BATON_LIVE_GCS names one."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import re
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from email.utils import formatdate
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from google.cloud.storage import Client
+from store_contract import Place, StoreContract, fill, names, read
+
+from storage import Store, open_store
+from storage.errors import Damaged, InvalidURL, NotFound, NotSetUp, PermissionDenied, Unavailable
+from storage.gcs import PART_BYTES, GoogleStore
+from tests.emulators.gcs import GoogleEmulator
+from tests.emulators.proxy import Fault, Proxy, Request
+
+
+@pytest.fixture
+def _emulated(gcs_emulator: GoogleEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in gcs_emulator.env.items():
+        monkeypatch.setenv(name, value)
+
+
+class TestGoogleStore(StoreContract):
+    @pytest.fixture
+    def place(self, gcs_emulator: GoogleEmulator, _emulated: None) -> Place:
+        return Place(partial(open_store, gcs_emulator.url("baton", uuid.uuid4().hex)))
+
+
+if "BATON_LIVE_GCS" in os.environ:
+
+    class TestLiveGoogleStore(StoreContract):
+        @pytest.fixture
+        def place(self) -> Iterator[Place]:
+            url = f"{os.environ['BATON_LIVE_GCS'].rstrip('/')}/{uuid.uuid4().hex}"
+            yield Place(partial(open_store, url), claim_rounds=10, kills=10)
+            store = open_store(url)
+            for info in store.list(""):
+                store.delete(info.key)
+
+
+# --- a bad network and a busy or unwilling cloud: the same store through a proxy
+
+
+@pytest.fixture
+def proxy(gcs_emulator: GoogleEmulator, _emulated: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    with Proxy(("127.0.0.1", gcs_emulator.port)) as proxy:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
+        yield proxy
+
+
+@pytest.fixture
+def store(proxy: Proxy) -> Store:
+    return GoogleStore(f"gs://baton/{uuid.uuid4().hex}", patience=lambda: 2.0)
+
+
+BIG = random.Random(0).randbytes(70 << 20)  # more ranges than there are lanes
+
+
+def calls(store: Store) -> dict[str, Callable[[], object]]:
+    """Every way to ask the store for something."""
+    return {
+        "get": lambda: store.get("object", io.BytesIO()),
+        "range": lambda: store.get("object", io.BytesIO(), byte_range=(1, 2)),
+        "stat": lambda: store.stat("object"),
+        "list": lambda: list(store.list("")),
+        "put": lambda: store.put("object", b"new"),
+        "claim": lambda: store.put("claim", b"new", if_absent=True),
+        "parts": lambda: store.put("object", BIG),
+        "delete": lambda: store.delete("object"),
+    }
+
+
+CALLS = ["get", "range", "stat", "list", "put", "claim", "parts", "delete"]
+
+
+def is_part(request: Request) -> bool:
+    return request.method == "PUT" and "partNumber=3" in request.target
+
+
+def is_late_range(request: Request) -> bool:
+    return request.headers.get("range", "").startswith(f"bytes={3 * PART_BYTES}-")
+
+
+def test_a_big_object_goes_in_parts_and_comes_in_ranges(store: Store, proxy: Proxy) -> None:
+    cuts = [0, 1, 5, PART_BYTES - 1, 2 * PART_BYTES, 2 * PART_BYTES + 7, len(BIG)]
+    view = memoryview(BIG)
+    assert store.put("object", [view[a:b] for a, b in pairwise(cuts)]).size == len(BIG)
+    assert read(store, "object") == BIG
+    assert sum(request.method == "PUT" for request in proxy.requests) == -(-len(BIG) // PART_BYTES)
+    ranges = [request for request in proxy.requests if "range" in request.headers]
+    assert len(ranges) == -(-len(BIG) // PART_BYTES)
+    for start, stop in ((5, 3 * PART_BYTES), (PART_BYTES, len(BIG) + 5), (len(BIG) - 1, len(BIG) + 1)):
+        assert read(store, "object", (start, stop)) == BIG[start:stop]
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_busy_cloud_is_unavailable_and_is_asked_once(store: Store, proxy: Proxy, call: str, status: int) -> None:
+    proxy.faults = [Fault("answer", status=status)]
+    with pytest.raises(Unavailable, match=str(status)):
+        calls(store)[call]()
+    assert [request.method for request in proxy.requests][1:] == [], "the SDK retries by itself"
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_missing_right_is_never_an_absence_and_is_named(store: Store, proxy: Proxy, call: str) -> None:
+    store.put("object", b"old")
+    message = "x@y.iam does not have storage.objects.any access"
+    body = json.dumps({"error": {"code": 403, "message": message, "errors": [{"reason": "forbidden"}]}}).encode()
+    proxy.faults = [Fault("answer", status=403, body=body)]
+    with pytest.raises(PermissionDenied) as caught:
+        calls(store)[call]()
+    assert message in str(caught.value)
+    assert re.search(r"it takes storage\.(objects|multipartUploads)\.\w+", str(caught.value))
+    assert "roles/storage.objectUser" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_machine_without_the_access_scope_is_told_which(store: Store, proxy: Proxy) -> None:
+    error = b"<Error><Code>AccessDenied</Code><Message>Provided scope(s) are not authorized</Message></Error>"
+    proxy.faults = [Fault("answer", status=403, body=error)]
+    with pytest.raises(PermissionDenied, match="--scopes=cloud-platform"):
+        store.get("object", io.BytesIO())
+
+
+@pytest.mark.usefixtures("_emulated")
+@pytest.mark.parametrize("call", CALLS)
+def test_without_its_bucket_every_call_says_how_to_make_it(call: str) -> None:
+    with pytest.raises(NotSetUp, match="gcloud storage buckets create gs://no-such-bucket"):
+        calls(GoogleStore("gs://no-such-bucket/p"))[call]()
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_hung_server_is_left_when_patience_ends(store: Store, proxy: Proxy, call: str) -> None:
+    hurried = GoogleStore(store.url, patience=lambda: 0.3)
+    proxy.faults = [Fault("hang")]
+    start = time.monotonic()
+    with pytest.raises(Unavailable, match="no answer in time"):
+        calls(hurried)[call]()
+    assert time.monotonic() - start < 2
+
+
+def test_patience_is_asked_anew_for_each_request(proxy: Proxy) -> None:
+    waits = [0.2]
+    store = GoogleStore("gs://baton/patience", patience=lambda: waits[0])
+    proxy.faults = [Fault("hang", times=1)]
+    with pytest.raises(Unavailable):
+        store.stat("object")
+    waits[0] = 5.0
+    with pytest.raises(NotFound):
+        store.stat("object")
+
+
+@pytest.mark.parametrize("kind", ["reset", "lose", "break"])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_broken_connection_is_unavailable(store: Store, proxy: Proxy, call: str, kind: str) -> None:
+    if kind == "break" and call not in ("put", "claim", "parts"):
+        kind = "lose"
+    proxy.faults = [Fault(kind)]
+    with pytest.raises(Unavailable, match="connection failed"):
+        calls(store)[call]()
+
+
+@pytest.mark.parametrize("at", [0, 5, 9_999])
+def test_a_truncated_answer_is_no_short_object(store: Store, proxy: Proxy, at: int) -> None:
+    store.put("object", bytes(10_000))
+    proxy.faults = [Fault("cut", at=at)]
+    with pytest.raises(Unavailable, match="object: the connection failed"):
+        store.get("object", io.BytesIO())
+
+
+@pytest.mark.parametrize("kind", ["cut", "reset", "stall", "hang"])
+def test_a_range_that_fails_fails_the_whole(store: Store, proxy: Proxy, kind: str) -> None:
+    store.put("object", BIG)
+    proxy.faults = [Fault(kind, at=1000, when=is_late_range)]
+    with pytest.raises(Unavailable):
+        store.get("object", io.BytesIO())
+    proxy.faults = []
+    assert read(store, "object") == BIG
+
+
+@pytest.mark.parametrize("size", [1, 10_000, len(BIG)])
+def test_a_bit_flipped_on_the_way_down_is_damage(store: Store, proxy: Proxy, size: int) -> None:
+    store.put("object", BIG[:size])
+    late = is_late_range if size == len(BIG) else (lambda request: True)
+    proxy.faults = [Fault("flip", at=size // 3 % 1000, when=late)]
+    with pytest.raises(Damaged, match="CRC32C"):
+        store.get("object", io.BytesIO())
+
+
+def test_a_bit_flipped_on_the_way_up_is_damage_and_nothing_is_written(
+    store: Store, proxy: Proxy, gcs_emulator: GoogleEmulator
+) -> None:
+    store.put("object", b"old")
+    proxy.faults = [Fault("flip_up", at=5000, when=is_part)]
+    with pytest.raises(Damaged):
+        store.put("object", BIG)
+    content = random.Random(1).randbytes(10_000)
+    proxy.faults = [Fault("flip_up", at=5000, when=lambda request: request.method == "POST")]
+    for if_absent in (False, True):
+        with pytest.raises(Damaged):
+            store.put("claim" if if_absent else "object", content, if_absent=if_absent)
+    proxy.faults = []
+    assert read(store, "object") == b"old"
+    assert names(store) == ["object"]
+    assert gcs_emulator.open_uploads(store.url) == []
+
+
+@pytest.mark.parametrize("fault", ["reset", "break", "lose", "hang", "answer"])
+def test_an_upload_that_fails_leaves_the_old_object_and_no_upload_open(
+    store: Store, proxy: Proxy, gcs_emulator: GoogleEmulator, fault: str
+) -> None:
+    store.put("object", b"old")
+    proxy.faults = [Fault(fault, at=1000, when=is_part)]
+    with pytest.raises(Unavailable):
+        store.put("object", BIG)
+    assert read(store, "object") == b"old"
+    assert gcs_emulator.open_uploads(store.url) == []
+    proxy.faults = []
+    store.put("object", BIG)
+    assert read(store, "object") == BIG
+
+
+def test_what_a_sources_end_raises_leaves_the_old_object_and_no_upload_open(
+    store: Store, gcs_emulator: GoogleEmulator
+) -> None:
+    class Broken(list):  # type: ignore[type-arg]
+        def __iter__(self) -> Iterator[bytes]:
+            yield from [BIG[:PART_BYTES]] * 3
+            raise error
+
+    store.put("object", b"old")
+    for error in (PermissionError("the source's"), KeyboardInterrupt("now")):
+        with pytest.raises(type(error)) as caught:
+            store.put("object", Broken([b""]))
+        assert caught.value is error
+    assert read(store, "object") == b"old"
+    assert gcs_emulator.open_uploads(store.url) == []
+
+
+def test_an_object_replaced_while_it_is_read_is_never_a_mix(store: Store) -> None:
+    store.put("object", BIG)
+
+    class Replacing(io.BytesIO):
+        def write(self, data: object) -> int:
+            if not self.tell():
+                other.put("object", BIG[::-1])
+            return super().write(data)  # type: ignore[arg-type]
+
+    other, sink = GoogleStore(store.url), Replacing()
+    with pytest.raises(Unavailable, match="was replaced while it was read"):
+        store.get("object", sink)
+    assert BIG.startswith(sink.getvalue())
+
+
+def test_of_an_answer_that_is_not_googles_nothing_is_taken(store: Store, proxy: Proxy) -> None:
+    proxy.faults = [Fault("answer", status=200, body=b"<html>please log in</html>")]
+    for call in ("get", "parts"):
+        with pytest.raises(Unavailable, match="something between"):
+            calls(store)[call]()
+
+
+def test_what_was_put_outlasts_the_servers_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the emulator: what the chaos tests rest on."""
+    with GoogleEmulator(tmp_path / "emulator") as emulator:
+        emulator.make_bucket("bucket")
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator.env["STORAGE_EMULATOR_HOST"])
+        store = GoogleStore(emulator.url("bucket"))
+        store.put("small", b"1")
+        store.put("big", BIG)
+        store.delete("small")
+        emulator.kill()
+        with pytest.raises(Unavailable):
+            store.stat("big")
+        emulator.start()
+        assert names(store) == ["big"]
+        assert read(store, "big") == BIG
+
+
+def test_pages_of_objects_and_prefixes_come_in_one_order(store: Store, proxy: Proxy) -> None:
+    fill(store, [f"{n:04}{'/x' * (n % 2)}" for n in range(1010)])
+    assert names(store, "", "/") == [f"{n:04}{'/' * (n % 2)}" for n in range(1010)]
+    assert sum("pageToken" in request.target for request in proxy.requests) == 1
+
+
+def test_objects_that_no_store_could_hold_are_not_listed(store: Store, gcs_emulator: GoogleEmulator) -> None:
+    store.put("run/a", b"1")
+    raw = Client(project=None).bucket("baton")
+    root = store.url.removeprefix("gs://baton/")
+    for name in ("run/", "run//b", "run/tab\t", "folder/"):
+        raw.blob(f"{root}/{name}").upload_from_string(b"")
+    assert names(store) == ["run/a"]
+    assert names(store, "run/", "/") == ["run/a"]
+
+
+@pytest.mark.usefixtures("_emulated")
+@pytest.mark.parametrize(
+    "url", ["gs://", "gs:///a", "gs://Bucket/a", "gs://ab", "gs://bucket/../a", "gs://bucket/a//b"]
+)
+def test_an_url_that_is_no_bucket_is_refused(url: str) -> None:
+    with pytest.raises(InvalidURL):
+        GoogleStore(url)
+
+
+# --- credentials, against the files and services that Google's own chain looks for; nothing here leaves the machine
+
+
+class TokenService(BaseHTTPRequestHandler):
+    """Google's token exchange (STS) and its metadata service."""
+
+    status = 200
+    answer: ClassVar[dict[str, object]] = {}
+    asked: ClassVar[list[tuple[str, str]]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+        self.asked.append((self.path, body))
+        content = json.dumps(self.answer).encode()
+        self.send_response(self.status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def tokens(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(TokenService, "asked", [])
+    with ThreadingHTTPServer(("127.0.0.1", 0), TokenService) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine without any credential, and with no metadata service to look for."""
+    for name in ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path / "gcloud"))
+    monkeypatch.setattr("google.auth.compute_engine._metadata._NO_GCE_CHECK", True)
+    return tmp_path
+
+
+TOKEN = {
+    "access_token": "an-access-token",
+    "issued_token_type": "urn:ietf:params:oauth:token-type:access_token",
+    "token_type": "Bearer",
+    "expires_in": 1,
+}
+
+
+def federation(folder: Path, tokens: str) -> Path:
+    """As `gcloud iam workload-identity-pools create-cred-config` writes it, but for the service's address."""
+    (folder / "token").write_text("the-others-clouds-token")
+    config = {
+        "type": "external_account",
+        "audience": "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/pool/providers/aws",
+        "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+        "token_url": f"{tokens}/v1/token",
+        "credential_source": {"file": str(folder / "token")},
+    }
+    (folder / "federation.json").write_text(json.dumps(config))
+    return folder / "federation.json"
+
+
+def test_without_credentials_one_line_says_what_to_do(bare: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(NotSetUp) as caught:
+        GoogleStore("gs://bucket/p")
+    assert time.monotonic() - start < 2
+    assert "GOOGLE_APPLICATION_CREDENTIALS" in str(caught.value)
+    assert "service account" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_credentials_file_that_is_missing_or_no_such_file_is_named(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = bare / "key.json"
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
+    for content in (None, "no JSON", "{}", '{"type": "service_account", "private_key": "hush"}'):
+        if content is not None:
+            file.write_text(content)
+        with pytest.raises(NotSetUp) as caught:
+            GoogleStore("gs://bucket/p")
+        assert str(file) in str(caught.value)
+        assert "hush" not in str(caught.value)
+
+
+def test_federated_credentials_are_named_exchanged_and_refreshed(
+    bare: Path,
+    tokens: str,
+    gcs_emulator: GoogleEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(federation(bare, tokens)))
+    monkeypatch.setenv("API_ENDPOINT_OVERRIDE", gcs_emulator.env["STORAGE_EMULATOR_HOST"])
+    monkeypatch.setattr(TokenService, "answer", TOKEN)
+    caplog.set_level("DEBUG")
+    store = GoogleStore(f"gs://baton/{uuid.uuid4().hex}")
+    assert "workload identity federation" in caplog.text
+    assert "workloadIdentityPools/pool/providers/aws" in caplog.text
+    assert TokenService.asked == [], "no token is fetched before it is needed, and no project asked for"
+    store.put("object", b"1")
+    (bare / "token").write_text("a-later-token")
+    store.put("object", b"2")
+    assert {path for path, _ in TokenService.asked} == {"/v1/token"}
+    assert "the-others-clouds-token" in TokenService.asked[0][1]
+    assert "a-later-token" in TokenService.asked[-1][1], "the other cloud's token is read anew"
+    for value in ("an-access-token", "the-others-clouds-token", "a-later-token"):
+        assert value not in caplog.text
+
+
+@pytest.mark.parametrize("status", [400, 401])
+def test_federated_credentials_that_are_refused_are_a_persons_matter(
+    bare: Path, tokens: str, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(federation(bare, tokens)))
+    monkeypatch.setattr(TokenService, "status", status)
+    answer = {"error": "invalid_grant", "error_description": "ID Token issued at 1 is stale to sign-in."}
+    monkeypatch.setattr(TokenService, "answer", answer)
+    store = GoogleStore("gs://baton/p")
+    with pytest.raises(NotSetUp, match="stale to sign-in") as caught:
+        store.stat("object")
+    assert "the-others-clouds-token" not in str(caught.value)
+    (bare / "token").unlink()
+    with pytest.raises(NotSetUp, match="token"):
+        store.stat("object")
+
+
+def test_a_token_service_out_of_reach_is_worth_trying_again(
+    bare: Path, tokens: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        nobody = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    for address in (nobody, tokens):
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(federation(bare, address)))
+        monkeypatch.setattr(TokenService, "status", 503)
+        with pytest.raises(Unavailable):
+            GoogleStore("gs://baton/p", patience=lambda: 1.0).stat("object")
+
+
+def test_refused_credentials_say_so_and_how_far_the_clock_is_off(
+    bare: Path, tokens: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.setenv("API_ENDPOINT_OVERRIDE", proxy.url)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(federation(bare, tokens)))
+    monkeypatch.setattr(TokenService, "answer", TOKEN)
+    store = GoogleStore("gs://baton/p")
+    late = formatdate(time.time() + 600, usegmt=True)
+    for headers, hint in (({"Date": late}, "clock is 600 s behind"), ({}, "credentials are refused")):
+        proxy.faults = [Fault("answer", status=401, headers=headers)]
+        with pytest.raises(NotSetUp, match=hint) as caught:
+            store.stat("object")
+        assert ("clock" in str(caught.value)) == bool(headers)
+        assert "GOOGLE_APPLICATION_CREDENTIALS" in str(caught.value)
