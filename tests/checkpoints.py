@@ -9,9 +9,9 @@ import torch
 
 from storage import open_store
 from trainer.checkpoint import Snapshot
+from trainer.commit import RunFacts, Save, commit
 from trainer.history import History
 from trainer.manifest import Manifest
-from trainer.saver import RunFacts, Save, commit
 
 HOUR = 3600.0
 
@@ -30,6 +30,7 @@ def snapshot(step: int, value: float | None = None, frozen: float = 0.5) -> Snap
         {"a.weight": torch.full((300,), value), "b.frozen": torch.full((400,), frozen)},
         {"sgd.0.momentum_buffer": torch.full((300,), -value)},
         {"sgd.0.step": step},
+        frozenset(),
     )
 
 
@@ -47,8 +48,12 @@ def save(
         machine={"host": "here"},
         synthetic=False,
     )
-    line = Save(state or snapshot(step), {"step": step}, [{"attempt": attempt}], ['{"step": 1}'])
-    return commit(_Unfenced(history.store, history.run), facts, line, parent, frozenset())
+    line = Save(state or snapshot(step), {"step": step}, [{"attempt": attempt}], lambda: ['{"step": 1}'])
+    return commit(_Unfenced(history.store, history.run), facts, line, parent, frozenset(), never_given_up).manifest
+
+
+def never_given_up(*, committing: bool = False) -> None:
+    pass
 
 
 class _Unfenced(History):
