@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,8 +93,13 @@ class Container:
 class Lab:
     """One run's store and halt folder, and containers for it."""
 
-    def __init__(self, folder: Path, data: Path, *options: str) -> None:
+    def __init__(
+        self, folder: Path, data: Path, *options: str, url: str = "", variables: Mapping[str, str] | None = None
+    ) -> None:
+        """`url`: of a store other than the folder's own; `variables` are what processes need to reach it."""
         self.store = folder / "store"
+        self.url = url or f"file://{self.store}"
+        self.variables = dict(variables or {})
         self.halt = folder / "halt"
         self.halt.mkdir(parents=True, exist_ok=True)
         self.data = data
@@ -106,7 +111,7 @@ class Lab:
     def start(self, *options: str, job: str = "cifar10", debug: bool = True, **extra: str) -> Container:
         command = self.command(
             job,
-            *("--store", f"file://{self.store}", "--halt", str(self.halt), "--data", str(self.data)),
+            *("--store", self.url, "--halt", str(self.halt), "--data", str(self.data)),
             *self.options,
             *options,
         )
@@ -118,7 +123,7 @@ class Lab:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                env=environment(PYTHONUNBUFFERED="1", **extra),
+                env=environment(PYTHONUNBUFFERED="1", **self.variables, **extra),
                 cwd=REPOSITORY,
             )
         )
@@ -130,10 +135,10 @@ class Lab:
 
     def status(self, run: str = "cifar10") -> dict[str, object]:
         done = subprocess.run(
-            self.command("status", "--json", "--store", f"file://{self.store}", "--run", run),
+            self.command("status", "--json", "--store", self.url, "--run", run),
             capture_output=True,
             text=True,
-            env=environment(),
+            env=environment(**self.variables),
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr

@@ -79,7 +79,7 @@ def train(lab: Lab, log: Path, wrap: Callable[[Any], Any] = lambda store: store)
     sys.stdout = sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115
     opened = entrypoint.open_store
     entrypoint.open_store = lambda url, **options: wrap(opened(url, **options))
-    place = ["--store", f"file://{lab.store}", "--halt", str(lab.halt), "--data", str(lab.data)]
+    place = ["--store", lab.url, "--halt", str(lab.halt), "--data", str(lab.data)]
     return entrypoint.main(["cifar10", *place, *lab.options])
 
 
