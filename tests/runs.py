@@ -98,12 +98,16 @@ class Lab:
     ) -> None:
         """`url`: of a store other than the folder's own; `variables` are what processes need to reach it."""
         self.store = folder / "store"
-        self.url = url or f"file://{self.store}"
+        self._url = url
         self.variables = dict(variables or {})
         self.halt = folder / "halt"
         self.halt.mkdir(parents=True, exist_ok=True)
         self.data = data
         self.options = options
+
+    @property
+    def url(self) -> str:
+        return self._url or f"file://{self.store}"
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, str(REPOSITORY / "entrypoint.py"), *arguments]

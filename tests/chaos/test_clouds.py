@@ -112,8 +112,8 @@ def test_a_notice_ends_the_wait_for_a_store_that_is_away_from_the_start(
 
 
 def test_a_place_that_is_not_there_is_told_in_one_line(cloud: Cloud, tmp_path: Path, small_cifar: Path) -> None:
-    lab = cloud.lab(tmp_path, small_cifar, *OPTIONS)
-    lab.url = lab.url.replace("baton-chaos", "no-such-bucket-here")
+    url = cloud.url().replace("baton-chaos", "no-such-bucket-here")
+    lab = Lab(tmp_path, small_cifar, url=url, variables=cloud.variables)
     container = lab.start(debug=False)
     assert container.wait() == 78, container.text
     assert "no-such-bucket-here" in container.lines[-1]
