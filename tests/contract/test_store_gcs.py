@@ -470,7 +470,7 @@ def test_refused_credentials_say_so_and_how_far_the_clock_is_off(
     monkeypatch.setattr(TokenService, "answer", TOKEN)
     store = GoogleStore("gs://baton/p")
     late = formatdate(time.time() + 600, usegmt=True)
-    for headers, hint in (({"Date": late}, "clock is 600 s behind"), ({}, "credentials are refused")):
+    for headers, hint in (({"Date": late}, r"clock is (59\d|600) s behind"), ({}, "credentials are refused")):
         proxy.faults = [Fault("answer", status=401, headers=headers)]
         with pytest.raises(NotSetUp, match=hint) as caught:
             store.stat("object")
