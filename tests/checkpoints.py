@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -82,3 +84,23 @@ def age(history: History, hours: float, *names: str) -> None:
 def keys(history: History, folder: str) -> list[str]:
     """Names in one of the run's folders."""
     return [info.key.rpartition("/")[2] for info in history.store.list(history.key(folder, ""))]
+
+
+class DyingStore:
+    """A store whose `number`-th call that changes something the process does not survive."""
+
+    def __init__(self, store: Any, number: int) -> None:
+        self._store = store
+        self._left = itertools.count(number, -1)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+        if name not in ("put", "delete"):
+            return method
+
+        def call(*args: Any, **options: Any) -> Any:
+            if next(self._left) == 1:
+                os._exit(9)
+            return method(*args, **options)
+
+        return call

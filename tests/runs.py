@@ -27,6 +27,19 @@ def environment(**extra: str) -> dict[str, str]:
     return {**clean, **extra}
 
 
+def command(*arguments: str, **variables: str) -> tuple[int, str]:
+    """Run a command of the real entrypoint; its exit code and what it printed."""
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "entrypoint.py"), *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(**variables),
+        cwd=REPOSITORY,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
 STARTED: list[subprocess.Popen[str]] = []
 
 

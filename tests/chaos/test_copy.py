@@ -5,17 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from storage import open_store
-from tests.checkpoints import chain, history, keys, save
-from tests.runs import REPOSITORY, Lab, environment
+from tests.checkpoints import DyingStore, chain, history, keys, save
+from tests.runs import Lab, command
 from trainer.exits import UserError
 from trainer.history import History
 from trainer.transfer import copy
@@ -26,18 +23,6 @@ PAIRS: dict[str, Callable[[Path], tuple[str, str]]] = {
     "file to file": lambda folder: (f"file://{folder}/here", f"file://{folder}/there"),
 }
 OPTIONS = ["--preset", "tutorial", "--batch-size", "20", "--dropout", "0.2", "--checkpoint-every", "10steps"]
-
-
-def command(source: str, target: str, *options: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "entrypoint.py"), "copy", source, target, *options],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        env=environment(),
-        check=False,
-    )
-    return done.returncode, done.stdout
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -52,7 +37,7 @@ def test_a_run_interrupted_copied_and_resumed_there_ends_with_the_same_hashes(
     container.wait_for("durable after")
     container.signal(signal.SIGTERM)
     assert container.wait() == 75, container.text
-    code, text = command(source, target, "--run", "cifar10")
+    code, text = command("copy", source, target, "--run", "cifar10")
     assert code == 0, text
     assert "every byte checked" in text
     there = lab.start("--store", target)
@@ -63,28 +48,8 @@ def test_a_run_interrupted_copied_and_resumed_there_ends_with_the_same_hashes(
     assert newest.manifest.attempt == 2
     expected = quiet.hashes()
     assert {name: getattr(newest.manifest, name) for name in expected} == expected
-    code, text = command(source, target, "--run", "cifar10")
+    code, text = command("copy", source, target, "--run", "cifar10")
     assert (code, "has another history: its attempt 2" in text) == (78, True), text
-
-
-class DyingStore:
-    """A store whose `number`-th call that changes something the process does not survive."""
-
-    def __init__(self, store: Any, number: int) -> None:
-        self._store = store
-        self._left = itertools.count(number, -1)
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._store, name)
-        if name not in ("put", "delete"):
-            return method
-
-        def call(*args: Any, **options: Any) -> Any:
-            if next(self._left) == 1:
-                os._exit(9)
-            return method(*args, **options)
-
-        return call
 
 
 def made_run(folder: Path) -> History:
@@ -143,13 +108,13 @@ def test_what_is_bad_here_is_not_copied_and_told(tmp_path: Path) -> None:
     source, target = made_run(tmp_path), history(tmp_path / "there")
     bad = source.manifest("000002-00000040")
     (tmp_path / "here" / "run" / "parts" / bad.parts[0].sha256).unlink()
-    code, text = command(source.store.url, target.store.url, "--run", "run")
+    code, text = command("copy", source.store.url, target.store.url, "--run", "run")
     assert code == 0, text
     assert "checkpoint 000002-00000040 is bad" in text
     assert "a start there goes on from 000001-00000030" in text
     for part in (tmp_path / "here" / "run" / "parts").iterdir():
         part.write_bytes(b"")
-    code, text = command(source.store.url, f"file://{tmp_path}/nowhere", "--run", "run")
+    code, text = command("copy", source.store.url, f"file://{tmp_path}/nowhere", "--run", "run")
     assert (code, "none of the 4 checkpoints" in text) == (78, True), text
 
 
@@ -193,6 +158,6 @@ def test_mistakes_get_a_line(tmp_path: Path) -> None:
         ((here, f"file://{tmp_path}/there", "--run", "run"), 78, "no run 'run'"),
         ((here, "ftp://x", "--run", "run"), 78, "unknown scheme"),
     ):
-        got, text = command(*arguments)
+        got, text = command("copy", *arguments)
         assert (got, len(text.splitlines())) == (code, 1), text
         assert words in text

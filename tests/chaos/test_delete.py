@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import itertools
 import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from storage import open_store
-from tests.checkpoints import age, chain, history
-from tests.runs import REPOSITORY, Lab, environment
+from tests.checkpoints import DyingStore, age, chain, history
+from tests.runs import Lab, command
 from trainer.deletion import delete
 from trainer.exits import UserError
 from trainer.history import History
-
-
-def command(*arguments: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "entrypoint.py"), *arguments],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        cwd=REPOSITORY,
-        check=False,
-    )
-    return done.returncode, done.stdout
 
 
 def made_run(folder: Path) -> History:
@@ -39,26 +24,6 @@ def made_run(folder: Path) -> History:
     run.write_record({"exit": 0}, "attempts", "000001.end.json")
     run.write_record({}, "result.json")
     return run
-
-
-class DyingStore:
-    """A store whose `number`-th call that changes something the process does not survive."""
-
-    def __init__(self, store: Any, number: int) -> None:
-        self._store = store
-        self._left = itertools.count(number, -1)
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._store, name)
-        if name not in ("put", "delete"):
-            return method
-
-        def call(*args: Any, **options: Any) -> Any:
-            if next(self._left) == 1:
-                os._exit(9)
-            return method(*args, **options)
-
-        return call
 
 
 def test_death_at_any_call_leaves_a_run_that_no_start_takes_for_another(tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -17,7 +15,7 @@ import pytest
 from console.doctor import CHECKS, Found, Patient, examine
 from storage import open_store
 from storage.errors import NotSetUp, PermissionDenied
-from tests.runs import REPOSITORY, environment
+from tests.runs import command
 
 
 class Sick:
@@ -107,29 +105,17 @@ def test_a_store_that_hangs_is_given_up_in_time(name: str, tmp_path: Path) -> No
     assert any(f.status == "failed" and "no answer" in f.detail and f.mend for f in found.values())
 
 
-def command(*arguments: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "entrypoint.py"), "doctor", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        env=environment(),
-        check=False,
-    )
-    return done.returncode, done.stdout
-
-
 def test_the_command_speaks_in_whole_lines_and_exit_codes(tmp_path: Path) -> None:
-    code, text = command("--store", f"file://{tmp_path}/store")
+    code, text = command("doctor", "--store", f"file://{tmp_path}/store")
     assert (code, text.splitlines()[-1][:14]) == (0, "ready to train")
     assert "\x1b" not in text
-    code, text = command("--store", f"file://{tmp_path}/store", "--json")
+    code, text = command("doctor", "--store", f"file://{tmp_path}/store", "--json")
     assert [f["check"] for f in json.loads(text)] == [check.name for check in CHECKS]
-    code, text = command("--store", "ftp://x")
+    code, text = command("doctor", "--store", "ftp://x")
     assert code == 78
     assert "unknown scheme" in text
     assert "not ready to train" in text
     if os.getuid() == 0:
-        code, text = command("--store", "file:///proc/nothing-can-be-written-here")
+        code, text = command("doctor", "--store", "file:///proc/nothing-can-be-written-here")
         assert code == 78
         assert "to mend it" in text

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import collections
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,7 @@ import torch
 
 from storage.errors import Damaged
 from tests.checkpoints import age, chain, history, save, snapshot
-from tests.runs import REPOSITORY, environment
+from tests.runs import command
 from trainer.history import Bad, History
 from trainer.manifest import Manifest
 from trainer.parts import encode, grouped
@@ -130,18 +128,6 @@ def test_what_the_store_itself_calls_damaged_is_bad_when_read_twice(run: History
     rotten.left = 2
     with pytest.raises(Bad, match="CRC32C differs"):
         other.part(made[1].parts[0])
-
-
-def command(*arguments: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "entrypoint.py"), *arguments],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        cwd=REPOSITORY,
-        check=False,
-    )
-    return done.returncode, done.stdout
 
 
 def test_the_command_says_it_in_a_line_each_and_in_its_exit_code(run: History) -> None:
