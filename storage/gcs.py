@@ -32,28 +32,26 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from itertools import chain, islice
 from typing import Any, BinaryIO, cast
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 from xml.sax.saxutils import escape, unescape
 
+# Both are read when the SDK is imported.
 # One look of three seconds at the metadata service is enough: where it doesn't answer, the SDK reads from the firmware
 # whether this is Google's machine. Its own three looks take 12 s on machines that drop packets to that address.
 os.environ.setdefault("GCE_METADATA_DETECT_RETRIES", "1")
 # Else the SDK asks for the bucket too, beside our requests in a thread of its own, to adorn traces that nobody reads.
 os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
 
-import google.auth
 import google_crc32c
 import numpy as np
 import requests
 import urllib3
 from google.api_core.client_info import ClientInfo
 from google.api_core.exceptions import GoogleAPICallError, from_http_response
-from google.auth import compute_engine, external_account, impersonated_credentials
-from google.auth.credentials import AnonymousCredentials, Credentials, with_scopes_if_required
-from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
-from google.auth.transport.requests import AuthorizedSession, Request
+from google.auth.credentials import Credentials
+from google.auth.exceptions import GoogleAuthError, TransportError
+from google.auth.transport.requests import AuthorizedSession
 from google.cloud.storage import Client  # type: ignore[import-untyped]
-from google.oauth2 import service_account
 
 from storage.errors import (
     AlreadyExists,
@@ -66,6 +64,7 @@ from storage.errors import (
     StoreError,
     Unavailable,
 )
+from storage.gcs_login import CREDENTIALS_MEND, AuthRequest, find_credentials, one_line
 from storage.protocol import Chunk, ObjectInfo, Source, check_key, check_prefix, chunks
 
 PART_BYTES = 8 << 20  # Google's least is 5 MiB
@@ -74,15 +73,11 @@ READ_LANES = 6  # each has a buffer of its own here; with what a connection hold
 PIECE_BYTES = 1 << 17  # handed to or taken from a socket at once
 CONNECT_S = 5.0
 MAX_PREFIX_BYTES = 100  # a name may have 1,024 bytes, 900 of which are the key's
-SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 CLOCK_S = 240.0  # a token made by a clock that is 5 minutes off is refused
-METADATA_HOSTS = ("169.254.169.254", "metadata.google.internal", "metadata")
 
 _STRANGER = "something between here and Google answered in its stead"
 
 log = logging.getLogger("baton.storage")
-# what it warns of is that no project is known, which objects don't need, and what NotSetUp says as well
-logging.getLogger("google.auth").setLevel(logging.ERROR)
 
 
 class GoogleStore:
@@ -101,7 +96,7 @@ class GoogleStore:
         self.url = url
         self._bucket = bucket
         with self._translated("", ""):
-            credentials = _credentials(patience)
+            credentials = find_credentials(patience)
             self._session = _Session(credentials, patience)
             agent = ClientInfo(user_agent="baton")  # type: ignore[no-untyped-call]
             self._client = Client(project=None, credentials=credentials, _http=self._session, client_info=agent)
@@ -316,10 +311,10 @@ class GoogleStore:
         except (TransportError, requests.RequestException, urllib3.exceptions.HTTPError) as e:
             raise Unavailable(f"{where}: {_failure(e)}") from e
         except GoogleAuthError as e:
-            words = _one_line(str(e.args[0] if e.args else e))
+            words = one_line(str(e.args[0] if e.args else e))
             if e.retryable:
                 raise Unavailable(f"{where}: no token: {words}") from e
-            raise NotSetUp(f"{where}: the credentials give no token: {words}; {_CREDENTIALS_MEND}") from e
+            raise NotSetUp(f"{where}: the credentials give no token: {words}; {CREDENTIALS_MEND}") from e
 
     def _refusal(
         self, e: GoogleAPICallError, where: str, permission: str, absent: type[StoreError], unmet: type[StoreError]
@@ -333,7 +328,7 @@ class GoogleStore:
         if status == 412:
             return unmet(f"{where}: {'already there' if unmet is AlreadyExists else 'was replaced while it was read'}")
         if status == 401:
-            return NotSetUp(f"{where}: the credentials are refused: {words}; {_clock(e.response)}{_CREDENTIALS_MEND}")
+            return NotSetUp(f"{where}: the credentials are refused: {words}; {_clock(e.response)}{CREDENTIALS_MEND}")
         if status in (408, 409, 429) or status >= 500 or (status == 403 and "ateLimitExceeded" in words):
             return Unavailable(f"{where}: Google answers {status}: {words}")
         if status == 403 and "scope" in words.lower():
@@ -356,7 +351,7 @@ class _Session(AuthorizedSession):
     """The SDK's connections: kept, enough of them, each request with the time-outs of its moment."""
 
     def __init__(self, credentials: Credentials, patience: Callable[[], float]) -> None:
-        super().__init__(credentials, auth_request=_AuthRequest(patience))  # type: ignore[no-untyped-call]
+        super().__init__(credentials, auth_request=AuthRequest(patience))  # type: ignore[no-untyped-call]
         self._patience = patience
         for scheme in ("https://", "http://"):
             self.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=2 * LANES))
@@ -378,65 +373,6 @@ class _Session(AuthorizedSession):
             return answer
         with answer:
             raise from_http_response(answer)  # type: ignore[no-untyped-call]
-
-
-class _AuthRequest(Request):
-    """How tokens are fetched: as patiently as the rest, and from a metadata service never through a proxy."""
-
-    def __init__(self, patience: Callable[[], float]) -> None:
-        super().__init__()
-        self._patience = patience
-
-    def __call__(
-        self, url: str, method: str = "GET", body: Any = None, headers: Any = None, timeout: Any = None, **more: Any
-    ) -> Any:
-        wait = self._patience()
-        if urlsplit(url).hostname in METADATA_HOSTS:
-            more["proxies"] = {"http": None}
-        short = min(timeout, wait) if isinstance(timeout, int | float) else wait
-        answer = super().__call__(url, method, body, headers, short, **more)  # type: ignore[no-untyped-call]
-        if answer.status == 429 or answer.status >= 500:  # else the SDK takes it for a refusal of the credentials
-            raise TransportError(f"{urlsplit(url).hostname} answers {answer.status}")  # type: ignore[no-untyped-call]
-        return answer
-
-
-_CREDENTIALS_MEND = (
-    "attach a service account to the machine, or name a credentials file in GOOGLE_APPLICATION_CREDENTIALS"
-    " (a mounted secret, or a workload identity federation configuration)"
-)
-
-
-def _credentials(patience: Callable[[], float]) -> Credentials:
-    """Application Default Credentials, or none where an emulator is named. Raises `NotSetUp`."""
-    if os.environ.get("STORAGE_EMULATOR_HOST"):
-        log.info("credentials: none, as STORAGE_EMULATOR_HOST is set")
-        return AnonymousCredentials()  # type: ignore[no-untyped-call]
-    try:
-        # scopes are given afterwards: with them, federated credentials would ask the resource manager for a project
-        found, _ = google.auth.default(request=_AuthRequest(patience))
-    except DefaultCredentialsError as e:
-        words = _one_line(str(e.args[0])).partition(" To set up Application Default")[0]
-        raise NotSetUp(f"no Google credentials: {words} So {_CREDENTIALS_MEND}") from e
-    except OSError as e:
-        raise NotSetUp(f"the credentials file {e.filename} can't be read: {e.strerror}") from e
-    log.info("credentials: %s", _who(found))
-    return cast(Credentials, with_scopes_if_required(found, [SCOPE]))  # type: ignore[no-untyped-call]
-
-
-def _who(found: Credentials) -> str:
-    """Kind and name, never the value."""
-    file = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS", "gcloud's own file")
-    email = getattr(found, "service_account_email", None)
-    if isinstance(found, impersonated_credentials.Credentials):
-        return f"service account {email} by impersonation ({file})"
-    if isinstance(found, service_account.Credentials):
-        return f"service account {email} by its key ({file})"
-    if isinstance(found, external_account.Credentials):
-        name = f"service account {email}" if email else f"principal of {found.info['audience']}"
-        return f"{name} by workload identity federation ({file})"
-    if isinstance(found, compute_engine.Credentials):
-        return "this machine's service account by its metadata service"
-    return f"a user's, by gcloud auth application-default login ({file})"
 
 
 # --- bytes on their way
@@ -539,27 +475,23 @@ def _fits(key: str) -> bool:
 # --- words
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:400]
-
-
 def _words(answer: requests.Response | None) -> str:
     """What Google says in its JSON or XML."""
     if answer is None:
         return ""
     text = answer.text
     if found := re.findall(r"<(?:Code|Message|Details)>([^<]*)<", text):
-        return _one_line(unescape(": ".join(filter(None, found))))
+        return one_line(unescape(": ".join(filter(None, found))))
     try:
         error = answer.json()["error"]
-        return _one_line(f"{error['message']} ({error['errors'][0]['reason']})")
+        return one_line(f"{error['message']} ({error['errors'][0]['reason']})")
     except (ValueError, KeyError, TypeError, IndexError):
-        return _one_line(text)
+        return one_line(text)
 
 
 def _failure(e: Exception) -> str:
     """Which way a connection failed."""
-    text = _one_line(str(e))
+    text = one_line(str(e))
     if "imed out" in text:
         return "no answer in time"
     return f"the connection failed: {text.rpartition('Caused by ')[2]}"

@@ -30,19 +30,14 @@ from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 from urllib3.exceptions import HTTPError
 
 from storage.errors import (
-    AlreadyExists,
     Damaged,
     InvalidKey,
     InvalidURL,
-    NoSpace,
-    NotFound,
     NotSetUp,
-    PermissionDenied,
-    StoreError,
     Unavailable,
-    Unsupported,
 )
 from storage.protocol import MAX_KEY_BYTES, ObjectInfo, Source, check_key, check_prefix, chunks
+from storage.s3_errors import answered, code_of, one_line
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +153,7 @@ class S3Store:
                 return s3.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=body, **wanted)
             except sdk.ClientError as e:
                 # another create or delete of this key was under way: neither won nor lost
-                if not left or _code(e) != "ConditionalRequestConflict":
+                if not left or code_of(e) != "ConditionalRequestConflict":
                     raise
             time.sleep(random.uniform(0.05, 0.3))
         raise AssertionError
@@ -192,7 +187,7 @@ class S3Store:
         try:
             return self._s3().get_object(Bucket=self._bucket, Key=self._prefix + key, **wanted)
         except sdk.ClientError as e:
-            if _code(e) == "InvalidRange":
+            if code_of(e) == "InvalidRange":
                 return None
             raise
 
@@ -275,7 +270,7 @@ class S3Store:
                 try:
                     client = session.client("s3", region_name=region, config=config)
                 except ValueError as e:  # "Invalid endpoint"
-                    raise NotSetUp(f"{self.url}: {_line(e)}; look at AWS_ENDPOINT_URL_S3") from e
+                    raise NotSetUp(f"{self.url}: {one_line(e)}; look at AWS_ENDPOINT_URL_S3") from e
                 client.meta.events.register("before-call.s3", self._set_patience)
                 self._client = client
             return self._client
@@ -289,22 +284,22 @@ class S3Store:
         try:
             yield
         except sdk.ClientError as e:
-            raise _answered(e, self.url, self._bucket, key) from e
+            raise answered(e, self.url, self._bucket, key) from e
         except (sdk.HTTPClientError, sdk.ConnectionError, ResponseParserError, HTTPError) as e:
             if "CERTIFICATE_VERIFY_FAILED" in str(e):
                 raise NotSetUp(
                     f"{self.url}: the server's certificate is not trusted here; set this machine's clock, or name its "
-                    f"authority by AWS_CA_BUNDLE: {_line(e)}"
+                    f"authority by AWS_CA_BUNDLE: {one_line(e)}"
                 ) from e
-            raise Unavailable(f"{self.url}: {key or 'list'}: {_line(e)}") from e
+            raise Unavailable(f"{self.url}: {key or 'list'}: {one_line(e)}") from e
         except (sdk.NoCredentialsError, sdk.PartialCredentialsError) as e:
             raise NotSetUp(
-                f"{self.url}: no AWS credentials ({_line(e)}); give the machine a role (instance profile), set "
+                f"{self.url}: no AWS credentials ({one_line(e)}); give the machine a role (instance profile), set "
                 "AWS_ROLE_ARN and AWS_WEB_IDENTITY_TOKEN_FILE, or mount a credentials file and set "
                 "AWS_SHARED_CREDENTIALS_FILE"
             ) from e
         except sdk.BotoCoreError as e:
-            raise NotSetUp(f"{self.url}: {_line(e)}") from e
+            raise NotSetUp(f"{self.url}: {one_line(e)}") from e
 
 
 class _Body(io.RawIOBase):
@@ -361,81 +356,6 @@ class _Body(io.RawIOBase):
         """The caller may resize its memory again once no view of it is left."""
         self._views.clear()
         super().close()
-
-
-# --- what the SDK says, in this house's words
-
-# a person must act on these; each with what to do
-_SET_UP = {
-    "NoSuchBucket": "make it: aws s3 mb s3://{bucket}",
-    "ExpiredToken": "the credentials are out of date; whatever issued them must issue new ones",
-    "ExpiredTokenException": "the credentials are out of date; whatever issued them must issue new ones",
-    "TokenRefreshRequired": "the credentials are out of date; whatever issued them must issue new ones",
-    "InvalidToken": "AWS_SESSION_TOKEN is none of this key's; set all three variables anew, or none",
-    "InvalidAccessKeyId": "this server doesn't know the access key; was it deleted, or is it another server's?",
-    "InvalidClientTokenId": "this server doesn't know the access key; was it deleted, or is it another server's?",
-    "SignatureDoesNotMatch": "AWS_SECRET_ACCESS_KEY doesn't fit AWS_ACCESS_KEY_ID",
-    "RequestTimeTooSkewed": "set this machine's clock (chrony or systemd-timesyncd)",
-    "RequestExpired": "set this machine's clock (chrony or systemd-timesyncd)",
-    "PermanentRedirect": "set AWS_REGION={region}",
-    "AuthorizationHeaderMalformed": "set AWS_REGION={region}",
-    "IllegalLocationConstraintException": "set AWS_REGION={region}",
-    "InvalidBucketName": "no server can have a bucket of this name",
-    "NotSignedUp": "sign the account up for S3",
-}
-_DAMAGED = {"BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "InvalidDigest"}
-_BUSY = {"RequestTimeout", "IncompleteBody", "NoSuchUpload", "OperationAborted", "ConditionalRequestConflict"}
-_RIGHTS = {
-    # without ListBucket S3 calls what is absent forbidden, and forbidden is never taken for absent
-    "GetObject": "s3:GetObject on its objects and s3:ListBucket on the bucket",
-    "HeadObject": "s3:GetObject on its objects and s3:ListBucket on the bucket",
-    "ListObjectsV2": "s3:ListBucket on the bucket",
-    "DeleteObject": "s3:DeleteObject on its objects",
-}
-
-
-def _answered(error: Any, url: str, bucket: str, key: str) -> StoreError:
-    """What an answer that is no success means."""
-    code, operation = _code(error), error.operation_name
-    status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
-    said = f"{url}: {key or 'list'}: {code}: {_line(error.response['Error'].get('Message', ''))}"
-    if operation.startswith("AssumeRole"):
-        return NotSetUp(f"{said} ({operation}); let the role's trust policy name this identity (sts:{operation})")
-    if code in ("NoSuchKey", "404"):
-        return NotFound(f"{url}: {key}: not there")
-    if code in ("PreconditionFailed", "412"):
-        if operation == "PutObject":
-            return AlreadyExists(f"{url}: {key}: already there")
-        return Unavailable(f"{url}: {key}: was replaced while it was being read")
-    if code in _SET_UP:
-        return NotSetUp(f"{said}; {_SET_UP[code].format(bucket=bucket, region=_region(error))}")
-    if status in (301, 307):
-        return NotSetUp(f"{said}; set AWS_REGION={_region(error)}")
-    if status in (401, 403):
-        rights = _RIGHTS.get(operation, "s3:PutObject and s3:AbortMultipartUpload on its objects")
-        return PermissionDenied(f"{said}; the role needs {rights}")
-    if code in _DAMAGED:
-        return Damaged(said)
-    if status == 507:
-        return NoSpace(said)
-    if status == 501:
-        return Unsupported(said)
-    if code in _BUSY or status in (408, 429) or status >= 500:
-        return Unavailable(said)
-    return StoreError(said)
-
-
-def _code(error: Any) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _region(error: Any) -> str:
-    headers = error.response["ResponseMetadata"].get("HTTPHeaders", {})
-    return str(headers.get("x-amz-bucket-region") or error.response["Error"].get("Region") or "the bucket's")
-
-
-def _line(text: object) -> str:
-    return " ".join(str(text).split())[:300]
 
 
 def _kind(method: str, profile: str) -> str:

@@ -1,0 +1,89 @@
+"""What S3 says when it doesn't do as it is told, in this house's words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from storage.errors import (
+    AlreadyExists,
+    Damaged,
+    NoSpace,
+    NotFound,
+    NotSetUp,
+    PermissionDenied,
+    StoreError,
+    Unavailable,
+    Unsupported,
+)
+
+# a person must act on these; each with what to do
+_SET_UP = {
+    "NoSuchBucket": "make it: aws s3 mb s3://{bucket}",
+    "ExpiredToken": "the credentials are out of date; whatever issued them must issue new ones",
+    "ExpiredTokenException": "the credentials are out of date; whatever issued them must issue new ones",
+    "TokenRefreshRequired": "the credentials are out of date; whatever issued them must issue new ones",
+    "InvalidToken": "AWS_SESSION_TOKEN is none of this key's; set all three variables anew, or none",
+    "InvalidAccessKeyId": "this server doesn't know the access key; was it deleted, or is it another server's?",
+    "InvalidClientTokenId": "this server doesn't know the access key; was it deleted, or is it another server's?",
+    "SignatureDoesNotMatch": "AWS_SECRET_ACCESS_KEY doesn't fit AWS_ACCESS_KEY_ID",
+    "RequestTimeTooSkewed": "set this machine's clock (chrony or systemd-timesyncd)",
+    "RequestExpired": "set this machine's clock (chrony or systemd-timesyncd)",
+    "PermanentRedirect": "set AWS_REGION={region}",
+    "AuthorizationHeaderMalformed": "set AWS_REGION={region}",
+    "IllegalLocationConstraintException": "set AWS_REGION={region}",
+    "InvalidBucketName": "no server can have a bucket of this name",
+    "NotSignedUp": "sign the account up for S3",
+}
+_DAMAGED = {"BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "InvalidDigest"}
+_BUSY = {"RequestTimeout", "IncompleteBody", "NoSuchUpload", "OperationAborted", "ConditionalRequestConflict"}
+_RIGHTS = {
+    # without ListBucket S3 calls what is absent forbidden, and forbidden is never taken for absent
+    "GetObject": "s3:GetObject on its objects and s3:ListBucket on the bucket",
+    "HeadObject": "s3:GetObject on its objects and s3:ListBucket on the bucket",
+    "ListObjectsV2": "s3:ListBucket on the bucket",
+    "DeleteObject": "s3:DeleteObject on its objects",
+}
+
+
+def answered(error: Any, url: str, bucket: str, key: str) -> StoreError:
+    """What an answer that is no success means."""
+    code, operation = code_of(error), error.operation_name
+    status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
+    said = f"{url}: {key or 'list'}: {code}: {one_line(error.response['Error'].get('Message', ''))}"
+    if operation.startswith("AssumeRole"):
+        return NotSetUp(f"{said} ({operation}); let the role's trust policy name this identity (sts:{operation})")
+    if code in ("NoSuchKey", "404"):
+        return NotFound(f"{url}: {key}: not there")
+    if code in ("PreconditionFailed", "412"):
+        if operation == "PutObject":
+            return AlreadyExists(f"{url}: {key}: already there")
+        return Unavailable(f"{url}: {key}: was replaced while it was being read")
+    if code in _SET_UP:
+        return NotSetUp(f"{said}; {_SET_UP[code].format(bucket=bucket, region=_region(error))}")
+    if status in (301, 307):
+        return NotSetUp(f"{said}; set AWS_REGION={_region(error)}")
+    if status in (401, 403):
+        rights = _RIGHTS.get(operation, "s3:PutObject and s3:AbortMultipartUpload on its objects")
+        return PermissionDenied(f"{said}; the role needs {rights}")
+    if code in _DAMAGED:
+        return Damaged(said)
+    if status == 507:
+        return NoSpace(said)
+    if status == 501:
+        return Unsupported(said)
+    if code in _BUSY or status in (408, 429) or status >= 500:
+        return Unavailable(said)
+    return StoreError(said)
+
+
+def code_of(error: Any) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _region(error: Any) -> str:
+    headers = error.response["ResponseMetadata"].get("HTTPHeaders", {})
+    return str(headers.get("x-amz-bucket-region") or error.response["Error"].get("Region") or "the bucket's")
+
+
+def one_line(text: object) -> str:
+    return " ".join(str(text).split())[:300]
