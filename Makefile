@@ -28,7 +28,7 @@ cifar10: ## train on CIFAR-10 here and now, or go on training; stop it with: tou
 	@$(BIN)/python entrypoint.py cifar10 --halt halt $(ARGS)
 
 test: dev-env ## every test; says what it skips and why. One of them: make test ARGS="-k NAME"
-	@$(BIN)/python -m pytest -rs $(ARGS)
+	@make/test.sh $(BIN)/python $(ARGS)
 
 check: lint types ## what to run before each commit: lint, types, unit tests; under two minutes
 	@$(BIN)/python -m pytest -rs tests/unit $(ARGS)
