@@ -234,8 +234,11 @@ class StoreContract:
         with ThreadPoolExecutor(3) as pool:
             readers = [pool.submit(look) for _ in range(3)]
             try:
-                end, n = time.monotonic() + place.race_s, 1
-                while time.monotonic() < end and not any(reader.done() for reader in readers):
+                began, n = time.monotonic(), 1
+                while not any(reader.done() for reader in readers):
+                    raced_s = time.monotonic() - began
+                    if raced_s > 30 or (raced_s > place.race_s and len(seen) > 1):
+                        break  # a busy machine needs longer until there was a race at all
                     n = n % 250 + 1
                     store.put("object", version(n))
             finally:
