@@ -11,7 +11,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ LONGEST = 45  # calls in about a whole run of these 16 steps
 class Stopping:
     """A store whose process stops itself before or after some of its calls, until somebody continues it."""
 
-    def __init__(self, store: Any, stops: dict[int, str]) -> None:
+    def __init__(self, store: Any, stops: Mapping[int | str, str]) -> None:
+        """`stops`: number of a call, or the end of a key that it puts -> "before" or "after" it."""
         self._store = store
         self._stops = stops
         self._numbers = itertools.count(1)
@@ -45,6 +46,8 @@ class Stopping:
         def call(*args: Any, **kwargs: Any) -> Any:
             with self._lock:
                 when = self._stops.get(next(self._numbers))
+            if name == "put":
+                when = self._stops.get(str(args[0]).rpartition("/")[2], when)
             if when == "before":
                 os.kill(os.getpid(), signal.SIGSTOP)
             try:
@@ -85,7 +88,7 @@ class Copy:
             os.waitpid(self.pid, 0)
 
 
-def stops(rng: random.Random) -> dict[int, str]:
+def stops(rng: random.Random) -> dict[int | str, str]:
     return {rng.randint(1, LONGEST): rng.choice(["before", "after"]) for _ in range(rng.randint(2, 6))}
 
 
@@ -140,3 +143,29 @@ def check_history(lab: Lab) -> None:
             # linking a finished file into its place sets its ctime: then it was there
             if int(name[:6]) < attempt and (folder / "checkpoints" / f"{name}.json").stat().st_ctime_ns < claimed:
                 assert name <= parent, f"{name} was there when attempt {attempt} claimed, which goes on from {parent}"
+
+
+def test_a_zombie_that_comes_to_the_end_too_leaves_its_successors_result_alone(
+    tmp_path: Path,
+    small_cifar: Path,
+    quiet: Lab,  # noqa: F811
+) -> None:
+    """It sleeps right before its last manifest: that is an orphan branch by then, and its result would name it."""
+    lab = Lab(tmp_path, small_cifar, *OPTIONS)
+    logs = [tmp_path / f"{name}.log" for name in ("zombie", "second", "last")]
+    zombie = Copy(lambda: train(lab, logs[0], lambda store: Stopping(store, {"000001-00000016.json": "before"})))
+    try:
+        zombie.until_it_stops()
+        assert zombie.code is None, logs[0].read_text()
+        second = Copy(lambda: train(lab, logs[1]))
+        second.until_it_stops()
+        assert second.code == 0, logs[1].read_text()
+        zombie.go_on()
+    finally:
+        zombie.kill()
+    assert zombie.code == 0
+    assert "superseded: attempt 2 has taken this run over" in logs[0].read_text()
+    assert lab.hashes() == quiet.hashes()
+    last = Copy(lambda: train(lab, logs[2]))
+    last.until_it_stops()
+    assert (last.code, "is finished" in logs[2].read_text()) == (0, True), logs[2].read_text()
