@@ -25,7 +25,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_could_harm_is_refused(what: str) -> None:
-    with pytest.raises(ValueError, match="not JSON|beyond 64 bits|twice in one object"):
+    with pytest.raises(ValueError, match=r"not JSON|beyond 64 bits|twice in one object"):
         strict.loads(REFUSED[what])
 
 
