@@ -2,6 +2,7 @@
 
 What must hold in every state, whoever is stopped there for good:
 - Nothing is lost: an attempt goes on from the newest good checkpoint that there was when it claimed, or a newer one.
+- A copy commits one checkpoint at most after its successor's claim: the one that was on its way.
 - The history is one line: from the newest checkpoint back, attempts never rise and steps always fall.
 - No checkpoint lacks a part that it names, but for the one gap of which `trainer/retention.py` tells.
 - A start finds the newest good checkpoint, and never step 0 where there is one.
@@ -79,9 +80,8 @@ def _all_follows_from_the_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         actor.uuids += 1
         return types.SimpleNamespace(hex=f"{actor.number:08x}{actor.uuids:024x}")
 
-    monkeypatch.setattr(logging.getLogger("baton"), "disabled", True)
-    monkeypatch.setattr(logging.getLogger("baton.saver"), "disabled", True)
-    monkeypatch.setattr(logging.getLogger("baton.history"), "disabled", True)
+    for name in ("saver", "history", "store", "retention"):
+        monkeypatch.setattr(logging.getLogger(f"baton.{name}"), "disabled", True)
     monkeypatch.setattr("uuid.uuid4", uuid4)
     monkeypatch.setattr(committing, "ThreadPoolExecutor", Inline)
     monkeypatch.setattr(committing, "time", types.SimpleNamespace(time=lambda: ACTING[-1].now))
@@ -204,6 +204,7 @@ class Run(State):
         frozenset()
     )  # checkpoints of a copy that was stopped for a day between its last look and them
     cleaned: frozenset[str] = frozenset()  # checkpoints
+    orphans: frozenset[str] = frozenset()  # checkpoints committed after a successor's claim
 
     def manifests(self) -> dict[str, tuple[str | None, tuple[str, ...]]]:
         """Name -> parent, parts."""
@@ -238,12 +239,22 @@ class Run(State):
             self.at_claim = tuple(sorted({**dict(self.at_claim), attempt: self.newest_good()}.items()))  # type: ignore[arg-type]
         elif folder == "checkpoints":
             self._check_lineage(name.removesuffix(".json"))
+            self._check_fence(name.removesuffix(".json"))
             if self.now - self.actors[number].heard(self.moments[number]) > YOUNG_S:
                 self.late |= {name.removesuffix(".json")}
 
     def deleted(self, key: str) -> None:
         if key.startswith("run/checkpoints/"):
             self.cleaned |= {key.rpartition("/")[2].removesuffix(".json")}
+
+    def _check_fence(self, name: str) -> None:
+        """Once there is a successor, what is on its way may land, and nothing after it."""
+        attempt = place(name)[0]
+        if attempt < max(number for number, _ in self.at_claim):
+            assert attempt not in {place(orphan)[0] for orphan in self.orphans}, (
+                f"{name} is not fenced off{self.story()}"
+            )
+            self.orphans |= {name}
 
     def _check_lineage(self, name: str) -> None:
         """What an attempt commits goes on from what was newest at its claim, or is newer."""
@@ -261,7 +272,7 @@ class Run(State):
         )
 
     def remembered(self) -> Any:
-        return (self.spoiled, self.gapped, self.late, self.at_claim, self.cleaned)
+        return (self.spoiled, self.gapped, self.late, self.at_claim, self.cleaned, self.orphans)
 
     def check(self) -> None:
         content = hash((self.content(), self.remembered()))
