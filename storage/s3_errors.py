@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from botocore import exceptions as sdk  # type: ignore[import-untyped]
+from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
+from urllib3.exceptions import HTTPError
+
 from storage.errors import (
     AlreadyExists,
     Damaged,
@@ -45,7 +49,27 @@ _RIGHTS = {
 }
 
 
-def answered(error: Any, url: str, bucket: str, key: str) -> StoreError:
+def meaning(error: Exception, url: str, bucket: str, key: str) -> StoreError:
+    """What the SDK raised, in the store's own errors."""
+    if isinstance(error, sdk.ClientError):
+        return _answered(error, url, bucket, key)
+    if isinstance(error, sdk.HTTPClientError | sdk.ConnectionError | ResponseParserError | HTTPError):
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return NotSetUp(
+                f"{url}: the server's certificate is not trusted here; set this machine's clock, or name its "
+                f"authority by AWS_CA_BUNDLE: {one_line(error)}"
+            )
+        return Unavailable(f"{url}: {key or 'list'}: {one_line(error)}")
+    if isinstance(error, sdk.NoCredentialsError | sdk.PartialCredentialsError):
+        return NotSetUp(
+            f"{url}: no AWS credentials ({one_line(error)}); give the machine a role (instance profile), set "
+            "AWS_ROLE_ARN and AWS_WEB_IDENTITY_TOKEN_FILE, or mount a credentials file and set "
+            "AWS_SHARED_CREDENTIALS_FILE"
+        )
+    return NotSetUp(f"{url}: {one_line(error)}")
+
+
+def _answered(error: Any, url: str, bucket: str, key: str) -> StoreError:
     """What an answer that is no success means."""
     code, operation = code_of(error), error.operation_name
     status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)

@@ -277,17 +277,6 @@ def test_an_answer_that_ends_or_stops_early_is_unavailable(
         read(store, "a")
 
 
-def test_an_answer_that_trickles_is_unavailable(store: Store, proxy: Proxy, patience: list[float]) -> None:
-    """Each byte comes in time, so no time-out of a socket ever ends."""
-    store.put("a", body(MIB))
-    patience[0] = 1.0
-    start = time.monotonic()
-    proxy.faults = [Fault("slow", pause_s=0.001, when=is_get)]
-    with pytest.raises(Unavailable, match="trickles"):
-        read(store, "a")
-    assert time.monotonic() - start < 5
-
-
 def test_a_slow_link_is_no_fault(store: Store, proxy: Proxy, patience: list[float]) -> None:
     """Each of the three takes longer than silence may last."""
     patience[0] = 2.0
