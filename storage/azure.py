@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +26,8 @@ from storage.protocol import ObjectInfo, Source, check_key, check_prefix, chunks
 
 BLOCK_BYTES = 8 << 20  # one request of an upload; over 4 MiB Azure takes blocks at its full pace
 RANGE_BYTES = 4 << 20  # one request of a download: Azure tells the MD5 of no longer range (Get Blob)
-PARALLEL = 5  # requests at once of one put or get: (PARALLEL + 1) * BLOCK_BYTES is held
+PUTS, BLOCKS = 2, 3  # big puts at once, and requests of each: PUTS * (BLOCKS + 1) * BLOCK_BYTES is held
+RANGES = 8  # requests at once of one get: (RANGES + 1) * RANGE_BYTES is held
 CONNECTIONS = 32  # kept open: a get and a put side by side, and the small requests of other threads
 PIECE_BYTES = 64 << 10  # sent at once, see _Transport
 CONNECT_S = 5.0
@@ -54,6 +56,7 @@ class AzureStore:
                 self._root = check_key(prefix) + "/"
             except InvalidKey as e:
                 raise InvalidURL(f"{url}: the prefix is {e}") from e
+        self._room = threading.BoundedSemaphore(PUTS)
         self._login = log_in(account)
         self._container = ContainerClient(
             self._login.endpoint,
@@ -71,12 +74,15 @@ class AzureStore:
 
     def put(self, key: str, source: Source, *, if_absent: bool = False) -> ObjectInfo:
         stream = _Stream(source)
-        blob = self._blob(key)
         head = stream.read(BLOCK_BYTES)  # outside: the source's own errors are not the store's
-        body: Any = head
-        if len(head) == BLOCK_BYTES:
-            stream.take_back(head)
-            body = stream
+        if len(head) < BLOCK_BYTES:
+            return self._upload(key, head, stream, if_absent)
+        stream.take_back(head)
+        with self._room:
+            return self._upload(key, stream, stream, if_absent)
+
+    def _upload(self, key: str, body: Any, stream: _Stream, if_absent: bool) -> ObjectInfo:
+        blob = self._blob(key)
         with self._translated(key, "blobs/write", "cw"):
             try:
                 # The MD5 of each request goes with it, and Azure refuses a body that has another. What a failed upload
@@ -85,7 +91,7 @@ class AzureStore:
                     body,
                     overwrite=not if_absent,
                     validate_content=True,
-                    max_concurrency=PARALLEL,
+                    max_concurrency=BLOCKS,
                 )
             except HttpResponseError as e:
                 if if_absent and code_of(e) == "BlobAlreadyExists":
@@ -115,11 +121,11 @@ class AzureStore:
         if start >= stop:
             return
         coming: deque[Future[bytes]] = deque()
-        with ThreadPoolExecutor(PARALLEL, thread_name_prefix="azure-get") as pool:
+        with ThreadPoolExecutor(RANGES, thread_name_prefix="azure-get") as pool:
             try:
                 for offset in range(start, stop, RANGE_BYTES):
                     coming.append(pool.submit(self._part, key, offset, min(offset + RANGE_BYTES, stop), etag))
-                    if len(coming) > PARALLEL:
+                    if len(coming) > RANGES:
                         sink.write(coming.popleft().result())
                 while coming:
                     sink.write(coming.popleft().result())

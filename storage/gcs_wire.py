@@ -22,7 +22,8 @@ from storage.pace_requests import PacedAdapter
 from storage.protocol import Chunk, ObjectInfo
 
 PART_BYTES = 8 << 20  # Google's least is 5 MiB
-LANES = 8  # parts or ranges at once
+LANES = 8  # parts or ranges at once, of one put or get
+CONNECTIONS = 4 * LANES  # kept open
 PIECE_BYTES = 1 << 17  # handed to or taken from a socket at once
 CONNECT_S = 5.0
 
@@ -34,7 +35,7 @@ class Session(AuthorizedSession):
         super().__init__(credentials, auth_request=AuthRequest(patience))  # type: ignore[no-untyped-call]
         self._patience = patience
         for scheme in ("https://", "http://"):
-            self.mount(scheme, PacedAdapter(patience, 2 * LANES))
+            self.mount(scheme, PacedAdapter(patience, CONNECTIONS))
 
     def request(  # type: ignore[override]
         self, method: str, url: str, data: Any = None, headers: Any = None, **more: Any

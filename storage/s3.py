@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 from boto3.s3.transfer import TransferConfig  # type: ignore[import-untyped]
 from botocore import exceptions as sdk  # type: ignore[import-untyped]
 from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
+from s3transfer.manager import TransferManager  # type: ignore[import-untyped]
 from urllib3.exceptions import HTTPError
 
 from storage.errors import Damaged, InvalidKey, InvalidURL, Unavailable
@@ -33,7 +34,7 @@ from storage.s3_errors import code_of, meaning
 
 PART = 8 << 20  # bytes; an object of more goes in parts of so many, side by side
 PARALLEL = 6  # parts in memory at once while reading: 48 MiB
-UPLOADS = 4  # and while writing, where the SDK keeps one or two more: 50 MiB measured
+UPLOADS = 5  # and while writing, of all puts together; the SDK keeps one or two more
 CONFLICT_TRIES = 5
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -59,6 +60,7 @@ class S3Store:
         self._patience = patience
         self._lock = threading.Lock()
         self._client: Any = None
+        self._uploads: Any = None
 
     def put(self, key: str, source: Source, *, if_absent: bool = False) -> ObjectInfo:
         check_key(key)
@@ -148,16 +150,14 @@ class S3Store:
 
     def _put_in_parts(self, key: str, body: _Body) -> ObjectInfo:
         """By the SDK's own manager, which aborts the upload on any failure."""
-        config = TransferConfig(
-            multipart_threshold=PART,
-            multipart_chunksize=PART,
-            max_concurrency=UPLOADS,
-            preferred_transfer_client="classic",  # the other one is native, with memory and retries of its own
-        )
-        config.max_in_memory_upload_chunks = UPLOADS
         s3, name = self._s3(), self._prefix + key
         extra = {"ChecksumAlgorithm": "CRC32", "ChecksumType": "FULL_OBJECT"} if sends_checksums(s3) else {}
-        s3.upload_fileobj(body, self._bucket, name, ExtraArgs=extra, Config=config)
+        upload = self._uploads.upload(body, self._bucket, name, extra)
+        try:
+            upload.result()
+        except BaseException:
+            upload.cancel()
+            raise
         info = s3.head_object(Bucket=self._bucket, Key=name)  # the manager keeps its answers to itself
         return ObjectInfo(key, body.size, info["LastModified"].timestamp())
 
@@ -236,6 +236,11 @@ class S3Store:
         with self._lock:
             if self._client is None:
                 self._client = connect(self.url, self._patience, 2 * PARALLEL + 4)
+                config = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=UPLOADS)
+                config.max_in_memory_upload_chunks = UPLOADS
+                # one for all puts, which share its threads and its memory; the other kind of manager that boto3 could
+                # choose is native, with memory and retries of its own
+                self._uploads = TransferManager(self._client, config)
             return self._client
 
     @contextmanager

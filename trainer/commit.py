@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 import uuid
 from collections import deque
@@ -16,7 +17,8 @@ from trainer.manifest import Manifest, PartRef, checkpoint_name
 from trainer.parts import Part, encode, grouped
 from trainer.settings import Json
 
-SENDERS = 2  # parts on their way at once, while one more is being hashed
+SENDERS = 3  # parts on their way at once; one less while the next is being hashed
+COPIED_BYTES = 33 << 20  # of them in copies, while the next is made, which may be another such: 64 MB beside the state
 
 
 class Abandoned(Exception):
@@ -111,21 +113,28 @@ def _encoded(snapshot: Snapshot) -> Iterator[tuple[str, Part]]:
 def _send_parts(
     history: History, snapshot: Snapshot, fresh: frozenset[str], check: Check
 ) -> tuple[list[PartRef], int, str]:
-    """Put the parts that are not `fresh`, hashing while others are sent; their names, bytes sent, the weights' hash."""
+    """Put the parts that are not `fresh`, hashing while others are sent; their names, bytes sent, the weights' hash.
+
+    That hash is over the model's raw bytes in row-major order, tensors in the order of their names: so it is taken of
+    the parts' chunks as they pass, which are just these, and no tensor is put in order twice.
+    """
     refs: list[PartRef] = []
-    sending: deque[Future[None]] = deque()
+    sending: deque[tuple[Part, Future[None]]] = deque()
     sent = 0
+    weights = hashlib.sha256()
     with ThreadPoolExecutor(SENDERS, "send") as pool:
         for section, part in _encoded(snapshot):
             refs.append(PartRef(section, part.sha256, part.size))
-            if part.sha256 in fresh:
-                continue
-            if len(sending) == SENDERS:  # no more of them in memory
-                sending.popleft().result()
-            check()
-            sending.append(pool.submit(history.put_part, part.sha256, part.chunks))
-            sent += part.size
-        weights_sha256 = snapshot.weights_sha256()
-        for future in sending:
+            if part.sha256 not in fresh:
+                check()
+                sending.append((part, pool.submit(history.put_part, part.sha256, part.chunks)))
+                sent += part.size
+            if section == "model":
+                for chunk in part.chunks[1:]:
+                    weights.update(chunk)
+            # no more of them in memory while the next is made
+            while len(sending) == SENDERS or sum(waiting.copied for waiting, _ in sending) > COPIED_BYTES:
+                sending.popleft()[1].result()
+        for _, future in sending:
             future.result()
-    return refs, sent, weights_sha256
+    return refs, sent, weights.hexdigest()

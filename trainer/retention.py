@@ -1,15 +1,29 @@
 """Which checkpoints and parts a run keeps, and the removal of the others, also while it is being written to.
 
+Kept are the newest good checkpoints, and besides, by the store's own clock:
+- for 24 h every part and every manifest, of any attempt: a branch of a copy which doesn't know yet that it is
+  superseded, the parts of a save that is still under way, a checkpoint that somebody reads;
+- but only for 1 h a manifest of the newest attempt that has newer ones enough, and with it those of its parts that
+  nobody has put again since it was written. Else a large state saved every minute would fill the store for a day.
+
 What makes it safe beside a running writer, a zombie and another cleaner:
 - Parts are listed before manifests: a part that a manifest comes to name meanwhile is no candidate, or is kept.
-- What is younger than 24 h by the store's own clock stays: the parts of a save that is still under way, a branch of a
-  copy which doesn't know yet that it is superseded, a checkpoint that somebody has just begun to read.
 - A part's age is asked again right before it goes: a writer may have put the same bytes again since the listing.
-- A writer leaves out only parts that its own newest manifest names, and while it may still commit, that one is kept.
+- A writer leaves out only parts that its own newest manifest names, and while it may still commit, that one is kept:
+  as the newest of the newest attempt, or for 24 h.
+- Why 1 h is enough there. Let D be such a manifest, X one of its parts, and C a manifest that comes later and names X.
+  If C is of D's attempt, its save began after D's: it put X again, which X's age tells, or left it out because the
+  newest manifest names it, which is kept. If C is of a later attempt: that one had not committed anything yet, for D's
+  is the newest attempt; it put X after its claim, and an attempt commits at most one more after its successor's claim,
+  so D, with newer ones enough, is older than that put. If C is of an earlier attempt, it looked for a successor before
+  D's attempt was claimed, and is written after D was removed: one request, between that look and the manifest, has
+  taken over an hour. Then C is a branch that nobody goes on from while a checkpoint of the later attempt is good.
+- A reader that is overtaken looks for the newest one again (`History.newest_good`); it has had the better part of an
+  hour, for what was the newest when it began.
 
 Not every store can delete on a condition, so one gap stays, as long as one request: a writer that puts the very bytes
-of a part which nothing has named for 24 h between that last question and the deletion. The checkpoint is then found
-bad, and its parent is taken.
+of a part which nothing names any more between that last question and the deletion. The checkpoint is then found bad,
+and its parent is taken.
 """
 
 from __future__ import annotations
@@ -18,6 +32,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from storage import ObjectInfo
@@ -28,7 +43,8 @@ from trainer.manifest import is_sha256, parse_name
 log = logging.getLogger("baton.retention")
 
 YOUNG_S = 24 * 3600.0
-EVERY_S = 600.0  # between two clean-ups by a writer; nothing under 24 h old goes, so more often would find nothing
+SETTLED_S = 3600.0  # of the newest attempt's own; a reader's time to read what was the newest when it began
+EVERY_S = 600.0  # between two clean-ups by a writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +77,22 @@ class Retention:
     """Keeps the newest `keep` good checkpoints of a run, in the order in which a start would fall back to them.
 
     Good means here: the manifest is whole, and its parts are there in their sizes. `young_s`: seconds by the store's
-    clock for which everything is kept.
+    clock for which everything is kept, but for what the newest attempt itself made obsolete: that for `settled_s`.
     """
 
-    def __init__(self, history: History, keep: int, *, young_s: float = YOUNG_S, every_s: float = EVERY_S) -> None:
+    def __init__(
+        self,
+        history: History,
+        keep: int,
+        *,
+        young_s: float = YOUNG_S,
+        settled_s: float = SETTLED_S,
+        every_s: float = EVERY_S,
+    ) -> None:
         self._history = history
         self._keep = keep
         self._young_s = young_s
+        self._settled_s = min(settled_s, young_s)
         self._every_s = every_s
         self._next_at = 0.0
         self._known: dict[str, _Known] = {}
@@ -110,14 +135,15 @@ class Retention:
         listed = history.store.list(history.key("checkpoints", ""))
         manifests = {name: info for info in listed if parse_name(name := _last(info).removesuffix(".json"))}
         old = now - self._young_s
-        if not any(info.modified < old for info in (*parts.values(), *manifests.values())):
+        if not any(i.modified < old for i in parts.values()) and not self._obsolete(manifests, now):
             return Excess([], [], len(manifests))
         kept = self._kept(manifests, parts, check)
         if kept is None:
             return Excess([], [], len(manifests), "none of the checkpoints is good, so all stay")
-        kept |= {name for name, info in manifests.items() if info.modified >= old}
         result = history.read_record("result.json") or {}
-        kept |= {str(result.get("checkpoint"))} & manifests.keys()
+        kept |= (manifests.keys() - self._obsolete(manifests, now)) | (
+            {str(result.get("checkpoint"))} & manifests.keys()
+        )
         named = {key.rpartition("/")[2] for key in _strings(result.get("weights"))}
         unreadable = []
         for name in kept:
@@ -131,8 +157,32 @@ class Retention:
         gone = [info for name, info in sorted(manifests.items()) if name not in kept]
         if unreadable:
             return Excess(gone, [], len(kept), f"all parts stay, for checkpoint {min(unreadable)} can't be read")
-        unnamed = [i for sha256, i in parts.items() if is_sha256(sha256) and i.modified < old and sha256 not in named]
+        last_named = self._last_named(gone, check)
+        unnamed = [
+            info
+            for sha256, info in parts.items()
+            if is_sha256(sha256) and sha256 not in named and info.modified <= max(old, last_named.get(sha256, old))
+        ]
         return Excess(gone, unnamed, len(kept))
+
+    def _obsolete(self, manifests: dict[str, ObjectInfo], now: float) -> set[str]:
+        """Checkpoints whose age does not keep them."""
+        newest = max((_attempt(name) for name in manifests), default=0)
+        return {
+            name
+            for name, info in manifests.items()
+            if info.modified < now - (self._settled_s if _attempt(name) == newest else self._young_s)
+        }
+
+    def _last_named(self, gone: list[ObjectInfo], check: Callable[[], None]) -> dict[str, float]:
+        """When the newest of the manifests that go was written which names a part, by the part's SHA-256."""
+        written: dict[str, float] = {}
+        for info in gone:
+            check()
+            with suppress(Bad):
+                for sha256 in self._manifest(_last(info).removesuffix(".json")).parts:
+                    written[sha256] = max(info.modified, written.get(sha256, 0.0))
+        return written
 
     def remove(self, excess: Excess, now: float, check: Callable[[], None] = lambda: None) -> None:
         """Delete it: manifests first, so that none is left whose parts are going. Raises `StoreError`."""
@@ -143,7 +193,7 @@ class Retention:
         for info in excess.parts:
             check()
             try:
-                if store.stat(info.key).modified < now - self._young_s:
+                if store.stat(info.key).modified < now - self._settled_s:  # not put again since it was listed
                     store.delete(info.key)
             except NotFound:
                 continue
@@ -191,6 +241,11 @@ def told(excess: Excess) -> str:
     """In words: how many, how large."""
     size = f"{excess.bytes / 1e9:.2f} GB" if excess.bytes >= 1e9 else f"{excess.bytes / 1e6:.1f} MB"
     return f"{len(excess.manifests)} checkpoints and {len(excess.parts)} parts, {size}"
+
+
+def _attempt(name: str) -> int:
+    attempt, _ = parse_name(name) or (0, 0)
+    return attempt
 
 
 def _last(info: ObjectInfo) -> str:
