@@ -4,20 +4,20 @@ Kept are the newest good checkpoints, and besides, by the store's own clock:
 - for 24 h every part and every manifest, of any attempt: a branch of a copy which doesn't know yet that it is
   superseded, the parts of a save that is still under way, a checkpoint that somebody reads;
 - but only for 1 h a manifest of the newest attempt that has newer ones enough, and with it those of its parts that
-  nobody has put again since it was written. Else a large state saved every minute would fill the store for a day.
+  nobody has put again since the last but one. Else a large state saved every minute would fill the store for a day.
 
 What makes it safe beside a running writer, a zombie and another cleaner:
 - Parts are listed before manifests: a part that a manifest comes to name meanwhile is no candidate, or is kept.
 - A part's age is asked again right before it goes: a writer may have put the same bytes again since the listing.
 - A writer leaves out only parts that its own newest manifest names, and while it may still commit, that one is kept:
   as the newest of the newest attempt, or for 24 h.
-- Why 1 h is enough there. Let D be such a manifest, X one of its parts, and C a manifest that comes later and names X.
-  If C is of D's attempt, its save began after D's: it put X again, which X's age tells, or left it out because the
-  newest manifest names it, which is kept. If C is of a later attempt: that one had not committed anything yet, for D's
-  is the newest attempt; it put X after its claim, and an attempt commits at most one more after its successor's claim,
-  so D, with newer ones enough, is older than that put. If C is of an earlier attempt, it looked for a successor before
-  D's attempt was claimed, and is written after D was removed: one request, between that look and the manifest, has
-  taken over an hour. Then C is a branch that nobody goes on from while a checkpoint of the later attempt is good.
+- Why 1 h is enough there. Let D be such a manifest, X one of its parts, L the attempt's last but one, and C a manifest
+  that is written later and names X. If C is of D's attempt, its save began after all that are listed: it put X again,
+  and X is not older than L, or left it out because the newest manifest names it, which is kept. If C is of a later
+  attempt, it put X after its claim; after a claim the attempt before commits one more at the most, so L is older than
+  that put. If C is of an earlier attempt, it looked for a successor before D's attempt was claimed, and is written
+  after D was removed: one request, between that look and the manifest, has taken over an hour. Then C is a branch that
+  nobody goes on from while a checkpoint of the later attempt is good.
 - A reader that is overtaken looks for the newest one again (`History.newest_good`); it has had the better part of an
   hour, for what was the newest when it began.
 
@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from storage import ObjectInfo
 from storage.errors import NotFound, StoreError
 from trainer.history import Absent, Bad, History, Superseded, fallback_order
-from trainer.manifest import is_sha256, parse_name
+from trainer.manifest import checkpoint_name, is_sha256, parse_name
 
 log = logging.getLogger("baton.retention")
 
@@ -157,11 +157,11 @@ class Retention:
         gone = [info for name, info in sorted(manifests.items()) if name not in kept]
         if unreadable:
             return Excess(gone, [], len(kept), f"all parts stay, for checkpoint {min(unreadable)} can't be read")
-        last_named = self._last_named(gone, check)
+        left, before = self._left_behind(gone, manifests, now, check)
         unnamed = [
             info
             for sha256, info in parts.items()
-            if is_sha256(sha256) and sha256 not in named and info.modified <= max(old, last_named.get(sha256, old))
+            if is_sha256(sha256) and sha256 not in named and info.modified < (before if sha256 in left else old)
         ]
         return Excess(gone, unnamed, len(kept))
 
@@ -174,15 +174,23 @@ class Retention:
             if info.modified < now - (self._settled_s if _attempt(name) == newest else self._young_s)
         }
 
-    def _last_named(self, gone: list[ObjectInfo], check: Callable[[], None]) -> dict[str, float]:
-        """When the newest of the manifests that go was written which names a part, by the part's SHA-256."""
-        written: dict[str, float] = {}
+    def _left_behind(
+        self, gone: list[ObjectInfo], manifests: dict[str, ObjectInfo], now: float, check: Callable[[], None]
+    ) -> tuple[set[str], float]:
+        """Parts of what goes of the newest attempt, and until when they must have been put to go with it."""
+        own = sorted((pair for name in manifests if (pair := parse_name(name))), reverse=True)
+        own = [pair for pair in own if pair[0] == own[0][0]]
+        if len(own) < 2:
+            return set(), 0.0
+        left: set[str] = set()
         for info in gone:
+            name = _last(info).removesuffix(".json")
             check()
-            with suppress(Bad):
-                for sha256 in self._manifest(_last(info).removesuffix(".json")).parts:
-                    written[sha256] = max(info.modified, written.get(sha256, 0.0))
-        return written
+            if parse_name(name) in own:
+                with suppress(Bad):
+                    left |= self._manifest(name).parts.keys()
+        last_but_one = manifests[checkpoint_name(*own[1])].modified
+        return left, max(now - self._young_s, min(last_but_one, now - self._settled_s))
 
     def remove(self, excess: Excess, now: float, check: Callable[[], None] = lambda: None) -> None:
         """Delete it: manifests first, so that none is left whose parts are going. Raises `StoreError`."""
