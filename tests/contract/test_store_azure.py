@@ -54,7 +54,7 @@ def store(url: str) -> Store:
 class TestAzurite(StoreContract):
     @pytest.fixture
     def place(self, url: str) -> Place:
-        return Place(lambda: open_store(url), kills=15)  # each loads the SDK anew, which takes seconds
+        return Place(lambda: open_store(url))
 
 
 if LIVE:
