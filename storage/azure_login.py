@@ -151,17 +151,18 @@ def _identity(asset_tag: Path = ASSET_TAG) -> tuple[Any, str]:
         return WorkloadIdentityCredential(transport=_transport(), **_BRIEF), f"workload identity {client}"
     if _on_azure(asset_tag):
         # at a link-local or loopback address: a proxy, set for the internet, has no business there
-        direct = _transport(use_env_settings=False)
-        credential = ManagedIdentityCredential(client_id=client or None, transport=direct, **_BRIEF)
+        credential = ManagedIdentityCredential(client_id=client or None, transport=_transport(direct=True), **_BRIEF)
         return credential, f"managed identity {client or 'of this machine'}"
     return DefaultAzureCredential(exclude_managed_identity_credential=True, **_BRIEF), "DefaultAzureCredential"
 
 
-def _transport(**options: Any) -> RequestsTransport:
+def _transport(*, direct: bool = False) -> RequestsTransport:
+    """`direct`: past any proxy that is set."""
     session = requests.Session()
+    session.trust_env = not direct
     for scheme in ("https://", "http://"):
         session.mount(scheme, PacedAdapter(lambda: TOKEN_S))
-    return RequestsTransport(session=session, **options)
+    return RequestsTransport(session=session)
 
 
 def _on_azure(asset_tag: Path) -> bool:
