@@ -40,6 +40,7 @@ _SET_UP = {
 }
 _DAMAGED = {"BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "InvalidDigest"}
 _BUSY = {"RequestTimeout", "IncompleteBody", "NoSuchUpload", "OperationAborted", "ConditionalRequestConflict"}
+_NO_TOKEN_NOW = ("Throttling", "ThrottlingException", "RequestLimitExceeded", "IDPCommunicationError")
 _RIGHTS = {
     # without ListBucket S3 calls what is absent forbidden, and forbidden is never taken for absent
     "GetObject": "s3:GetObject on its objects and s3:ListBucket on the bucket",
@@ -74,7 +75,11 @@ def _answered(error: Any, url: str, bucket: str, key: str) -> StoreError:
     code, operation = code_of(error), error.operation_name
     status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
     said = f"{url}: {key or 'list'}: {code}: {one_line(error.response['Error'].get('Message', ''))}"
-    if operation.startswith("AssumeRole"):
+    if operation.startswith("AssumeRole"):  # asked of the token service
+        if status == 429 or status >= 500 or code in _NO_TOKEN_NOW:
+            return Unavailable(f"{said} ({operation})")
+        if code in _SET_UP:
+            return NotSetUp(f"{said} ({operation}); {_SET_UP[code]}")
         return NotSetUp(f"{said} ({operation}); let the role's trust policy name this identity (sts:{operation})")
     if code in ("NoSuchKey", "404"):
         return NotFound(f"{url}: {key}: not there")
