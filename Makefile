@@ -56,12 +56,13 @@ run: ## run the image on halt/ and store/ here: the same line again goes on with
 
 bench: dev-env ## every figure that the README states, measured here
 	@$(BIN)/python entrypoint.py data cifar10 $(if $(CIFAR10),--source '$(CIFAR10)')
-	@set -e; for figure in "startup" "loop_overhead" "saving" "quick" "quick --epochs 1 --predecessor"; do \
+	@set -e; for figure in "startup" "loop_overhead" "saving" "stores" "quick" "quick --epochs 1 --predecessor"; do \
 	    echo "== bench/$$figure"; $(BIN)/python bench/$${figure%% *}.py $$(echo "$$figure" | cut -s -d' ' -f2-); done
 
-soak: dev-env ## the tests that kill and resume, over and over: make soak ROUNDS=20
+soak: dev-env ## the tests that kill, race and resume, in their whole counts, over and over: make soak ROUNDS=20
 	@set -e; for round in $$(seq $(or $(ROUNDS),5)); do echo "== round $$round"; \
-	    BATON_SOAK_SEED=$$round $(BIN)/python -m pytest -rs tests/chaos $(ARGS); done
+	    BATON_SOAK_SEED=$$round $(BIN)/python -m pytest -rs \
+	        tests/chaos tests/contract tests/unit/test_retention_interleaved.py $(ARGS); done
 
 LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
     --no-header --no-emit-index-url --no-emit-find-links

@@ -208,8 +208,8 @@ def status(store: str | None, run: str | None, as_json: bool) -> int:
 def clean(store: str | None, run: str | None, keep: int | None, yes: bool) -> int:
     """Delete what is no longer kept, of one run or of all; a running copy does so by itself, every 10 minutes.
 
-    Kept are the newest good checkpoints, what is younger than 24 hours by the store's clock, all that these and the
-    result need, and every attempt's record and metrics. Safe while the run goes on.
+    Kept are the newest good checkpoints, by the store's clock the newest attempt's of the last hour and others' of the
+    last 24, all that these and the result need, and every attempt's record and metrics. Safe while the run goes on.
     """
     from console.clean import clean as clean_up
 

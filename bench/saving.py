@@ -1,6 +1,8 @@
 """What saving costs: boundary to durable, and training time with a save every 2 s against none.
 
-In one process, in turn: the same steps of the same network with a checkpoint falling due every 2 s, and with none.
+In one process, in turn: the same steps of the same network with a checkpoint falling due every 2 s, and with none. What
+`auto` costs is too little to be seen in a run of that length: it follows from what one save costs, by the clock and by
+what the saver itself counts, and from the interval that `auto` chooses for that.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import time
 from loop_overhead import Baton, build
 from measure import machine, ratio, scratch, spread
 
-from trainer.cadence import Cadence
+from trainer.cadence import PRIOR_S, Cadence, best_interval_s
 from trainer.machine import compute_exactly, thread_count
 from trainer.startup import put_off_compiler
 
@@ -54,16 +56,26 @@ def main() -> None:
                 seconds = time.perf_counter() - begun[1]
                 if number >= 0:
                     figures[name].append(seconds)
-        stall = baton.attempt._stall_s
+        attempt = baton.attempt
+        stall, saves = attempt._stall_s, attempt._saves
+        counted_s = (stall + attempt.saver.busy_s / thread_count()) / saves
         baton.watch.close()
     print(f"cifar10 {options.preset}, {machine()}, {steps} steps a measurement")
     print(f"no saving:            {spread(figures['none'])} s")
     print(f"a save every 2 s:     {spread(figures['every 2 s'])} s")
     print(f"ratio:                {ratio(figures['every 2 s'], figures['none'])}")
-    print(f"stall of training:    {1000 * stall / max(1, len(durations.seconds)):.2f} ms a save")
+    print(f"stall of training:    {1000 * stall / saves:.2f} ms a save")
     milliseconds = [1000 * seconds for seconds in durations.seconds]
     tail = statistics.quantiles(milliseconds, n=10)[-1]
     print(f"boundary to durable:  {spread(milliseconds, '.1f')} ms; 90 % within {tail:.1f} ms")
+    each = saves / (options.rounds + 1)  # of one measurement; the first round does not count
+    clocked_s = statistics.median(a - b for a, b in zip(figures["every 2 s"], figures["none"], strict=True)) / each
+    interval = best_interval_s(counted_s, max(durations.seconds), PRIOR_S)
+    shares = [
+        f"{100 * seconds / interval:.3f} % {by}"
+        for seconds, by in ((clocked_s, "by the clock"), (counted_s, "as counted"))
+    ]
+    print(f"with auto:            a save every {interval:.0f} s, which takes {' or '.join(shares)} of training time")
 
 
 if __name__ == "__main__":

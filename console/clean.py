@@ -5,10 +5,10 @@ from __future__ import annotations
 from storage import Store
 from trainer.exits import ExitCode, UserError
 from trainer.history import History, runs
-from trainer.retention import YOUNG_S, Retention, store_time, told
+from trainer.retention import Retention, store_time, told
 
 
-def clean(store: Store, run: str | None, keep: int, *, yes: bool, young_s: float = YOUNG_S) -> int:
+def clean(store: Store, run: str | None, keep: int, *, yes: bool) -> int:
     """Raises `UserError` if there is no such run, `StoreError`."""
     names = [run] if run else runs(store)
     found = [history for name in names if (history := History(store, name)).checkpoints() or history.attempts()]
@@ -20,7 +20,7 @@ def clean(store: Store, run: str | None, keep: int, *, yes: bool, young_s: float
     code = ExitCode.DONE
     for history in found:
         now = store_time(history)
-        retention = Retention(history, keep, young_s=young_s)
+        retention = Retention(history, keep)
         excess = retention.excess(now)
         some = bool(excess.manifests or excess.parts)
         if excess.why_not:

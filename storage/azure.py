@@ -5,39 +5,29 @@ from __future__ import annotations
 import io
 import logging
 import re
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from datetime import datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
 
 import requests
 from azure.core import MatchConditions
 from azure.core.exceptions import AzureError, HttpResponseError
 from azure.core.pipeline.transport import RequestsTransport
 from azure.storage.blob import BlobClient, BlobPrefix, BlobProperties, ContainerClient
-from requests.adapters import HTTPAdapter
 
-from storage.azure_login import first_line, log_in
-from storage.errors import (
-    AlreadyExists,
-    Damaged,
-    InvalidKey,
-    InvalidURL,
-    NotFound,
-    NotSetUp,
-    PermissionDenied,
-    StoreError,
-    Unavailable,
-)
+from storage.azure_errors import code_of, meaning, not_azures
+from storage.azure_login import log_in
+from storage.errors import AlreadyExists, InvalidKey, InvalidURL, NotFound, Unavailable
+from storage.pace_requests import PacedAdapter
 from storage.protocol import ObjectInfo, Source, check_key, check_prefix, chunks
 
 BLOCK_BYTES = 8 << 20  # one request of an upload; over 4 MiB Azure takes blocks at its full pace
 RANGE_BYTES = 4 << 20  # one request of a download: Azure tells the MD5 of no longer range (Get Blob)
-PARALLEL = 5  # requests at once of one put or get: (PARALLEL + 1) * BLOCK_BYTES is held
+PUTS, BLOCKS = 2, 3  # big puts at once, and requests of each: PUTS * (BLOCKS + 1) * BLOCK_BYTES is held
+RANGES = 8  # requests at once of one get: (RANGES + 1) * RANGE_BYTES is held
 CONNECTIONS = 32  # kept open: a get and a put side by side, and the small requests of other threads
 PIECE_BYTES = 64 << 10  # sent at once, see _Transport
 CONNECT_S = 5.0
@@ -46,8 +36,6 @@ CONNECT_S = 5.0
 logging.getLogger("azure").addHandler(logging.NullHandler())
 
 _URL = re.compile(r"az://([a-z0-9]{3,24})/([a-z0-9](?:-?[a-z0-9]){2,62})(?:/(.*?))?/?")
-_ROLE = "the role Storage Blob Data Contributor"
-_UNKNOWN = ("AuthenticationFailed", "InvalidAuthenticationInfo", "NoAuthenticationInformation")  # who asks, that is
 
 
 class AzureStore:
@@ -68,6 +56,7 @@ class AzureStore:
                 self._root = check_key(prefix) + "/"
             except InvalidKey as e:
                 raise InvalidURL(f"{url}: the prefix is {e}") from e
+        self._room = threading.BoundedSemaphore(PUTS)
         self._login = log_in(account)
         self._container = ContainerClient(
             self._login.endpoint,
@@ -85,12 +74,15 @@ class AzureStore:
 
     def put(self, key: str, source: Source, *, if_absent: bool = False) -> ObjectInfo:
         stream = _Stream(source)
-        blob = self._blob(key)
         head = stream.read(BLOCK_BYTES)  # outside: the source's own errors are not the store's
-        body: Any = head
-        if len(head) == BLOCK_BYTES:
-            stream.take_back(head)
-            body = stream
+        if len(head) < BLOCK_BYTES:
+            return self._upload(key, head, stream, if_absent)
+        stream.take_back(head)
+        with self._room:
+            return self._upload(key, stream, stream, if_absent)
+
+    def _upload(self, key: str, body: Any, stream: _Stream, if_absent: bool) -> ObjectInfo:
+        blob = self._blob(key)
         with self._translated(key, "blobs/write", "cw"):
             try:
                 # The MD5 of each request goes with it, and Azure refuses a body that has another. What a failed upload
@@ -99,10 +91,10 @@ class AzureStore:
                     body,
                     overwrite=not if_absent,
                     validate_content=True,
-                    max_concurrency=PARALLEL,
+                    max_concurrency=BLOCKS,
                 )
             except HttpResponseError as e:
-                if if_absent and _code(e) == "BlobAlreadyExists":
+                if if_absent and code_of(e) == "BlobAlreadyExists":
                     raise AlreadyExists(f"{key}: already there") from e
                 raise
         return ObjectInfo(key, stream.given, told["last_modified"].timestamp())
@@ -129,11 +121,11 @@ class AzureStore:
         if start >= stop:
             return
         coming: deque[Future[bytes]] = deque()
-        with ThreadPoolExecutor(PARALLEL, thread_name_prefix="azure-get") as pool:
+        with ThreadPoolExecutor(RANGES, thread_name_prefix="azure-get") as pool:
             try:
                 for offset in range(start, stop, RANGE_BYTES):
                     coming.append(pool.submit(self._part, key, offset, min(offset + RANGE_BYTES, stop), etag))
-                    if len(coming) > PARALLEL:
+                    if len(coming) > RANGES:
                         sink.write(coming.popleft().result())
                 while coming:
                     sink.write(coming.popleft().result())
@@ -163,7 +155,7 @@ class AzureStore:
                     raise Unavailable(f"{key}: was replaced while being read") from e
                 raise
             except ValueError as e:  # no Content-Range
-                raise self._not_azures(key) from e
+                raise not_azures(self._place, key) from e
 
     def stat(self, key: str) -> ObjectInfo:
         blob = self._blob(key)
@@ -180,7 +172,7 @@ class AzureStore:
             try:
                 items = [*pages(start or None, include=["metadata"])]
             except AttributeError as e:  # the SDK's, of an answer that is no XML
-                raise self._not_azures(prefix or ".") from e
+                raise not_azures(self._place, prefix or ".") from e
         for item in items:
             key = item.name.removeprefix(self._root)
             with suppress(InvalidKey):  # another program's object
@@ -208,7 +200,7 @@ class AzureStore:
 
     def _info(self, key: str, properties: BlobProperties) -> ObjectInfo:
         if properties.last_modified is None:
-            raise self._not_azures(key)
+            raise not_azures(self._place, key)
         if _is_folder(properties):
             raise NotFound(f"{key}: not there")
         whole = properties.content_range  # of a range's answer: "bytes 0-9/100"
@@ -220,57 +212,8 @@ class AzureStore:
         """Turn what the SDK raises into the store's own errors; `action` and `sas` are what Azure calls the right."""
         try:
             yield
-        except HttpResponseError as e:
-            if e.response is None:
-                raise Unavailable(f"{key}: {self._place}: {first_line(e)}") from e
-            raise self._refusal(key, e, action, sas) from e
         except (AzureError, requests.RequestException) as e:
-            raise self._no_answer(key, e) from e
-
-    def _not_azures(self, key: str) -> StoreError:
-        return Unavailable(f"{key}: what answers for {self._place} is not Azure: is there a login page in between?")
-
-    def _no_answer(self, key: str, error: Exception) -> StoreError:
-        reason = first_line(error)
-        host = urlsplit(self._login.endpoint).netloc
-        if reason.startswith("MD5 mismatch"):
-            return Damaged(f"{key}: {self._place}: came with other bytes than were sent ({reason})")
-        if "CERTIFICATE_VERIFY_FAILED" in reason:
-            return NotSetUp(
-                f"{host}: its certificate is not trusted here: set the clock, or REQUESTS_CA_BUNDLE to your proxy's"
-            )
-        if "NameResolutionError" in reason or "Failed to resolve" in reason:
-            return Unavailable(f"{host}: no such name: is the account's name right, and is there a network?")
-        return Unavailable(f"{key}: no whole answer from {host}: {reason}")
-
-    def _refusal(self, key: str, error: HttpResponseError, action: str, sas: str) -> StoreError:
-        """What an answer that is no success means. The codes: Azure's manual, "Blob service error codes"."""
-        status, code = error.status_code or 0, _code(error)
-        said = f"{self._place} answered {status} {code or 'without a code of Azure'}"
-        if code == "BlobNotFound":
-            return NotFound(f"{key}: not there")
-        if code == "ContainerNotFound":
-            account, container = self._place.removeprefix("az://").split("/")
-            return NotSetUp(
-                f"{self._place}: no such container; make it: az storage container create --auth-mode login "
-                f"--account-name {account} --name {container}"
-            )
-        if code in ("Md5Mismatch", "InvalidMd5") or (status == 400 and "contentMD5" in first_line(error)):  # azurite
-            return Damaged(f"{key}: {said}: what arrived is not what was sent")
-        if status == 401 or code in _UNKNOWN or (status == 403 and "failed to authenticate" in first_line(error)):
-            return NotSetUp(
-                f"{said} to the {self._login.name}: {self._login.why_refused(_detail(error), _date(error))}"
-            )
-        if status == 403:
-            return PermissionDenied(
-                f"{key}: {said} to the {self._login.name}: it needs {_ROLE} on the container "
-                f"(action {action}; in a SAS sp={sas}), and the account's firewall must let this machine in"
-            )
-        if status in (408, 429) or status >= 500 or not code:  # without: what answered is not Azure, but in between
-            return Unavailable(f"{key}: {said}")
-        if code in ("ContainerBeingDeleted", "ContainerDisabled") or status == 404:
-            return NotSetUp(f"{said}: {first_line(error)}")
-        return StoreError(f"{key}: {said}: {first_line(error)}")
+            raise meaning(e, key, self._place, self._login, action, sas) from e
 
 
 class _Stream:
@@ -306,11 +249,6 @@ class _Stream:
         self._back = block
 
 
-class _Adapter(HTTPAdapter):
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs, blocksize=PIECE_BYTES)
-
-
 class _Transport(RequestsTransport):  # type: ignore[misc]  # the SDK hands it out untyped
     """The SDK's transport, with time-outs that are asked for anew, and bodies sent in pieces.
 
@@ -321,7 +259,7 @@ class _Transport(RequestsTransport):  # type: ignore[misc]  # the SDK hands it o
     def __init__(self, patience: Callable[[], float]) -> None:
         session = requests.Session()
         for scheme in ("https://", "http://"):
-            session.mount(scheme, _Adapter(pool_maxsize=CONNECTIONS, max_retries=0))
+            session.mount(scheme, PacedAdapter(patience, CONNECTIONS, piece=PIECE_BYTES))
         super().__init__(session=session)
         self._patience = patience
 
@@ -336,22 +274,3 @@ class _Transport(RequestsTransport):  # type: ignore[misc]  # the SDK hands it o
 def _is_folder(properties: BlobProperties) -> bool:
     """Accounts with a hierarchical namespace show folders as blobs that say so."""
     return bool(properties.metadata) and properties.metadata.get("hdi_isfolder") == "true"
-
-
-def _code(error: HttpResponseError) -> str:
-    """Azure's own name for what is wrong; "" where the answer names none."""
-    code = getattr(error, "error_code", None) or ""
-    return str(getattr(code, "value", code))
-
-
-def _date(error: HttpResponseError) -> datetime | None:
-    """What the time is by the clock of Azure, or of the proxy that answered."""
-    date = getattr(error.response, "headers", {}).get("date")
-    with suppress(ValueError):
-        return parsedate_to_datetime(date) if date else None
-    return None
-
-
-def _detail(error: HttpResponseError) -> str:
-    more: dict[str, str] = getattr(error, "additional_info", None) or {}
-    return more.get("authenticationerrordetail") or first_line(error)

@@ -29,18 +29,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
+import requests
 from azure.core.credentials import AccessToken, AccessTokenInfo, AzureNamedKeyCredential, AzureSasCredential
 from azure.core.exceptions import AzureError, HttpResponseError, ServiceRequestError, ServiceResponseError
 from azure.core.pipeline.transport import RequestsTransport
 from azure.identity import DefaultAzureCredential, ManagedIdentityCredential, WorkloadIdentityCredential
 
 from storage.errors import NotSetUp, StoreError, Unavailable
+from storage.pace_requests import PacedAdapter
 
 ASSET_TAG = Path("/sys/class/dmi/id/chassis_asset_tag")
 AZURES_TAG = "7783-7084-3265-9085-8269-3286-77"  # of every virtual machine on Azure
 MOST_SKEW_S = 15 * 60.0  # Azure takes no request signed longer ago
 # A token is fetched in the midst of a request to the store, which the caller may be waiting on with a deadline.
-_BRIEF: dict[str, Any] = {"retry_total": 1, "connection_timeout": 5, "read_timeout": 10}
+TOKEN_S = 10.0
+_BRIEF: dict[str, Any] = {"retry_total": 1, "connection_timeout": 5, "read_timeout": TOKEN_S}
 
 log = logging.getLogger("baton.storage")
 _told: set[str] = set()
@@ -145,13 +148,21 @@ def _identity(asset_tag: Path = ASSET_TAG) -> tuple[Any, str]:
         missing = [name for name in ("AZURE_CLIENT_ID", "AZURE_TENANT_ID") if not os.environ.get(name)]
         if missing:
             raise NotSetUp(f"AZURE_FEDERATED_TOKEN_FILE is set: workload identity also wants {' and '.join(missing)}")
-        return WorkloadIdentityCredential(**_BRIEF), f"workload identity {client}"
+        return WorkloadIdentityCredential(transport=_transport(), **_BRIEF), f"workload identity {client}"
     if _on_azure(asset_tag):
         # at a link-local or loopback address: a proxy, set for the internet, has no business there
-        direct = RequestsTransport(use_env_settings=False)
-        credential = ManagedIdentityCredential(client_id=client or None, transport=direct, **_BRIEF)
+        credential = ManagedIdentityCredential(client_id=client or None, transport=_transport(direct=True), **_BRIEF)
         return credential, f"managed identity {client or 'of this machine'}"
     return DefaultAzureCredential(exclude_managed_identity_credential=True, **_BRIEF), "DefaultAzureCredential"
+
+
+def _transport(*, direct: bool = False) -> RequestsTransport:
+    """`direct`: past any proxy that is set."""
+    session = requests.Session()
+    session.trust_env = not direct
+    for scheme in ("https://", "http://"):
+        session.mount(scheme, PacedAdapter(lambda: TOKEN_S))
+    return RequestsTransport(session=session)
 
 
 def _on_azure(asset_tag: Path) -> bool:

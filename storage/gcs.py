@@ -18,20 +18,17 @@ How bytes travel, and why so:
 from __future__ import annotations
 
 import base64
-import logging
 import os
 import re
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from itertools import chain, islice
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 from urllib.parse import quote
 from xml.sax.saxutils import escape, unescape
 
@@ -43,41 +40,31 @@ os.environ.setdefault("GCE_METADATA_DETECT_RETRIES", "1")
 os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
 
 import google_crc32c
-import numpy as np
-import requests
-import urllib3
 from google.api_core.client_info import ClientInfo
-from google.api_core.exceptions import GoogleAPICallError, from_http_response
-from google.auth.credentials import Credentials
-from google.auth.exceptions import GoogleAuthError, TransportError
-from google.auth.transport.requests import AuthorizedSession
 from google.cloud.storage import Client  # type: ignore[import-untyped]
 
-from storage.errors import (
-    AlreadyExists,
-    Damaged,
-    InvalidKey,
-    InvalidURL,
-    NotFound,
-    NotSetUp,
-    PermissionDenied,
-    StoreError,
-    Unavailable,
+from storage.errors import AlreadyExists, Damaged, InvalidKey, InvalidURL, NotFound, StoreError, Unavailable
+from storage.gcs_errors import SDK_ERRORS, meaning
+from storage.gcs_login import find_credentials
+from storage.gcs_wire import (
+    LANES,
+    PART_BYTES,
+    PIECE_BYTES,
+    Body,
+    Found,
+    Session,
+    lanes,
+    parts_of,
+    readable,
+    receive,
+    view_of,
 )
-from storage.gcs_login import CREDENTIALS_MEND, AuthRequest, find_credentials, one_line
-from storage.protocol import Chunk, ObjectInfo, Source, check_key, check_prefix, chunks
+from storage.protocol import ObjectInfo, Source, check_key, check_prefix, chunks
 
-PART_BYTES = 8 << 20  # Google's least is 5 MiB
-LANES = 8  # parts or ranges at once
 READ_LANES = 6  # each has a buffer of its own here; with what a connection holds it stays below 64 MB
-PIECE_BYTES = 1 << 17  # handed to or taken from a socket at once
-CONNECT_S = 5.0
 MAX_PREFIX_BYTES = 100  # a name may have 1,024 bytes, 900 of which are the key's
-CLOCK_S = 240.0  # a token made by a clock that is 5 minutes off is refused
 
 _STRANGER = "something between here and Google answered in its stead"
-
-log = logging.getLogger("baton.storage")
 
 
 class GoogleStore:
@@ -97,13 +84,13 @@ class GoogleStore:
         self._bucket = bucket
         with self._translated("", ""):
             credentials = find_credentials(patience)
-            self._session = _Session(credentials, patience)
+            self._session = Session(credentials, patience)
             agent = ClientInfo(user_agent="baton")  # type: ignore[no-untyped-call]
             self._client = Client(project=None, credentials=credentials, _http=self._session, client_info=agent)
 
     def put(self, key: str, source: Source, *, if_absent: bool = False) -> ObjectInfo:
         name = self._name(key)
-        views = map(_view, chunks(source))
+        views = map(view_of, chunks(source))
         small: list[memoryview] = []
         size = 0
         for view in views:
@@ -134,7 +121,7 @@ class GoogleStore:
         crc = 0
         with closing(self._read(key, found, start, min(stop, found.info.size))) as pieces:
             for piece in pieces:
-                crc = google_crc32c.extend(crc, _readable(piece))
+                crc = google_crc32c.extend(crc, readable(piece))
                 sink.write(piece)  # outside: the sink's own errors are not the store's
         if start == 0 and stop >= found.info.size and crc != found.crc:
             raise Damaged(f"{self.url}: {key}: what came differs from the CRC32C that the store tells")
@@ -208,9 +195,9 @@ class GoogleStore:
             upload = {"uploadId": unescape(found[1])}
         stop = threading.Event()
         try:
-            with _lanes(LANES, stop) as pool:
+            with lanes(LANES, stop) as pool:
                 waiting: deque[Future[str]] = deque()
-                for number, part in enumerate(_parts(views), 1):
+                for number, part in enumerate(parts_of(views), 1):
                     size += sum(view.nbytes for view in part)
                     if len(waiting) == LANES:
                         etags.append(waiting.popleft().result())
@@ -226,14 +213,14 @@ class GoogleStore:
     def _put_part(self, key: str, which: dict[str, str], part: Sequence[memoryview], stop: threading.Event) -> str:
         crc = 0
         for view in part:
-            crc = google_crc32c.extend(crc, _readable(view))
+            crc = google_crc32c.extend(crc, readable(view))
         checksum = base64.b64encode(crc.to_bytes(4, "big")).decode()
         with self._translated(key, "storage.multipartUploads.create", absent=Unavailable):
             answer = self._session.ask(
                 "PUT",
                 self._address(key),
                 params=which,
-                data=_Body(part, stop),
+                data=Body(part, stop),
                 headers={"x-goog-hash": f"crc32c={checksum}"},
             )
         return answer.headers["ETag"]
@@ -246,7 +233,7 @@ class GoogleStore:
 
     # --- many ranges down
 
-    def _ask_range(self, key: str, start: int, stop: int, generation: str | None = None) -> _Found | None:
+    def _ask_range(self, key: str, start: int, stop: int, generation: str | None = None) -> Found | None:
         """Ask for [start, stop), of one generation only if it is given; None where the object ends before."""
         headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         if generation is not None:
@@ -261,11 +248,11 @@ class GoogleStore:
             modified = parsedate_to_datetime(told["Last-Modified"]).timestamp()
             hashes = dict(item.strip().split("=", 1) for item in told["x-goog-hash"].split(","))
             crc = int.from_bytes(base64.b64decode(hashes["crc32c"]), "big")
-            return _Found(answer, ObjectInfo(key, size, modified), min(stop, size), told["x-goog-generation"], crc)
+            return Found(answer, ObjectInfo(key, size, modified), min(stop, size), told["x-goog-generation"], crc)
         except (KeyError, ValueError) as e:
             raise Unavailable(f"{self.url}: {key}: {_STRANGER}") from e
 
-    def _read(self, key: str, first: _Found, start: int, stop: int) -> Generator[memoryview, None, None]:
+    def _read(self, key: str, first: Found, start: int, stop: int) -> Generator[memoryview, None, None]:
         """The bytes of [start, stop), the beginning of which `first` brings. A piece holds until the next one."""
         starts = iter(range(first.stop, stop, PART_BYTES))
         given_up = threading.Event()
@@ -275,23 +262,21 @@ class GoogleStore:
                 found = self._ask_range(key, at, min(stop, at + PART_BYTES), first.generation)
                 if found is None:
                     raise Unavailable(f"{self.url}: {key}: shrank while it was read")
-                return _receive(found.answer, buffer[: found.stop - at], given_up)
+                return receive(found.answer, buffer[: found.stop - at], given_up)
 
-        with _lanes(READ_LANES, given_up) as pool:
+        with lanes(READ_LANES, given_up) as pool:
             buffers = (memoryview(bytearray(min(PART_BYTES, stop - first.stop))) for _ in range(READ_LANES))
             # buffers first: zip would lose the start that it has taken when it finds no buffer left
             waiting = deque((buffer, pool.submit(ask, buffer, at)) for buffer, at in zip(buffers, starts, strict=False))
             piece = memoryview(bytearray(min(PIECE_BYTES, first.stop - start)))
             for at in range(start, first.stop, PIECE_BYTES):
                 with self._translated(key, "storage.objects.get"):
-                    got = _receive(first.answer, piece[: first.stop - at], given_up)
+                    got = receive(first.answer, piece[: first.stop - at], given_up)
                 yield got
             while waiting:
                 buffer, part = waiting.popleft()
                 yield part.result()
                 waiting.extend((buffer, pool.submit(ask, buffer, at)) for at in islice(starts, 1))
-
-    # --- what went wrong, in words
 
     @contextmanager
     def _translated(
@@ -303,164 +288,10 @@ class GoogleStore:
         unmet: type[StoreError] = Unavailable,
     ) -> Iterator[None]:
         """Turn what the SDK says into the store's own errors: `absent` for 404, `unmet` for a failed condition."""
-        where = f"{self.url}: {key}" if key else self.url
         try:
             yield
-        except GoogleAPICallError as e:
-            raise self._refusal(e, where, permission, absent, unmet) from e
-        except (TransportError, requests.RequestException, urllib3.exceptions.HTTPError) as e:
-            raise Unavailable(f"{where}: {_failure(e)}") from e
-        except GoogleAuthError as e:
-            words = one_line(str(e.args[0] if e.args else e))
-            if e.retryable:
-                raise Unavailable(f"{where}: no token: {words}") from e
-            raise NotSetUp(f"{where}: the credentials give no token: {words}; {CREDENTIALS_MEND}") from e
-
-    def _refusal(
-        self, e: GoogleAPICallError, where: str, permission: str, absent: type[StoreError], unmet: type[StoreError]
-    ) -> StoreError:
-        status, words = int(e.code or 0), _words(e.response)
-        if status == 404 and "bucket does not exist" in words:
-            make = f"gcloud storage buckets create gs://{self._bucket} --location=REGION --uniform-bucket-level-access"
-            return NotSetUp(f"{self.url}: there is no bucket {self._bucket}; make it: {make}")
-        if status == 404:
-            return absent(f"{where}: not there")
-        if status == 412:
-            return unmet(f"{where}: {'already there' if unmet is AlreadyExists else 'was replaced while it was read'}")
-        if status == 401:
-            return NotSetUp(f"{where}: the credentials are refused: {words}; {_clock(e.response)}{CREDENTIALS_MEND}")
-        if status in (408, 409, 429) or status >= 500 or (status == 403 and "ateLimitExceeded" in words):
-            return Unavailable(f"{where}: Google answers {status}: {words}")
-        if status == 403 and "scope" in words.lower():
-            return PermissionDenied(
-                f"{where}: {words}; start the machine with the access scope cloud-platform (--scopes=cloud-platform)"
-            )
-        if status == 403:
-            return PermissionDenied(
-                f"{where}: {words}; it takes {permission}, which roles/storage.objectUser on gs://{self._bucket} has"
-            )
-        if status == 400 and re.search("(?i)crc32c|digest|checksum", words):
-            return Damaged(f"{where}: {words}")
-        return StoreError(f"{where}: Google answers {status}: {words}")
-
-
-# --- connections and credentials
-
-
-class _Session(AuthorizedSession):
-    """The SDK's connections: kept, enough of them, each request with the time-outs of its moment."""
-
-    def __init__(self, credentials: Credentials, patience: Callable[[], float]) -> None:
-        super().__init__(credentials, auth_request=AuthRequest(patience))  # type: ignore[no-untyped-call]
-        self._patience = patience
-        for scheme in ("https://", "http://"):
-            self.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=2 * LANES))
-
-    def request(  # type: ignore[override]
-        self, method: str, url: str, data: Any = None, headers: Any = None, **more: Any
-    ) -> requests.Response:
-        wait = self._patience()
-        more["timeout"] = (min(CONNECT_S, wait), wait)
-        if isinstance(data, bytes) and len(data) > PIECE_BYTES:
-            data = _Body([memoryview(data)])
-        answer = super().request(method, url, data, headers, **more)  # type: ignore[no-untyped-call]
-        return cast(requests.Response, answer)
-
-    def ask(self, method: str, url: str, *, fine: int = 200, **more: Any) -> requests.Response:
-        """An answer of success or with the status `fine`; else raises `GoogleAPICallError`."""
-        answer = self.request(method, url, **more)
-        if answer.ok or answer.status_code == fine:
-            return answer
-        with answer:
-            raise from_http_response(answer)  # type: ignore[no-untyped-call]
-
-
-# --- bytes on their way
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A range of an object, whose bytes are still to be read from the answer."""
-
-    answer: requests.Response
-    info: ObjectInfo
-    stop: int
-    generation: str
-    crc: int  # CRC32C of the whole object
-
-
-class _Body:
-    """A request's body in pieces of the caller's memory.
-
-    A socket's time-out is for all bytes that one call hands to it, so 8 MB at once would time out on a slow link.
-    It can be sent again, as after a refused token.
-    """
-
-    def __init__(self, views: Sequence[memoryview], given_up: threading.Event | None = None) -> None:
-        self._views = views
-        self._given_up = given_up
-
-    def __len__(self) -> int:
-        return sum(view.nbytes for view in self._views)
-
-    def __iter__(self) -> Iterator[memoryview]:
-        for view in self._views:
-            for at in range(0, view.nbytes, PIECE_BYTES):
-                if self._given_up and self._given_up.is_set():
-                    raise Unavailable("given up")
-                yield view[at : at + PIECE_BYTES]
-
-
-def _receive(answer: requests.Response, into: memoryview, given_up: threading.Event) -> memoryview:
-    """Fill `into` from the answer's body."""
-    at = 0
-    while at < into.nbytes:
-        if given_up.is_set():
-            answer.close()
-            raise Unavailable("given up")
-        got = answer.raw.readinto(into[at : at + PIECE_BYTES])
-        if not got:
-            raise urllib3.exceptions.ProtocolError(f"ended {into.nbytes - at} bytes early")
-        at += got
-    return into
-
-
-@contextmanager
-def _lanes(count: int, given_up: threading.Event) -> Iterator[ThreadPoolExecutor]:
-    """Threads that stop at once, in the midst of a part, when the work fails or is left."""
-    pool = ThreadPoolExecutor(count)
-    try:
-        yield pool
-    except BaseException:
-        given_up.set()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _view(chunk: Chunk) -> memoryview:
-    whole = memoryview(chunk)
-    return whole.cast("B") if whole.nbytes else memoryview(b"")  # an array without elements can't be cast
-
-
-def _parts(views: Iterable[memoryview]) -> Iterator[list[memoryview]]:
-    """The same bytes in parts of PART_BYTES, the last of which may be smaller; nothing is copied."""
-    part: list[memoryview] = []
-    room = PART_BYTES
-    for view in views:
-        while view.nbytes >= room:
-            yield [*part, view[:room]]
-            view, part, room = view[room:], [], PART_BYTES
-        if view.nbytes:
-            part.append(view)
-            room -= view.nbytes
-    if part:
-        yield part
-
-
-def _readable(view: memoryview) -> bytes:
-    """The view as google_crc32c takes it, which refuses a memoryview; not copied."""
-    return cast(bytes, np.frombuffer(view, np.uint8))
+        except SDK_ERRORS as e:
+            raise meaning(e, self.url, self._bucket, key, permission, absent, unmet) from e
 
 
 def _fits(key: str) -> bool:
@@ -470,37 +301,3 @@ def _fits(key: str) -> bool:
     except InvalidKey:
         return False
     return True
-
-
-# --- words
-
-
-def _words(answer: requests.Response | None) -> str:
-    """What Google says in its JSON or XML."""
-    if answer is None:
-        return ""
-    text = answer.text
-    if found := re.findall(r"<(?:Code|Message|Details)>([^<]*)<", text):
-        return one_line(unescape(": ".join(filter(None, found))))
-    try:
-        error = answer.json()["error"]
-        return one_line(f"{error['message']} ({error['errors'][0]['reason']})")
-    except (ValueError, KeyError, TypeError, IndexError):
-        return one_line(text)
-
-
-def _failure(e: Exception) -> str:
-    """Which way a connection failed."""
-    text = one_line(str(e))
-    if "imed out" in text:
-        return "no answer in time"
-    return f"the connection failed: {text.rpartition('Caused by ')[2]}"
-
-
-def _clock(answer: requests.Response | None) -> str:
-    """A hint where this machine's clock differs from Google's by more than tokens bear."""
-    with suppress(TypeError, ValueError, KeyError, AttributeError):
-        off = time.time() - parsedate_to_datetime(answer.headers["Date"]).timestamp()  # type: ignore[union-attr]
-        if abs(off) > CLOCK_S:
-            return f"this machine's clock is {abs(off):.0f} s {'ahead' if off > 0 else 'behind'}: set it; "
-    return ""

@@ -9,6 +9,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import google.auth
+import requests
 from google.auth import compute_engine, external_account, impersonated_credentials
 from google.auth.credentials import AnonymousCredentials, Credentials, with_scopes_if_required
 from google.auth.exceptions import DefaultCredentialsError, TransportError
@@ -16,6 +17,7 @@ from google.auth.transport.requests import Request
 from google.oauth2 import service_account
 
 from storage.errors import NotSetUp
+from storage.pace_requests import PacedAdapter
 
 SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 METADATA_HOSTS = ("169.254.169.254", "metadata.google.internal", "metadata")
@@ -29,7 +31,10 @@ class AuthRequest(Request):
     """How tokens are fetched: as patiently as the rest, and from a metadata service never through a proxy."""
 
     def __init__(self, patience: Callable[[], float]) -> None:
-        super().__init__()
+        session = requests.Session()
+        for scheme in ("https://", "http://"):
+            session.mount(scheme, PacedAdapter(patience))
+        super().__init__(session)
         self._patience = patience
 
     def __call__(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import logging
 import os
 import random
 import re
@@ -22,31 +21,21 @@ from contextlib import closing, contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO
 
-import boto3  # type: ignore[import-untyped]
 from boto3.s3.transfer import TransferConfig  # type: ignore[import-untyped]
 from botocore import exceptions as sdk  # type: ignore[import-untyped]
-from botocore.config import Config  # type: ignore[import-untyped]
 from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
+from s3transfer.manager import TransferManager  # type: ignore[import-untyped]
 from urllib3.exceptions import HTTPError
 
-from storage.errors import (
-    Damaged,
-    InvalidKey,
-    InvalidURL,
-    NotSetUp,
-    Unavailable,
-)
+from storage.errors import Damaged, InvalidKey, InvalidURL, Unavailable
 from storage.protocol import MAX_KEY_BYTES, ObjectInfo, Source, check_key, check_prefix, chunks
-from storage.s3_errors import answered, code_of, one_line
-
-log = logging.getLogger(__name__)
+from storage.s3_client import connect, sends_checksums
+from storage.s3_errors import code_of, meaning
 
 PART = 8 << 20  # bytes; an object of more goes in parts of so many, side by side
 PARALLEL = 6  # parts in memory at once while reading: 48 MiB
-UPLOADS = 4  # and while writing, where the SDK keeps one or two more: 50 MiB measured
+UPLOADS = 5  # and while writing, of all puts together; the SDK keeps one or two more
 CONFLICT_TRIES = 5
-CONNECT_S = 5.0
-SLOWEST = 64 << 10  # bytes that must come while patience lasts, or the answer is given up
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _MAX_PREFIX_BYTES = 1024 - MAX_KEY_BYTES - 1
@@ -71,6 +60,7 @@ class S3Store:
         self._patience = patience
         self._lock = threading.Lock()
         self._client: Any = None
+        self._uploads: Any = None
 
     def put(self, key: str, source: Source, *, if_absent: bool = False) -> ObjectInfo:
         check_key(key)
@@ -144,7 +134,7 @@ class S3Store:
     def _put_at_once(self, key: str, body: _Body, if_absent: bool) -> Any:
         wanted: dict[str, Any] = {"IfNoneMatch": "*"} if if_absent else {}
         s3 = self._s3()
-        if _sends_checksums(s3):
+        if sends_checksums(s3):
             # as a header, which more servers take than the SDK's trailer; the algorithm, for those that store by it
             wanted |= {"ChecksumAlgorithm": "CRC32", "ChecksumCRC32": _base64(body.crc32())}
         for left in reversed(range(CONFLICT_TRIES)):
@@ -160,16 +150,14 @@ class S3Store:
 
     def _put_in_parts(self, key: str, body: _Body) -> ObjectInfo:
         """By the SDK's own manager, which aborts the upload on any failure."""
-        config = TransferConfig(
-            multipart_threshold=PART,
-            multipart_chunksize=PART,
-            max_concurrency=UPLOADS,
-            preferred_transfer_client="classic",  # the other one is native, with memory and retries of its own
-        )
-        config.max_in_memory_upload_chunks = UPLOADS
         s3, name = self._s3(), self._prefix + key
-        extra = {"ChecksumAlgorithm": "CRC32", "ChecksumType": "FULL_OBJECT"} if _sends_checksums(s3) else {}
-        s3.upload_fileobj(body, self._bucket, name, ExtraArgs=extra, Config=config)
+        extra = {"ChecksumAlgorithm": "CRC32", "ChecksumType": "FULL_OBJECT"} if sends_checksums(s3) else {}
+        upload = self._uploads.upload(body, self._bucket, name, extra)
+        try:
+            upload.result()
+        except BaseException:
+            upload.cancel()
+            raise
         info = s3.head_object(Bucket=self._bucket, Key=name)  # the manager keeps its answers to itself
         return ObjectInfo(key, body.size, info["LastModified"].timestamp())
 
@@ -218,20 +206,14 @@ class S3Store:
         return self._drained(reply, stop - start)
 
     def _drained(self, reply: Any, count: int) -> bytearray:
-        """The first `count` bytes of an answer's body. The SDK's time-out is for each byte, this one for a pace."""
+        """The first `count` bytes of an answer's body."""
         data, got = bytearray(count), 0
-        since, then = time.monotonic(), 0
         with reply["Body"] as raw:  # urllib3's own stream; read to its end, it gives its connection back
             while piece := raw.read1(min(count - got, 256 << 10) or 1):
                 data[got : got + len(piece)] = piece
                 got += len(piece)
                 if got == count < reply["ContentLength"]:
                     return data
-                now = time.monotonic()
-                if now - since > self._patience():
-                    if got - then < SLOWEST:
-                        raise Unavailable(f"{self.url}: an answer trickles, {got} of {count} bytes so far")
-                    since, then = now, got
         if got != count:
             raise Unavailable(f"{self.url}: an answer ended {count - got} bytes early")
         return data
@@ -253,53 +235,21 @@ class S3Store:
         """The one client, made when first needed: it finds the credentials, maybe by asking the network."""
         with self._lock:
             if self._client is None:
-                session = boto3.Session()
-                credentials = session.get_credentials()
-                if credentials is None:
-                    raise sdk.NoCredentialsError
-                log.info("%s: credentials: %s", self.url, _kind(credentials.method, session.profile_name))
-                config = Config(
-                    retries={"total_max_attempts": 1},  # retrying is a wrapper's, which knows the deadline
-                    connect_timeout=max(0.1, min(CONNECT_S, self._patience())),
-                    max_pool_connections=2 * PARALLEL + 4,
-                    response_checksum_validation="when_required",  # done here, over the whole object
-                    user_agent_extra="baton",
-                )
-                # containers on AWS are told their region by this variable, which boto3 overlooks
-                region = session.region_name or os.environ.get("AWS_REGION")
-                try:
-                    client = session.client("s3", region_name=region, config=config)
-                except ValueError as e:  # "Invalid endpoint"
-                    raise NotSetUp(f"{self.url}: {one_line(e)}; look at AWS_ENDPOINT_URL_S3") from e
-                client.meta.events.register("before-call.s3", self._set_patience)
-                self._client = client
+                self._client = connect(self.url, self._patience, 2 * PARALLEL + 4)
+                config = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=UPLOADS)
+                config.max_in_memory_upload_chunks = UPLOADS
+                # one for all puts, which share its threads and its memory; the other kind of manager that boto3 could
+                # choose is native, with memory and retries of its own
+                self._uploads = TransferManager(self._client, config)
             return self._client
-
-    def _set_patience(self, context: dict[str, Any], **_: Any) -> None:
-        context["read_timeout"] = max(0.1, self._patience())
 
     @contextmanager
     def _told(self, key: str) -> Iterator[None]:
         """Turn what the SDK says into the store's own errors."""
         try:
             yield
-        except sdk.ClientError as e:
-            raise answered(e, self.url, self._bucket, key) from e
-        except (sdk.HTTPClientError, sdk.ConnectionError, ResponseParserError, HTTPError) as e:
-            if "CERTIFICATE_VERIFY_FAILED" in str(e):
-                raise NotSetUp(
-                    f"{self.url}: the server's certificate is not trusted here; set this machine's clock, or name its "
-                    f"authority by AWS_CA_BUNDLE: {one_line(e)}"
-                ) from e
-            raise Unavailable(f"{self.url}: {key or 'list'}: {one_line(e)}") from e
-        except (sdk.NoCredentialsError, sdk.PartialCredentialsError) as e:
-            raise NotSetUp(
-                f"{self.url}: no AWS credentials ({one_line(e)}); give the machine a role (instance profile), set "
-                "AWS_ROLE_ARN and AWS_WEB_IDENTITY_TOKEN_FILE, or mount a credentials file and set "
-                "AWS_SHARED_CREDENTIALS_FILE"
-            ) from e
-        except sdk.BotoCoreError as e:
-            raise NotSetUp(f"{self.url}: {one_line(e)}") from e
+        except (sdk.ClientError, sdk.BotoCoreError, ResponseParserError, HTTPError) as e:
+            raise meaning(e, self.url, self._bucket, key) from e
 
 
 class _Body(io.RawIOBase):
@@ -356,27 +306,6 @@ class _Body(io.RawIOBase):
         """The caller may resize its memory again once no view of it is left."""
         self._views.clear()
         super().close()
-
-
-def _kind(method: str, profile: str) -> str:
-    """Credentials by the kind and name of where they come from, never by value."""
-    role = os.environ.get("AWS_ROLE_ARN", f"of profile {profile}")
-    return {
-        "env": "environment variable AWS_ACCESS_KEY_ID",
-        "shared-credentials-file": f"credentials file, profile {profile}",
-        "config-file": f"configuration file, profile {profile}",
-        "assume-role": f"role assumed by profile {profile}",
-        "assume-role-with-web-identity": f"role {role} by workload identity federation",
-        "container-role": "role of the container (ECS task or EKS pod identity)",
-        "iam-role": "role of the instance",
-        "custom-process": f"program named by profile {profile}",
-        "sso": f"single sign-on of profile {profile}",
-    }.get(method, method)
-
-
-def _sends_checksums(s3: Any) -> bool:
-    """AWS_REQUEST_CHECKSUM_CALCULATION=when_required is how one keeps them from servers that refuse them."""
-    return bool(s3.meta.config.request_checksum_calculation != "when_required")
 
 
 def _base64(crc: int) -> str:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from botocore import exceptions as sdk  # type: ignore[import-untyped]
+from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
+from urllib3.exceptions import HTTPError
+
 from storage.errors import (
     AlreadyExists,
     Damaged,
@@ -36,6 +40,7 @@ _SET_UP = {
 }
 _DAMAGED = {"BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "InvalidDigest"}
 _BUSY = {"RequestTimeout", "IncompleteBody", "NoSuchUpload", "OperationAborted", "ConditionalRequestConflict"}
+_NO_TOKEN_NOW = ("Throttling", "ThrottlingException", "RequestLimitExceeded", "IDPCommunicationError")
 _RIGHTS = {
     # without ListBucket S3 calls what is absent forbidden, and forbidden is never taken for absent
     "GetObject": "s3:GetObject on its objects and s3:ListBucket on the bucket",
@@ -45,12 +50,36 @@ _RIGHTS = {
 }
 
 
-def answered(error: Any, url: str, bucket: str, key: str) -> StoreError:
+def meaning(error: Exception, url: str, bucket: str, key: str) -> StoreError:
+    """What the SDK raised, in the store's own errors."""
+    if isinstance(error, sdk.ClientError):
+        return _answered(error, url, bucket, key)
+    if isinstance(error, sdk.HTTPClientError | sdk.ConnectionError | ResponseParserError | HTTPError):
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return NotSetUp(
+                f"{url}: the server's certificate is not trusted here; set this machine's clock, or name its "
+                f"authority by AWS_CA_BUNDLE: {one_line(error)}"
+            )
+        return Unavailable(f"{url}: {key or 'list'}: {one_line(error)}")
+    if isinstance(error, sdk.NoCredentialsError | sdk.PartialCredentialsError):
+        return NotSetUp(
+            f"{url}: no AWS credentials ({one_line(error)}); give the machine a role (instance profile), set "
+            "AWS_ROLE_ARN and AWS_WEB_IDENTITY_TOKEN_FILE, or mount a credentials file and set "
+            "AWS_SHARED_CREDENTIALS_FILE"
+        )
+    return NotSetUp(f"{url}: {one_line(error)}")
+
+
+def _answered(error: Any, url: str, bucket: str, key: str) -> StoreError:
     """What an answer that is no success means."""
     code, operation = code_of(error), error.operation_name
     status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
     said = f"{url}: {key or 'list'}: {code}: {one_line(error.response['Error'].get('Message', ''))}"
-    if operation.startswith("AssumeRole"):
+    if operation.startswith("AssumeRole"):  # asked of the token service
+        if status == 429 or status >= 500 or code in _NO_TOKEN_NOW:
+            return Unavailable(f"{said} ({operation})")
+        if code in _SET_UP:
+            return NotSetUp(f"{said} ({operation}); {_SET_UP[code]}")
         return NotSetUp(f"{said} ({operation}); let the role's trust policy name this identity (sts:{operation})")
     if code in ("NoSuchKey", "404"):
         return NotFound(f"{url}: {key}: not there")

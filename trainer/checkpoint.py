@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,7 +12,7 @@ from trainer.exits import UserError
 from trainer.history import Checkpoint
 from trainer.job import Task
 from trainer.order import NO_SAMPLES
-from trainer.parts import decode, raw_bytes
+from trainer.parts import decode
 from trainer.settings import Json
 
 
@@ -37,13 +36,6 @@ class Snapshot:
     optimizer: dict[str, Tensor]
     scalars: dict[str, Json]
     frozen: frozenset[str]  # names in `model` that training is not expected to change
-
-    def weights_sha256(self) -> str:
-        """SHA-256 over the model's state: raw bytes in row-major order, tensors in the order of their names."""
-        digest = hashlib.sha256()
-        for name in sorted(self.model):
-            digest.update(raw_bytes(self.model[name]))
-        return digest.hexdigest()
 
 
 class HostBuffers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 import uuid
 from collections import deque
@@ -17,7 +18,8 @@ from trainer.manifest import Manifest, PartRef, checkpoint_name
 from trainer.parts import Part, encode, grouped
 from trainer.settings import Json
 
-SENDERS = 2  # parts on their way at once, while one more is being hashed
+SENDERS = 3  # parts on their way at once; one less while the next is being hashed
+COPIED_BYTES = 33 << 20  # of them in copies, while the next is made, which may be another such: 64 MB beside the state
 LONGEST_S = 12 * 3600.0  # for which a save's parts may lie there unnamed: half of what `trainer.retention` leaves alone
 
 
@@ -122,19 +124,25 @@ def _send_parts(
 ) -> tuple[list[PartRef], int, str]:
     """Put the parts that are not `fresh` or have gone, hashing while others are sent.
 
-    Returns their names, bytes sent, and the weights' hash.
+    Returns their names, bytes sent, and the weights' hash. That one is over the model's raw bytes in row-major order,
+    tensors in the order of their names: so it is taken of the parts' chunks as they pass, which are just these, and no
+    tensor is put in order twice.
     """
     refs: list[PartRef] = []
-    sending: deque[Future[int]] = deque()
+    sending: deque[tuple[Part, Future[int]]] = deque()
     sent = 0
+    weights = hashlib.sha256()
     with ThreadPoolExecutor(SENDERS, "send") as pool:
         for section, part in _encoded(snapshot):
             refs.append(PartRef(section, part.sha256, part.size))
-            if len(sending) == SENDERS:  # no more of them in memory
-                sent += sending.popleft().result()
             check()
             send = history.keep_part if part.sha256 in fresh else history.put_part
-            sending.append(pool.submit(send, part.sha256, part.size, part.chunks))
-        weights_sha256 = snapshot.weights_sha256()
-        sent += sum(future.result() for future in sending)
-    return refs, sent, weights_sha256
+            sending.append((part, pool.submit(send, part.sha256, part.size, part.chunks)))
+            if section == "model":
+                for chunk in part.chunks[1:]:
+                    weights.update(chunk)
+            # no more of them in memory while the next is made
+            while len(sending) == SENDERS or sum(waiting.copied for waiting, _ in sending) > COPIED_BYTES:
+                sent += sending.popleft()[1].result()
+        sent += sum(future.result() for _, future in sending)
+    return refs, sent, weights.hexdigest()

@@ -242,17 +242,24 @@ class History:
     ) -> Checkpoint | None:
         """The newest checkpoint that is whole; None if the run has none at all.
 
-        Goes back along the parents of one that is bad, then to other chains, and says why. Raises `UserError`
-        if there are checkpoints but none is good, or if the run is marked as not whole: training must not quietly
-        start again from step 0.
+        Goes back along the parents of one that is bad, then to other chains, and says why. One that is cleaned up
+        while it is read has newer ones: then it looks again. Raises `UserError` if there are checkpoints but none is
+        good, or if the run is marked as not whole: training must not quietly start again from step 0.
         """
-        names = [checkpoint_name(*name) for name in self._usable()]
+        names = self._usable_names()
         parents: dict[str, str | None] = {}
-        for name in fallback_order(names, parents):
+        order = fallback_order(names, parents)
+        while (name := next(order, None)) is not None:
             try:
                 parents[name] = self.manifest(name).parent
                 return self.load(name, known, check)
             except Bad as e:
+                left = self._usable_names()
+                if name not in left:
+                    log.info("checkpoint %s was cleaned up while it was read; looking for the newest again", name)
+                    names, parents = left, {}
+                    order = fallback_order(names, parents)
+                    continue
                 log.error("checkpoint %s is bad: %s; going back to the one before it", name, e)
         if names:
             raise UserError(
@@ -260,6 +267,9 @@ class History:
                 "look at them, or start anew under another name with --run NAME"
             )
         return None
+
+    def _usable_names(self) -> list[str]:
+        return [checkpoint_name(*name) for name in self._usable()]
 
     def put_part(self, sha256: str, size: int, chunks: list[memoryview]) -> int:
         """Put a part of so many bytes, whatever lies there; bytes sent."""

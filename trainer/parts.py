@@ -33,11 +33,12 @@ _DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One encoded part. `chunks` are views into the tensors' own memory wherever that is in logical order."""
+    """One encoded part: its header, and of each tensor a view of its own memory, or of a copy in logical order."""
 
     sha256: str
     size: int  # bytes
     chunks: list[memoryview]
+    copied: int  # bytes that lie in copies, and are held in memory as long as the part is
 
 
 def grouped(tensors: Mapping[str, Tensor], frozen: Collection[str] = ()) -> Iterator[dict[str, Tensor]]:
@@ -87,7 +88,8 @@ def encode(tensors: Mapping[str, Tensor]) -> Part:
     digest = hashlib.sha256()
     for chunk in chunks:
         digest.update(chunk)
-    return Part(digest.hexdigest(), sum(chunk.nbytes for chunk in chunks), chunks)
+    copied = sum(tensor.nbytes for tensor in tensors.values() if not tensor.is_contiguous())
+    return Part(digest.hexdigest(), sum(chunk.nbytes for chunk in chunks), chunks, copied)
 
 
 def decode(data: bytes) -> dict[str, Tensor]:

@@ -1,20 +1,33 @@
 """Which checkpoints and parts a run keeps, and the removal of the others, also while it is being written to.
 
+Kept are the newest good checkpoints, and besides, by the store's own clock:
+- for 24 h every part and every manifest, of any attempt: a branch of a copy which doesn't know yet that it is
+  superseded, the parts of a save that is still under way, a checkpoint that somebody reads;
+- but only for 1 h a manifest of the newest attempt that has newer ones enough, and with it those of its parts that
+  nobody has put again since the last but one. Else a large state saved every minute would fill the store for a day.
+
 What makes it safe beside a running writer, a zombie and another cleaner:
 - Parts are listed before manifests: a part that a manifest comes to name meanwhile is no candidate, or is kept.
-- What is younger than 24 h by the store's own clock stays: the parts of a save that is still under way, a branch of a
-  copy which doesn't know yet that it is superseded, a checkpoint that somebody has just begun to read.
 - A part's age is asked again right before it goes: a writer may have put the same bytes again since the listing.
-- A writer leaves out only parts that its own newest manifest names, and while it may still commit, that one is kept.
+- A writer leaves out only parts that its own newest manifest names, and while it may still commit, that one is kept:
+  as the newest of the newest attempt, or for 24 h.
+- Why 1 h is enough there. Let D be such a manifest, X one of its parts, L the attempt's last but one, and C a manifest
+  that is written later and names X. If C is of D's attempt, its save began after all that are listed: it put X again,
+  and X is not older than L, or left it out because the newest manifest names it, which is kept. If C is of a later
+  attempt, it put X after its claim; after a claim the attempt before commits one more at the most, so L is older than
+  that put. If C is of an earlier attempt, it looked for a successor before D's attempt was claimed, and is written
+  after D was removed: one request, between that look and the manifest, has taken over an hour. Then C is a branch that
+  nobody goes on from while a checkpoint of the later attempt is good.
+- A reader that is overtaken looks for the newest one again (`History.newest_good`); it has had the better part of an
+  hour, for what was the newest when it began.
 - A save that has taken 12 h is given up before its manifest: its parts may have grown old unnamed.
 
 Two gaps stay, each between two requests; a process stopped right there can stretch it. Neither takes more than one
 checkpoint: it is found bad, its parent is taken, and the writer's next save looks whether what it leaves out is there.
 - In `remove`, between the last question for a part's age and its deletion: a writer puts the very bytes of a part that
-  nothing has named for 24 h, as who repeats the steps of a copy that died in its save does. S3 can delete on no
-  condition that would help: its ETag follows from the bytes, which are the same.
-- In `trainer.commit`, between the last look and the manifest: a copy without a successor is stopped there for a day,
-  and its parts are cleaned up meanwhile.
+  nothing names any more, as who repeats the steps of a copy that died in its save does. S3 can delete on no condition
+  that would help: its ETag follows from the bytes, which are the same.
+- In `trainer.commit`, between the last look and the manifest: a copy is stopped there for as long as its parts stay.
 `tests/chaos/test_protocol_model.py` goes through all orders of calls and finds no third one.
 """
 
@@ -24,17 +37,19 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from storage import ObjectInfo
 from storage.errors import NotFound, StoreError
 from trainer.history import Absent, Bad, History, Superseded, fallback_order
-from trainer.manifest import is_sha256, parse_name
+from trainer.manifest import checkpoint_name, is_sha256, parse_name
 
 log = logging.getLogger("baton.retention")
 
 YOUNG_S = 24 * 3600.0
-EVERY_S = 600.0  # between two clean-ups by a writer; nothing under 24 h old goes, so more often would find nothing
+SETTLED_S = 3600.0  # of the newest attempt's own; a reader's time to read what was the newest when it began
+EVERY_S = 600.0  # between two clean-ups by a writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +82,22 @@ class Retention:
     """Keeps the newest `keep` good checkpoints of a run, in the order in which a start would fall back to them.
 
     Good means here: the manifest is whole, and its parts are there in their sizes. `young_s`: seconds by the store's
-    clock for which everything is kept.
+    clock for which everything is kept, but for what the newest attempt itself made obsolete: that for `settled_s`.
     """
 
-    def __init__(self, history: History, keep: int, *, young_s: float = YOUNG_S, every_s: float = EVERY_S) -> None:
+    def __init__(
+        self,
+        history: History,
+        keep: int,
+        *,
+        young_s: float = YOUNG_S,
+        settled_s: float = SETTLED_S,
+        every_s: float = EVERY_S,
+    ) -> None:
         self._history = history
         self._keep = keep
         self._young_s = young_s
+        self._settled_s = min(settled_s, young_s)
         self._every_s = every_s
         self._next_at = 0.0
         self._known: dict[str, _Known] = {}
@@ -116,14 +140,15 @@ class Retention:
         listed = history.store.list(history.key("checkpoints", ""))
         manifests = {name: info for info in listed if parse_name(name := _last(info).removesuffix(".json"))}
         old = now - self._young_s
-        if not any(info.modified < old for info in (*parts.values(), *manifests.values())):
+        if not any(i.modified < old for i in parts.values()) and not self._obsolete(manifests, now):
             return Excess([], [], len(manifests))
         kept = self._kept(manifests, parts, check)
         if kept is None:
             return Excess([], [], len(manifests), "none of the checkpoints is good, so all stay")
-        kept |= {name for name, info in manifests.items() if info.modified >= old}
         result = history.read_record("result.json") or {}
-        kept |= {str(result.get("checkpoint"))} & manifests.keys()
+        kept |= (manifests.keys() - self._obsolete(manifests, now)) | (
+            {str(result.get("checkpoint"))} & manifests.keys()
+        )
         named = {key.rpartition("/")[2] for key in _strings(result.get("weights"))}
         unreadable = []
         for name in kept:
@@ -137,8 +162,40 @@ class Retention:
         gone = [info for name, info in sorted(manifests.items()) if name not in kept]
         if unreadable:
             return Excess(gone, [], len(kept), f"all parts stay, for checkpoint {min(unreadable)} can't be read")
-        unnamed = [i for sha256, i in parts.items() if is_sha256(sha256) and i.modified < old and sha256 not in named]
+        left, before = self._left_behind(gone, manifests, now, check)
+        unnamed = [
+            info
+            for sha256, info in parts.items()
+            if is_sha256(sha256) and sha256 not in named and info.modified < (before if sha256 in left else old)
+        ]
         return Excess(gone, unnamed, len(kept))
+
+    def _obsolete(self, manifests: dict[str, ObjectInfo], now: float) -> set[str]:
+        """Checkpoints whose age does not keep them."""
+        newest = max((_attempt(name) for name in manifests), default=0)
+        return {
+            name
+            for name, info in manifests.items()
+            if info.modified < now - (self._settled_s if _attempt(name) == newest else self._young_s)
+        }
+
+    def _left_behind(
+        self, gone: list[ObjectInfo], manifests: dict[str, ObjectInfo], now: float, check: Callable[[], None]
+    ) -> tuple[set[str], float]:
+        """Parts of what goes of the newest attempt, and until when they must have been put to go with it."""
+        own = sorted((pair for name in manifests if (pair := parse_name(name))), reverse=True)
+        own = [pair for pair in own if pair[0] == own[0][0]]
+        if len(own) < 2:
+            return set(), 0.0
+        left: set[str] = set()
+        for info in gone:
+            name = _last(info).removesuffix(".json")
+            check()
+            if parse_name(name) in own:
+                with suppress(Bad):
+                    left |= self._manifest(name).parts.keys()
+        last_but_one = manifests[checkpoint_name(*own[1])].modified
+        return left, max(now - self._young_s, min(last_but_one, now - self._settled_s))
 
     def remove(self, excess: Excess, now: float, check: Callable[[], None] = lambda: None) -> None:
         """Delete it: manifests first, so that none is left whose parts are going. Raises `StoreError`."""
@@ -149,7 +206,7 @@ class Retention:
         for info in excess.parts:
             check()
             try:
-                if store.stat(info.key).modified < now - self._young_s:
+                if store.stat(info.key).modified < now - self._settled_s:  # not put again since it was listed
                     store.delete(info.key)
             except NotFound:
                 continue
@@ -197,6 +254,11 @@ def told(excess: Excess) -> str:
     """In words: how many, how large."""
     size = f"{excess.bytes / 1e9:.2f} GB" if excess.bytes >= 1e9 else f"{excess.bytes / 1e6:.1f} MB"
     return f"{len(excess.manifests)} checkpoints and {len(excess.parts)} parts, {size}"
+
+
+def _attempt(name: str) -> int:
+    attempt, _ = parse_name(name) or (0, 0)
+    return attempt
 
 
 def _last(info: ObjectInfo) -> str:

@@ -50,7 +50,7 @@ class Settings:
     )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to compute")
     checkpoint_every: str = setting("auto", "how often to save: 30s, 200steps, 1epoch, or auto: as often as pays")
-    keep: int = setting(3, "how many good checkpoints to keep; those of the last 24 hours stay anyhow")
+    keep: int = setting(3, "how many good checkpoints to keep; those of the last hour stay anyhow")
     log: Literal["auto", "text", "json"] = setting(
         "auto", "text, or one JSON object a line; auto: a live display on a terminal, else text"
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from store_contract import Place, StoreContract, finish, names, read, spawn
+from store_contract import SOAK, Place, StoreContract, names, read
 
 from storage import Store, open_store
 from storage.errors import (
@@ -59,8 +59,8 @@ def url(moto: MotoS3) -> str:
 class TestS3(StoreContract):
     @pytest.fixture
     def place(self, url: str) -> Place:
-        # moto joins what came in parts, several times over: 300 MiB keep a busy machine beyond a request's 20 s
-        return Place(lambda: open_store(url), big_mib=150)
+        # moto joins what came in parts, several times over
+        return Place(lambda: open_store(url), big_mib=300 if SOAK else 150)
 
 
 if LIVE:
@@ -275,17 +275,6 @@ def test_an_answer_that_ends_or_stops_early_is_unavailable(
     proxy.faults = [Fault(kind, at=PART // 2, when=is_get_of(start) if start else lambda r: "range" not in r.headers)]
     with pytest.raises(Unavailable):
         read(store, "a")
-
-
-def test_an_answer_that_trickles_is_unavailable(store: Store, proxy: Proxy, patience: list[float]) -> None:
-    """Each byte comes in time, so no time-out of a socket ever ends."""
-    store.put("a", body(MIB))
-    patience[0] = 1.0
-    start = time.monotonic()
-    proxy.faults = [Fault("slow", pause_s=0.001, when=is_get)]
-    with pytest.raises(Unavailable, match="trickles"):
-        read(store, "a")
-    assert time.monotonic() - start < 5
 
 
 def test_a_slow_link_is_no_fault(store: Store, proxy: Proxy, patience: list[float]) -> None:
@@ -554,8 +543,3 @@ def test_a_server_killed_in_the_midst_of_an_upload_and_started_again(monkeypatch
         assert names(store) == []
         store.put("a", [body(PART)] * 2)
         assert hashlib.sha256(read(store, "a")).digest() == hashlib.sha256(body(PART) * 2).digest()
-
-
-def test_only_its_scheme_imports_the_sdk() -> None:
-    code = "import sys, storage; storage.open_store('file:///tmp'); print('boto3' in sys.modules)"
-    assert finish(spawn(code)) == "False\n"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from store_contract import MALFORMED, Place, StoreContract
+from store_contract import MALFORMED, Place, StoreContract, finish, spawn
 
 from storage import ObjectInfo, open_store
 from storage.errors import InvalidKey, InvalidURL
@@ -46,6 +46,18 @@ def test_a_malformed_key_is_refused_and_shown_in_one_printable_line(key: str) ->
 def test_a_prefix_in_a_listing_is_told_from_an_object() -> None:
     assert not ObjectInfo("run/a", 0, 0.0).is_prefix
     assert ObjectInfo("run/", 0, 0.0).is_prefix
+
+
+SDKS = {"file:///tmp": None, "s3://bucket": "boto3", "gs://bucket": "google.cloud.storage", "az://account/abc": "azure"}
+
+
+@pytest.mark.parametrize(("url", "own"), SDKS.items())
+def test_no_sdk_is_imported_but_that_of_the_scheme_in_use(url: str, own: str | None) -> None:
+    code = "import sys, entrypoint; entrypoint.open_store(sys.argv[1]).url; print(*sys.modules)"
+    process = spawn(code, url, STORAGE_EMULATOR_HOST="http://127.0.0.1:9", AZURE_STORAGE_KEY="a2V5")
+    imported = set(finish(process).split())
+    assert {name for name in SDKS.values() if name in imported} == ({own} if own else set())
+    assert "torch" not in imported
 
 
 @pytest.mark.parametrize(

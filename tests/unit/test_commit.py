@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import trainer.commit
 from storage import open_store
 from storage.errors import StoreError, Unavailable
 from trainer.checkpoint import HostBuffers, Position, restore, take
@@ -107,6 +110,58 @@ def test_a_part_that_should_be_there_and_has_gone_is_sent_again(store: Counting)
     second = committed(store, task, 2, first)
     assert second.sent == backbone.size
     History(store, "run").load(second.manifest.name)
+
+
+def test_the_weights_hash_is_over_raw_bytes_in_row_major_order_by_name_whatever_parts_they_lie_in(
+    store: Counting,
+) -> None:
+    task = HeadOnly()
+    task.model.insert(0, nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last))
+    expected = hashlib.sha256()
+    for _, tensor in sorted(task.model.state_dict().items()):
+        expected.update(tensor.contiguous().numpy().tobytes())
+    first = committed(store, task, 1)
+    assert first.manifest.weights_sha256 == expected.hexdigest()
+    assert len({ref.section for ref in first.manifest.parts}) == 1
+    assert len(first.manifest.parts) > 2, "frozen and trained ones, in more than one part"
+    assert committed(store, task, 2, first).manifest.weights_sha256 == expected.hexdigest(), (
+        "also where nothing is sent"
+    )
+
+
+def test_no_more_than_a_part_is_held_in_copies_while_the_next_is_made(
+    store: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors in another memory order than the logical one are copied to be sent; here to a slow store."""
+
+    class Wide(HeadOnly):
+        def __init__(self) -> None:
+            self.model = nn.Sequential(*(nn.Linear(500, 500, bias=False) for _ in range(5)))
+            for layer in self.model:
+                layer.weight = nn.Parameter(layer.weight.detach().t().contiguous().t())
+            self.optimizers = {}
+
+    held, most = [0], [0]
+    encode, put = trainer.commit.encode, History.put_part
+
+    def encoding(group: Any) -> Any:
+        part = encode(group)
+        held[0] += part.copied
+        most[0] = max(most[0], held[0])
+        return part
+
+    def putting(self: History, sha256: str, size: int, chunks: list[memoryview]) -> int:
+        time.sleep(0.2)
+        sent = put(self, sha256, size, chunks)
+        held[0] -= sum(chunk.nbytes for chunk in chunks[1:])
+        return sent
+
+    monkeypatch.setattr("trainer.parts.PART_BYTES", 1_000_000)
+    monkeypatch.setattr(trainer.commit, "COPIED_BYTES", 1_000_000)
+    monkeypatch.setattr(trainer.commit, "encode", encoding)
+    monkeypatch.setattr(History, "put_part", putting)
+    committed(store, Wide(), 1)
+    assert most[0] == 2_000_000
 
 
 def test_metric_lines_go_with_the_checkpoint_that_follows_them(store: Counting) -> None:

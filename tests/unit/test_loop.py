@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from trainer.checkpoint import HostBuffers, Position, Snapshot, take
 from trainer.job import Batch, Task
 from trainer.loop import Loop, Plan
+from trainer.parts import encode
 from watchers import Mailbox
 
 
@@ -44,7 +45,7 @@ class SavesAtEveryBoundary:
             return
         self.waiting_for = ""
         snapshot: Snapshot = take(self.task, self.position, self.buffers)
-        whole = snapshot.weights_sha256() + snapshot.order_sha256 + str(sorted(snapshot.sums.items()))
+        whole = encode(snapshot.model).sha256 + snapshot.order_sha256 + str(sorted(snapshot.sums.items()))
         self.states.setdefault(snapshot.step, set()).add(whole)
 
     def evaluated(self, metrics: dict[str, float]) -> None:

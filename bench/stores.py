@@ -1,0 +1,264 @@
+"""Saving and restoring 200 MB on each kind of store, beside the SDK's own bare transfer of the same bytes, in turn.
+
+Saving is from a step boundary to the durable commit: the copy to host memory, hashing, all parts, the fence, the
+manifest. The bare upload is what the SDK's manual offers for one object: boto3's upload_fileobj, Google's
+transfer_manager (which takes files: one on tmpfs), Azure's upload_blob, each with parts of 8 MB and 8 at once; on a
+folder, a file written and synced. Restoring reads and hashes every part; the bare download is the SDK's parallel one.
+The servers are the emulators of tests/emulators on this machine, and share its processors with what is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from measure import in_turn, machine, ratio, scratch, spread
+
+import torch  # isort: skip
+from torch import nn
+
+from storage import open_store
+from tests.clouds import reached
+from tests.emulators.azurite import Azurite
+from tests.emulators.gcs import GoogleEmulator
+from tests.emulators.moto import MotoS3
+from trainer.checkpoint import HostBuffers, Position, take
+from trainer.commit import RunFacts, Save, commit
+from trainer.history import History
+from trainer.job import Task
+
+BUCKET, STATE_MB, PART, AT_ONCE = "baton-bench", 200, 8 << 20, 8
+
+
+class Made(Task):
+    """A model of 100 MB with its momentum: 48 matrices, most of them in the order that convolutions like."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(240, 240, 3, bias=False) for _ in range(48)]
+        self.model = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
+        for parameter in self.model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self.optimizers = {"sgd": optimizer}
+
+    @property
+    def bytes(self) -> int:
+        return 2 * sum(parameter.nbytes for parameter in self.model.parameters())
+
+
+class Saving:
+    """Saves and loads the made-up state as an attempt does."""
+
+    def __init__(self, url: str) -> None:
+        self.task, self.position, self.buffers = Made(), Position(), HostBuffers()
+        self.history = History(open_store(url), "bench")
+        self.facts = RunFacts(
+            run="bench",
+            job="cifar10",
+            attempt=self.history.claim({}),
+            steps=1 << 30,
+            steps_per_epoch=100,
+            settings={},
+            machine={},
+            synthetic=False,
+        )
+        self.parent: str | None = None
+
+    def save(self) -> float:
+        self.position.step += 1
+        begun = time.perf_counter()
+        snapshot = take(self.task, self.position, self.buffers)
+        save = Save(snapshot, {}, [], list)
+        # nothing is fresh: every part is sent, as if training had changed it
+        done = commit(self.history, self.facts, save, self.parent, frozenset(), lambda **_: None)
+        seconds = time.perf_counter() - begun
+        assert done.sent >= self.task.bytes
+        self.parent = done.manifest.name
+        return seconds
+
+    def load(self) -> float:
+        assert self.parent is not None
+        begun = time.perf_counter()
+        self.history.load(self.parent)
+        return time.perf_counter() - begun
+
+
+# --- the bare ways: each gives an upload and a download of `body`
+
+
+def bare_s3(body: bytes, _folder: Path) -> tuple[Callable[[], object], Callable[[], object]]:
+    import boto3
+    from boto3.s3.transfer import TransferConfig
+
+    client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL_S3"])
+    config = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=AT_ONCE)
+    return (
+        lambda: client.upload_fileobj(io.BytesIO(body), BUCKET, "bare", Config=config),
+        lambda: client.download_fileobj(BUCKET, "bare", io.BytesIO(), Config=config),
+    )
+
+
+def bare_google(body: bytes, folder: Path) -> tuple[Callable[[], object], Callable[[], object]]:
+    from google.auth.credentials import AnonymousCredentials
+    from google.cloud.storage import Client, transfer_manager
+
+    blob = Client(project="bench", credentials=AnonymousCredentials()).bucket(BUCKET).blob("bare")
+    (folder / "body").write_bytes(body)
+    options = {"chunk_size": PART, "worker_type": transfer_manager.THREAD, "max_workers": AT_ONCE}
+
+    def download() -> None:
+        blob.reload()
+        transfer_manager.download_chunks_concurrently(blob, str(folder / "down"), **options)
+
+    return lambda: transfer_manager.upload_chunks_concurrently(str(folder / "body"), blob, **options), download
+
+
+def bare_azure(body: bytes, _folder: Path) -> tuple[Callable[[], object], Callable[[], object]]:
+    from azure.storage.blob import ContainerClient
+
+    sizes = {"max_block_size": PART, "max_single_put_size": PART, "max_chunk_get_size": PART}
+    container = ContainerClient.from_connection_string(os.environ["AZURE_STORAGE_CONNECTION_STRING"], BUCKET, **sizes)
+    blob = container.get_blob_client("bare")
+    return (
+        lambda: blob.upload_blob(body, overwrite=True, max_concurrency=AT_ONCE),
+        lambda: blob.download_blob(max_concurrency=AT_ONCE).readall(),
+    )
+
+
+def bare_folder(body: bytes, folder: Path) -> tuple[Callable[[], object], Callable[[], object]]:
+    where = folder / "bare"
+
+    def upload() -> None:
+        with open(where, "wb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+
+    return upload, where.read_bytes
+
+
+BARE = {"local": bare_folder, "s3": bare_s3, "gs": bare_google, "az": bare_azure}
+
+
+@contextmanager
+def served(kind: str, folder: Path) -> Iterator[str]:
+    """The URL of a store of this kind, which this process and its children reach."""
+    if kind == "local":
+        yield f"file://{folder}/store"
+        return
+    made: dict[str, Callable[[], Any]] = {
+        "s3": MotoS3,
+        "gs": lambda: GoogleEmulator(folder / "google"),
+        "az": lambda: Azurite(folder / "azure"),
+    }
+    with made[kind]() as emulator, reached(emulator.env):
+        emulator.make_bucket(BUCKET)
+        yield emulator.url(BUCKET, "runs")
+
+
+def peak_mb() -> float:
+    """This process's own peak, unlike ru_maxrss, which a child inherits."""
+    return next(int(x.split()[1]) for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x) / 1024
+
+
+def print_memory(url: str) -> None:
+    """In a process of its own: how far the peak rises in two saves of a state."""
+    saving = Saving(url)
+    saving.history.write_record({"warm": 1}, "warm.json")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: making the state took more
+    before = peak_mb()
+    for _ in range(2):
+        saving.save()
+    saved = peak_mb()
+    state = saving.task.bytes / (1 << 20)
+    print(f"  memory: saving takes {saved - before:.0f} MiB beside a state of {state:.0f} MiB: a copy of it", end="")
+    print(f" and {saved - before - state:.0f} MiB")
+
+
+def stall(rounds: int) -> None:
+    """What the training thread waits for, against one copy of the same tensors by torch."""
+    saving = Saving(f"file://{tempfile.mkdtemp()}")
+    task, buffers = saving.task, HostBuffers()
+    tensors = [*task.model.parameters(), *(s["momentum_buffer"] for s in task.optimizers["sgd"].state.values())]
+    copies = [torch.empty_like(tensor) for tensor in tensors]
+
+    def timed(work: Callable[[], object]) -> Callable[[], float]:
+        def seconds() -> float:
+            begun = time.perf_counter()
+            work()
+            return time.perf_counter() - begun
+
+        return seconds
+
+    def copy() -> None:
+        with torch.no_grad():
+            for target, tensor in zip(copies, tensors, strict=True):
+                target.copy_(tensor)
+
+    figures = in_turn(rounds, {"stall": timed(lambda: take(task, saving.position, buffers)), "one copy": timed(copy)})
+    for name, seconds in figures.items():
+        print(f"  {name:10} {spread([1000 * s for s in seconds], '.1f')} ms")
+    print(f"  stall against one copy: {ratio(figures['stall'], figures['one copy'])}")
+
+
+def measured(kind: str, rounds: int) -> None:
+    with ExitStack() as stack:
+        folder = stack.enter_context(scratch())
+        url = stack.enter_context(served(kind, folder))
+        saving = Saving(url)
+        shm = Path("/dev/shm")
+        fast = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(dir=shm if shm.is_dir() and kind == "gs" else folder))
+        )
+        up, down = BARE[kind](os.urandom(saving.task.bytes), fast)
+
+        def timed(work: Callable[[], object]) -> Callable[[], float]:
+            def seconds() -> float:
+                begun = time.perf_counter()
+                work()
+                return time.perf_counter() - begun
+
+            return seconds
+
+        figures = in_turn(
+            rounds,
+            {"save": saving.save, "bare upload": timed(up), "restore": saving.load, "bare download": timed(down)},
+        )
+        for name, seconds in figures.items():
+            print(f"  {name:14} {spread(seconds)} s")
+        print(f"  save against bare upload:      {ratio(figures['save'], figures['bare upload'])}")
+        print(f"  restore against bare download: {ratio(figures['restore'], figures['bare download'])}")
+        sys.stdout.flush()
+        subprocess.run([sys.executable, __file__, "--memory", url], check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--store", action="append", choices=BARE, help="one of these; again for more; all if not given")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory", metavar="URL", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory:
+        print_memory(options.memory)
+        return
+    print(f"a state of {STATE_MB} MB, {machine()}")
+    stall(options.rounds)
+    for kind in options.store or BARE:
+        print(f"{kind}:", flush=True)
+        measured(kind, options.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What Azure says when it doesn't do as it is told, in this house's words."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
+
+from azure.core.exceptions import HttpResponseError
+
+from storage.azure_login import Login, first_line
+from storage.errors import Damaged, NotFound, NotSetUp, PermissionDenied, StoreError, Unavailable
+
+_ROLE = "the role Storage Blob Data Contributor"
+_UNKNOWN = ("AuthenticationFailed", "InvalidAuthenticationInfo", "NoAuthenticationInformation")  # who asks, that is
+
+
+def meaning(error: Exception, key: str, place: str, login: Login, action: str, sas: str) -> StoreError:
+    """What the SDK raised, as the store's own; `action` and `sas` are what Azure calls the right that it takes."""
+    if not isinstance(error, HttpResponseError):
+        return _no_answer(error, key, place, login)
+    if error.response is None:
+        return Unavailable(f"{key}: {place}: {first_line(error)}")
+    return _refusal(error, key, place, login, action, sas)
+
+
+def not_azures(place: str, key: str) -> StoreError:
+    return Unavailable(f"{key}: what answers for {place} is not Azure: is there a login page in between?")
+
+
+def _no_answer(error: Exception, key: str, place: str, login: Login) -> StoreError:
+    reason = first_line(error)
+    host = urlsplit(login.endpoint).netloc
+    if reason.startswith("MD5 mismatch"):
+        return Damaged(f"{key}: {place}: came with other bytes than were sent ({reason})")
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        return NotSetUp(
+            f"{host}: its certificate is not trusted here: set the clock, or REQUESTS_CA_BUNDLE to your proxy's"
+        )
+    if "NameResolutionError" in reason or "Failed to resolve" in reason:
+        return Unavailable(f"{host}: no such name: is the account's name right, and is there a network?")
+    return Unavailable(f"{key}: no whole answer from {host}: {reason}")
+
+
+def _refusal(error: HttpResponseError, key: str, place: str, login: Login, action: str, sas: str) -> StoreError:
+    """What an answer that is no success means. The codes: Azure's manual, "Blob service error codes"."""
+    status, code = error.status_code or 0, code_of(error)
+    said = f"{place} answered {status} {code or 'without a code of Azure'}"
+    if code == "BlobNotFound":
+        return NotFound(f"{key}: not there")
+    if code == "ContainerNotFound":
+        account, container = place.removeprefix("az://").split("/")
+        return NotSetUp(
+            f"{place}: no such container; make it: az storage container create --auth-mode login "
+            f"--account-name {account} --name {container}"
+        )
+    if code in ("Md5Mismatch", "InvalidMd5") or (status == 400 and "contentMD5" in first_line(error)):  # azurite
+        return Damaged(f"{key}: {said}: what arrived is not what was sent")
+    if status == 401 or code in _UNKNOWN or (status == 403 and "failed to authenticate" in first_line(error)):
+        return NotSetUp(f"{said} to the {login.name}: {login.why_refused(_detail(error), _date(error))}")
+    if status == 403:
+        return PermissionDenied(
+            f"{key}: {said} to the {login.name}: it needs {_ROLE} on the container "
+            f"(action {action}; in a SAS sp={sas}), and the account's firewall must let this machine in"
+        )
+    if status in (408, 429) or status >= 500 or not code:  # without: what answered is not Azure, but in between
+        return Unavailable(f"{key}: {said}")
+    if code in ("ContainerBeingDeleted", "ContainerDisabled") or status == 404:
+        return NotSetUp(f"{said}: {first_line(error)}")
+    return StoreError(f"{key}: {said}: {first_line(error)}")
+
+
+def code_of(error: HttpResponseError) -> str:
+    """Azure's own name for what is wrong; "" where the answer names none."""
+    code = getattr(error, "error_code", None) or ""
+    return str(getattr(code, "value", code))
+
+
+def _date(error: HttpResponseError) -> datetime | None:
+    """What the time is by the clock of Azure, or of the proxy that answered."""
+    date = getattr(error.response, "headers", {}).get("date")
+    with suppress(ValueError):
+        return parsedate_to_datetime(date) if date else None
+    return None
+
+
+def _detail(error: HttpResponseError) -> str:
+    more: dict[str, str] = getattr(error, "additional_info", None) or {}
+    return more.get("authenticationerrordetail") or first_line(error)

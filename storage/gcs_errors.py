@@ -1,0 +1,105 @@
+"""What Google says when it doesn't do as it is told, in this house's words."""
+
+from __future__ import annotations
+
+import re
+import time
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
+from xml.sax.saxutils import unescape
+
+import requests
+import urllib3
+from google.api_core.exceptions import GoogleAPICallError
+from google.auth.exceptions import GoogleAuthError, TransportError
+
+from storage.errors import AlreadyExists, Damaged, NotSetUp, PermissionDenied, StoreError, Unavailable
+from storage.gcs_login import CREDENTIALS_MEND, one_line
+
+CLOCK_S = 240.0  # a token made by a clock that is 5 minutes off is refused
+SDK_ERRORS = (GoogleAPICallError, GoogleAuthError, requests.RequestException, urllib3.exceptions.HTTPError)
+
+
+def meaning(
+    error: Exception,
+    url: str,
+    bucket: str,
+    key: str,
+    permission: str,
+    absent: type[StoreError],
+    unmet: type[StoreError],
+) -> StoreError:
+    """One of `SDK_ERRORS` as the store's own; `absent` for 404, `unmet` for a condition that failed."""
+    where = f"{url}: {key}" if key else url
+    if isinstance(error, GoogleAPICallError):
+        return _refusal(error, where, bucket, permission, absent, unmet)
+    if isinstance(error, TransportError) or not isinstance(error, GoogleAuthError):
+        return Unavailable(f"{where}: {_failure(error)}")
+    words = one_line(str(error.args[0] if error.args else error))
+    if error.retryable:
+        return Unavailable(f"{where}: no token: {words}")
+    return NotSetUp(f"{where}: the credentials give no token: {words}; {CREDENTIALS_MEND}")
+
+
+def _refusal(
+    e: GoogleAPICallError,
+    where: str,
+    bucket: str,
+    permission: str,
+    absent: type[StoreError],
+    unmet: type[StoreError],
+) -> StoreError:
+    status, words = int(e.code or 0), _words(e.response)
+    if status == 404 and "bucket does not exist" in words:
+        make = f"gcloud storage buckets create gs://{bucket} --location=REGION --uniform-bucket-level-access"
+        return NotSetUp(f"{where}: there is no bucket {bucket}; make it: {make}")
+    if status == 404:
+        return absent(f"{where}: not there")
+    if status == 412:
+        return unmet(f"{where}: {'already there' if unmet is AlreadyExists else 'was replaced while it was read'}")
+    if status == 401:
+        return NotSetUp(f"{where}: the credentials are refused: {words}; {_clock(e.response)}{CREDENTIALS_MEND}")
+    if status in (408, 409, 429) or status >= 500 or (status == 403 and "ateLimitExceeded" in words):
+        return Unavailable(f"{where}: Google answers {status}: {words}")
+    if status == 403 and "scope" in words.lower():
+        return PermissionDenied(
+            f"{where}: {words}; start the machine with the access scope cloud-platform (--scopes=cloud-platform)"
+        )
+    if status == 403:
+        return PermissionDenied(
+            f"{where}: {words}; it takes {permission}, which roles/storage.objectUser on gs://{bucket} has"
+        )
+    if status == 400 and re.search("(?i)crc32c|digest|checksum", words):
+        return Damaged(f"{where}: {words}")
+    return StoreError(f"{where}: Google answers {status}: {words}")
+
+
+def _words(answer: requests.Response | None) -> str:
+    """What Google says in its JSON or XML."""
+    if answer is None:
+        return ""
+    text = answer.text
+    if found := re.findall(r"<(?:Code|Message|Details)>([^<]*)<", text):
+        return one_line(unescape(": ".join(filter(None, found))))
+    try:
+        error = answer.json()["error"]
+        return one_line(f"{error['message']} ({error['errors'][0]['reason']})")
+    except (ValueError, KeyError, TypeError, IndexError):
+        return one_line(text)
+
+
+def _failure(e: Exception) -> str:
+    """Which way a connection failed."""
+    text = one_line(str(e))
+    if "imed out" in text:
+        return "no answer in time"
+    return f"the connection failed: {text.rpartition('Caused by ')[2]}"
+
+
+def _clock(answer: requests.Response | None) -> str:
+    """A hint where this machine's clock differs from Google's by more than tokens bear."""
+    with suppress(TypeError, ValueError, KeyError, AttributeError):
+        off = time.time() - parsedate_to_datetime(answer.headers["Date"]).timestamp()  # type: ignore[union-attr]
+        if abs(off) > CLOCK_S:
+            return f"this machine's clock is {abs(off):.0f} s {'ahead' if off > 0 else 'behind'}: set it; "
+    return ""

@@ -1,0 +1,136 @@
+"""Credentials that end and are renewed: by a program, and by a token in a file for which a fake STS gives keys."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+from urllib.parse import parse_qs
+
+import pytest
+
+from storage import open_store
+from storage.errors import NotSetUp, Unavailable
+from tests.emulators.moto import MotoS3
+
+BUCKET = "baton-credentials"
+
+
+@pytest.fixture
+def url(moto_emulator: MotoS3, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A store that is reached, on a machine without any credentials yet."""
+    for name, value in moto_emulator.env.items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    moto_emulator.make_bucket(BUCKET)
+    return moto_emulator.url(BUCKET, uuid.uuid4().hex)
+
+
+def soon() -> str:
+    """So near that the SDK asks for new ones before each request: it does in the last ten minutes."""
+    return (datetime.now(UTC) + timedelta(minutes=5)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def test_a_program_that_gives_credentials_is_asked_again_before_they_end(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The way from Google and Azure to S3 in docs/stores.md."""
+    given = {"Version": 1, "AccessKeyId": "k", "SecretAccessKey": "hush", "SessionToken": "t", "Expiration": soon()}
+    (tmp_path / "given").write_text(json.dumps(given))
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import pathlib\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "(folder / 'asked').open('a').write('.')\n"
+        "print((folder / 'given').read_text())\n"
+    )
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = {sys.executable} {program}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    caplog.set_level(logging.DEBUG, "storage")
+    store = open_store(url)
+    store.put("a", b"1")
+    before = len((tmp_path / "asked").read_text())
+    store.put("a", b"2")
+    assert len((tmp_path / "asked").read_text()) > before >= 1
+    assert "program named by profile default" in caplog.text
+    assert "hush" not in caplog.text
+
+
+class Tokens(BaseHTTPRequestHandler):
+    """Amazon's token service, as far as AssumeRoleWithWebIdentity goes."""
+
+    status = 200
+    asked: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:
+        body = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        self.asked.append(body["WebIdentityToken"][0])
+        keys = "<AccessKeyId>k</AccessKeyId><SecretAccessKey>hush</SecretAccessKey><SessionToken>t</SessionToken>"
+        answer = (
+            "<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult>"
+            f"<Credentials>{keys}<Expiration>{soon()}</Expiration></Credentials>"
+            "</AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"
+        )
+        if self.status != 200:
+            code = "ExpiredTokenException" if self.status == 400 else "ServiceUnavailable"
+            answer = (
+                f"<ErrorResponse><Error><Code>{code}</Code><Message>Token expired</Message></Error></ErrorResponse>"
+            )
+        self.send_response(self.status)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """The mounted file; what is in it is the other cloud's token."""
+    monkeypatch.setattr(Tokens, "asked", [])
+    file = tmp_path / "token"
+    file.write_text("the-first-token")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Tokens) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", f"http://127.0.0.1:{server.server_address[1]}")
+        monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(file))
+        monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/baton")
+        yield file
+        server.shutdown()
+
+
+def test_a_federated_role_reads_its_token_file_anew_each_time_its_keys_near_their_end(
+    url: str, tokens: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "storage")
+    store = open_store(url)
+    store.put("a", b"1")
+    tokens.write_text("a-later-token")
+    store.put("a", b"2")
+    assert Tokens.asked[0] == "the-first-token"
+    assert Tokens.asked[-1] == "a-later-token"
+    assert "role arn:aws:iam::123456789012:role/baton by workload identity federation" in caplog.text
+    for value in ("hush", "the-first-token", "a-later-token"):
+        assert value not in caplog.text
+
+
+def test_a_token_file_that_nobody_refreshes_is_a_persons_matter_and_a_service_that_is_away_is_not(
+    url: str, tokens: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tokens, "status", 400)
+    with pytest.raises(NotSetUp, match="out of date") as caught:
+        open_store(url).put("a", b"1")
+    assert "\n" not in str(caught.value)
+    assert "the-first-token" not in str(caught.value)
+    monkeypatch.setattr(Tokens, "status", 503)
+    with pytest.raises(Unavailable):
+        open_store(url).put("a", b"1")
