@@ -61,7 +61,7 @@ RECIPES = {
     "quick": Recipe(
         whiten=(4, 2, 1), patches=16,
         blocks=((32, True, False), (64, True, False), (128, False, False), (128, False, True)),
-        smoothing=0.2, shift=2, sides=((0.35, 16), (0.8, 24), (1.0, 32)), short=300, bias_lr=13.5, head_lr=170.0,
+        smoothing=0.2, shift=1, sides=((0.2, 16), (0.7, 24), (1.0, 32)), short=300, bias_lr=13.5, head_lr=170.0,
     ),
     "best": Recipe(
         whiten=(2, 1, 0), patches=12, gelu=True,
