@@ -8,6 +8,10 @@
 What `quick` and `best` do, most of it from airbench: a frozen first convolution that whitens patches, the following
 ones trained by Muon, biases and the last layer by SGD, small pictures in the first part of the run, shifts and
 alternating flips of the training pictures; the last evaluation averages over flips and shifts.
+
+`quick` reaches 81.25 and 81.29 % (2 seeds), and with `--steps 98`, all of 16 pixels, 60.9 % (60.5 to 61.4, 5 seeds): in
+fp32 on an AMD EPYC with AVX2. A step takes it 0.12, 0.19 and 0.33 processor seconds at 16, 24 and 32 pixels, of which
+convolutions are 67 to 87 %.
 """
 
 from __future__ import annotations
