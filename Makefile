@@ -56,7 +56,7 @@ run: ## run the image on halt/ and store/ here: the same line again goes on with
 
 bench: dev-env ## every figure that the README states, measured here
 	@$(BIN)/python entrypoint.py data cifar10 $(if $(CIFAR10),--source '$(CIFAR10)')
-	@set -e; for figure in "startup" "loop_overhead" "saving" "stores" "quick" "quick --epochs 1 --predecessor"; do \
+	@set -e; for figure in "startup" "loop_overhead" "saving" "stores" "quick" "quick --steps 98 --predecessor"; do \
 	    echo "== bench/$$figure"; $(BIN)/python bench/$${figure%% *}.py $$(echo "$$figure" | cut -s -d' ' -f2-); done
 
 soak: dev-env ## the tests that kill, race and resume, in their whole counts, over and over: make soak ROUNDS=20

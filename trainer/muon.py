@@ -1,7 +1,7 @@
 """Muon (Jordan, 2024, https://kellerjordan.github.io/posts/muon), the optimizer for weights that are matrices.
 
-It computes as torch.optim.Muon does, with its factors, but on a CPU in fp32. torch's own always computes in bf16, which
-took a quarter of the step's time where the processor has no instructions for it.
+It computes as torch.optim.Muon does, with its factors, but in fp32 and in fewer operations. torch's own always computes
+in bf16, which took a quarter of the step's time where the processor has no instructions for it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,20 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """About U V of the matrix's singular value decomposition U S V: 3 rounds of Newton and Schulz."""
-    x = matrix if matrix.device.type == "cpu" else matrix.bfloat16()
-    x = x / x.norm().clamp(min=1e-7)
+    """About U V of the matrix's singular value decomposition U S V: 3 rounds of Newton and Schulz.
+
+    Each round multiplies the matrix from the left by a polynomial of its Gram matrix, and all of these commute. So the
+    rounds are made on the Gram matrix, which is small, and the matrix itself is multiplied once.
+    """
+    x = matrix / matrix.norm().clamp(min=1e-7)
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
+    gram = x @ x.T
+    factor = torch.eye(len(gram), device=gram.device)
     for _ in range(3):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return (x.T if tall else x).to(matrix.dtype)
+        polynomial = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        polynomial.diagonal().add_(3.4445)
+        factor = polynomial @ factor
+        gram = polynomial @ gram @ polynomial
+    nearest: Tensor = factor @ x
+    return nearest.T if tall else nearest

@@ -8,6 +8,10 @@
 What `quick` and `best` do, most of it from airbench: a frozen first convolution that whitens patches, the following
 ones trained by Muon, biases and the last layer by SGD, small pictures in the first part of the run, shifts and
 alternating flips of the training pictures; the last evaluation averages over flips and shifts.
+
+`quick` reaches 81.25 and 81.29 % (2 seeds), and with `--steps 98`, all of 16 pixels, 60.9 % (60.5 to 61.4, 5 seeds): in
+fp32 on an AMD EPYC with AVX2. A step takes it 0.12, 0.19 and 0.33 processor seconds at 16, 24 and 32 pixels, of which
+convolutions are 67 to 87 %.
 """
 
 from __future__ import annotations
@@ -51,7 +55,7 @@ class Recipe:
     smoothing: float  # of the labels
     shift: int  # pixels that a training picture is moved by, at most
     sides: tuple[tuple[float, int], ...]  # (until this fraction of the run, side of the pictures in pixels)
-    short: int  # steps; a run of no more keeps the smallest pictures to its end
+    short: int  # steps; a run of no more keeps the smallest pictures to its end, and its evaluation to one view
     bias_lr: float  # SGD's, for the mean loss of a batch
     head_lr: float
     gelu: bool = False
@@ -60,8 +64,8 @@ class Recipe:
 RECIPES = {
     "quick": Recipe(
         whiten=(4, 2, 1), patches=16,
-        blocks=((32, True, False), (64, False, False), (128, True, False), (128, False, True)),
-        smoothing=0.2, shift=2, sides=((0.35, 16), (0.8, 24), (1.0, 32)), short=300, bias_lr=13.5, head_lr=170.0,
+        blocks=((32, True, False), (64, True, False), (128, False, False), (128, False, True)),
+        smoothing=0.2, shift=1, sides=((0.2, 16), (0.7, 24), (1.0, 32)), short=300, bias_lr=13.5, head_lr=170.0,
     ),
     "best": Recipe(
         whiten=(2, 1, 0), patches=12, gelu=True,
@@ -141,10 +145,10 @@ class Whitened(Cifar):
         super().__init__(settings, data, device)
         self.recipe = recipe
         mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
-        self.scale, self.offset = 1 / std, -mean / std
+        self.scale, self.offset = (1 / std).view(3, 1, 1), (-mean / std).view(3, 1, 1)
         net = Net(recipe, settings.dropout).to(device)
         net.to(memory_format=torch.channels_last)
-        net.set_whitening(self.normalized(self.train_images[:500]))
+        net.set_whitening(self.pictures(self.train_images[:500], 32))
         self.model = self.net = net
         self.matrices = [module.weight for module in net.modules() if isinstance(module, MatrixConv)]
         biases = [p for p in net.parameters() if p.ndim == 1 and p.requires_grad]
@@ -153,7 +157,7 @@ class Whitened(Cifar):
         sgd = torch.optim.SGD(groups, momentum=SGD_MOMENTUM, nesterov=True)
         self.optimizers = {"muon": muon, "sgd": sgd}
         self.peaks = [settings.lr, recipe.bias_lr, recipe.head_lr]
-        self.next_side = recipe.sides[0][1]
+        self.next_side, self.is_last = recipe.sides[0][1], False
 
     def schedule(self, step: int, steps: int) -> None:
         """From the peak straight down to zero; small pictures first, in a short run only these."""
@@ -161,14 +165,16 @@ class Whitened(Cifar):
         groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
         for group, peak in zip(groups, self.peaks, strict=True):
             group["lr"] = peak * left
-        sides = self.recipe.sides
+        sides, short = self.recipe.sides, steps <= self.recipe.short
         fitting = next(side for until, side in sides if step < until * steps or until == 1.0)
-        self.next_side = sides[0][1] if steps <= self.recipe.short else fitting
+        self.next_side = sides[0][1] if short else fitting
+        self.is_last = step + 1 == steps and not short
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         self.net.side.fill_(self.next_side)
+        self.net.last.fill_(self.is_last)
         labels = self.train_labels[batch.index].long()
-        logits = self.model(self.resized(self.cut(batch), self.next_side)).float()
+        logits = self.model(self.pictures(self.cut(batch), self.next_side)).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.smoothing)
         return loss, self.sums(logits.detach(), labels)
 
@@ -179,11 +185,10 @@ class Whitened(Cifar):
         super().update()
 
     def predict(self, images: Tensor) -> Tensor:
-        """At the side that training has reached. At full size the mean of the picture and its mirror image, each in
-        place and moved by a pixel; the views cost time, so the evaluations before make do with one."""
-        side = int(self.net.side)
-        x = self.resized(self.normalized(images), side)
-        if side < 32:
+        """At the side that training has reached. After the last step the mean of the picture and its mirror image,
+        each in place and moved by a pixel; the views cost time, so the evaluations before make do with one."""
+        x = self.pictures(images, int(self.net.side))
+        if not self.net.last:
             return self.logits(x)
         wider = F.pad(x, (1, 1, 1, 1), mode="reflect")
         views = (x, x.flip(3), wider[:, :, :-2, :-2], wider[:, :, 2:, 2:].flip(3))
@@ -195,7 +200,7 @@ class Whitened(Cifar):
 
     def cut(self, batch: Batch) -> Tensor:
         """The batch's pictures, each shifted (edges mirrored), every second one flipped, and the others in the next
-        epoch: one gather of pixels. float32 [n, 3, 32, 32] in channels_last memory order."""
+        epoch: one gather of pixels. uint8 [n, 32, 32, 3]"""
         widest = self.recipe.shift
         down, right = (batch.random_below(2 * widest + 1, name) - widest for name in ("down", "right"))
         flipped = (batch.random_once_below(2, "flip") + batch.epoch) % 2
@@ -205,14 +210,13 @@ class Whitened(Cifar):
         columns = mirrored(torch.where(flipped_ == 1, 31 - ramp, ramp) + right_)
         where = (batch.index[:, None, None] * 32 + rows[:, :, None]) * 32 + columns[:, None, :]
         pixels = self.train_images.view(-1, 3).index_select(0, where.view(-1))
-        return self.normalized(pixels.view(-1, 32, 32, 3))
+        return pixels.view(-1, 32, 32, 3)
 
-    def resized(self, x: Tensor, side: int) -> Tensor:
-        return x if side == 32 else F.interpolate(x, size=(side, side), mode="bilinear")
-
-    def normalized(self, images: Tensor) -> Tensor:
-        """uint8 [n, h, w, 3] -> float32 [n, 3, h, w] in channels_last memory order, without moving anything."""
-        return torch.addcmul(self.offset, images.float(), self.scale).permute(0, 3, 1, 2)
+    def pictures(self, images: Tensor, side: int) -> Tensor:
+        """uint8 [n, 32, 32, 3] -> float32 [n, 3, side, side], normalized, in channels_last memory order."""
+        x = images.float().permute(0, 3, 1, 2)  # without moving anything
+        x = x if side == 32 else F.interpolate(x, size=(side, side), mode="bilinear")
+        return torch.addcmul(self.offset, x, self.scale)
 
 
 def mirrored(place: Tensor) -> Tensor:
@@ -256,9 +260,11 @@ class Net(nn.Module):
         kernel, stride, padding = recipe.whiten
         # nothing below the first block learns, so no gradient need go through its many pixels
         self.whiten = nn.Conv2d(3, 2 * recipe.patches, kernel, stride, padding, bias=False).requires_grad_(False)
-        # of the pictures in the last step, in pixels: evaluations use the same; here, so that checkpoints hold it
-        self.register_buffer("side", torch.tensor(32))
+        # what evaluations must know of the step before them; here, so that checkpoints hold it
+        self.register_buffer("side", torch.tensor(32))  # of its pictures, in pixels
+        self.register_buffer("last", torch.tensor(False))  # whether it was the run's last
         self.side: Tensor
+        self.last: Tensor
         self.gelu = recipe.gelu
         widths = [2 * recipe.patches, *(channels for channels, _, _ in recipe.blocks)]
         self.blocks = nn.Sequential(
