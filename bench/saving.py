@@ -2,8 +2,8 @@
 
 In one process, in turn: the same steps of the same network with a checkpoint falling due every 2 s, and with none.
 Processor seconds, over all threads of the process, say what saving takes where others use the machine too.
-What `auto` costs is too little to be seen in a run of that length: it follows from what one save costs, by the clock and
-by what the saver itself counts, and from the interval that `auto` chooses for that.
+What `auto` costs is too little to be seen in a run of that length: it follows from what one save costs, by the clock
+and by what the saver itself counts, and from the interval that `auto` chooses for that.
 """
 
 from __future__ import annotations
