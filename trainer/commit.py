@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
+from storage.errors import Unavailable
 from trainer.checkpoint import Snapshot
 from trainer.history import History
 from trainer.manifest import Manifest, PartRef, checkpoint_name
@@ -19,6 +20,7 @@ from trainer.settings import Json
 
 SENDERS = 3  # parts on their way at once; one less while the next is being hashed
 COPIED_BYTES = 33 << 20  # of them in copies, while the next is made, which may be another such: 64 MB beside the state
+LONGEST_S = 12 * 3600.0  # for which a save's parts may lie there unnamed: half of what `trainer.retention` leaves alone
 
 
 class Abandoned(Exception):
@@ -68,10 +70,11 @@ def commit(
 ) -> Committed:
     """Write one checkpoint.
 
-    `fresh`: parts of this attempt's own newest manifest, which it uploaded itself; they are not sent again.
+    `fresh`: parts of this attempt's own newest manifest, which it uploaded itself; they are not sent again if they
+    are still there.
     Raises `StoreError`, `Superseded`, `Abandoned`.
     """
-    snapshot = save.snapshot
+    snapshot, began = save.snapshot, time.time()
     refs, sent, weights_sha256 = _send_parts(history, snapshot, fresh, check)
     name = checkpoint_name(facts.attempt, snapshot.step)
     check()
@@ -100,7 +103,13 @@ def commit(
         synthetic=facts.synthetic,
     )
     manifest = unhashed.with_state_hash()
-    history.commit(manifest, lambda: check(committing=True))
+
+    def last_look() -> None:
+        if time.time() - began > LONGEST_S:
+            raise Unavailable("this save has taken so long that its parts may have been cleaned up")
+        check(committing=True)
+
+    history.commit(manifest, last_look)
     return Committed(manifest, lines, sent)
 
 
@@ -113,28 +122,26 @@ def _encoded(snapshot: Snapshot) -> Iterator[tuple[str, Part]]:
 def _send_parts(
     history: History, snapshot: Snapshot, fresh: frozenset[str], check: Check
 ) -> tuple[list[PartRef], int, str]:
-    """Put the parts that are not `fresh`, hashing while others are sent; their names, bytes sent, the weights' hash.
+    """Put the parts that are not `fresh` or have gone, hashing while others are sent.
 
-    That hash is over the model's raw bytes in row-major order, tensors in the order of their names: so it is taken of
-    the parts' chunks as they pass, which are just these, and no tensor is put in order twice.
+    Returns their names, bytes sent, and the weights' hash. That is over the model's raw bytes in row-major order,
+    tensors in the order of their names: so it is taken of the parts' chunks as they pass, which are just these.
     """
     refs: list[PartRef] = []
-    sending: deque[tuple[Part, Future[None]]] = deque()
+    sending: deque[tuple[Part, Future[int]]] = deque()
     sent = 0
     weights = hashlib.sha256()
     with ThreadPoolExecutor(SENDERS, "send") as pool:
         for section, part in _encoded(snapshot):
             refs.append(PartRef(section, part.sha256, part.size))
-            if part.sha256 not in fresh:
-                check()
-                sending.append((part, pool.submit(history.put_part, part.sha256, part.chunks)))
-                sent += part.size
+            check()
+            send = history.keep_part if part.sha256 in fresh else history.put_part
+            sending.append((part, pool.submit(send, part.sha256, part.size, part.chunks)))
             if section == "model":
                 for chunk in part.chunks[1:]:
                     weights.update(chunk)
             # no more of them in memory while the next is made
             while len(sending) == SENDERS or sum(waiting.copied for waiting, _ in sending) > COPIED_BYTES:
-                sending.popleft()[1].result()
-        for _, future in sending:
-            future.result()
+                sent += sending.popleft()[1].result()
+        sent += sum(future.result() for _, future in sending)
     return refs, sent, weights.hexdigest()

@@ -20,10 +20,16 @@ What makes it safe beside a running writer, a zombie and another cleaner:
   nobody goes on from while a checkpoint of the later attempt is good.
 - A reader that is overtaken looks for the newest one again (`History.newest_good`); it has had the better part of an
   hour, for what was the newest when it began.
+- A save that has taken 12 h is given up before its manifest: its parts may have grown old unnamed.
 
-Not every store can delete on a condition, so one gap stays, as long as one request: a writer that puts the very bytes
-of a part which nothing names any more between that last question and the deletion. The checkpoint is then found bad,
-and its parent is taken.
+Gaps stay, each between two requests; a process stopped right there can stretch it. Neither takes more than one
+checkpoint: it is found bad, its parent is taken, and the writer's next save looks whether what it leaves out is there.
+- In `remove`, between the last question for a part's age and its deletion: a writer puts the very bytes of a part that
+  nothing names any more, as who repeats the steps of a copy that died in its save does. S3 can delete on no
+  condition that would help: its ETag follows from the bytes, which are the same.
+- In `trainer.commit`, between the last look and the manifest: a copy without a successor is stopped there for a day,
+  and its parts are cleaned up meanwhile. Or, as said above, one with a successor that made the same parts, for an hour.
+`tests/chaos/test_protocol_model.py` goes through all orders of calls and finds no other.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from trainer.commit import RunFacts
 from trainer.data.packed import Packed
 from trainer.early import Early
 from trainer.exits import ExitCode, UserError
-from trainer.history import Checkpoint, History
+from trainer.history import Checkpoint, History, Superseded
 from trainer.loop import Loop, Plan
 from trainer.manifest import Manifest
 from trainer.settings import Json, Settings, difference
@@ -383,6 +383,9 @@ def _finish(request: Request, ready: Prepared, attempt: Attempt) -> int:
         return _end_without(attempt, f"the last state could not be saved: {attempt.saver.error or 'no time left'}")
     try:
         attempt.write_result()
+    except Superseded as e:
+        attempt.on_superseded(e)
+        return _stop(request, ready, attempt)
     except StoreError as e:
         return _end_without(attempt, f"its result could not be written: {e}")
     attempt.end(ExitCode.DONE, "finished")

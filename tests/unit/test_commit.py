@@ -139,10 +139,11 @@ def test_no_more_than_a_part_is_held_in_copies_while_the_next_is_made(
         most[0] = max(most[0], held[0])
         return part
 
-    def putting(self: History, sha256: str, chunks: list[memoryview]) -> None:
+    def putting(self: History, sha256: str, size: int, chunks: list[memoryview]) -> int:
         time.sleep(0.2)
-        put(self, sha256, chunks)
+        sent = put(self, sha256, size, chunks)
         held[0] -= sum(chunk.nbytes for chunk in chunks[1:])
+        return sent
 
     monkeypatch.setattr("trainer.parts.PART_BYTES", 1_000_000)
     monkeypatch.setattr(trainer.commit, "COPIED_BYTES", 1_000_000)
@@ -150,6 +151,17 @@ def test_no_more_than_a_part_is_held_in_copies_while_the_next_is_made(
     monkeypatch.setattr(History, "put_part", putting)
     committed(store, Wide(), 1)
     assert most[0] == 2_000_000
+
+
+def test_a_part_that_should_be_there_and_has_gone_is_sent_again(store: Counting) -> None:
+    """A rule of the bucket's for old objects has deleted the backbone, which every later checkpoint would name."""
+    task = HeadOnly()
+    first = committed(store, task, 1)
+    backbone = max(first.manifest.parts, key=lambda ref: ref.size)
+    store.store.delete(f"run/parts/{backbone.sha256}")
+    second = committed(store, task, 2, first)
+    assert second.sent == backbone.size
+    History(store, "run").load(second.manifest.name)
 
 
 def test_metric_lines_go_with_the_checkpoint_that_follows_them(store: Counting) -> None:

@@ -89,7 +89,7 @@ class Writer:
                 if refs[-1].sha256 not in self.fresh:
                     yield
                     self.began_at = self.began_at or self.store.now
-                    self.history.put_part(refs[-1].sha256, [memoryview(content)])
+                    self.history.put_part(refs[-1].sha256, len(content), [memoryview(content)])
             yield
             self.history.check_fence(self.attempt)
             self.passed_at = self.store.now
