@@ -22,7 +22,7 @@ What makes it safe beside a running writer, a zombie and another cleaner:
   hour, for what was the newest when it began.
 - A save that has taken 12 h is given up before its manifest: its parts may have grown old unnamed.
 
-Two gaps stay, each between two requests; a process stopped right there can stretch it. Neither takes more than one
+Gaps stay, each between two requests; a process stopped right there can stretch it. Neither takes more than one
 checkpoint: it is found bad, its parent is taken, and the writer's next save looks whether what it leaves out is there.
 - In `remove`, between the last question for a part's age and its deletion: a writer puts the very bytes of a part that
   nothing names any more, as who repeats the steps of a copy that died in its save does. S3 can delete on no condition
