@@ -17,12 +17,15 @@ from storage.retry import Retrying, bare
 from trainer.cadence import Cadence, best_interval_s, lifetime_s
 from trainer.checkpoint import HostBuffers, Position, take
 from trainer.commit import Committed, RunFacts, Save
+from trainer.early import Early
 from trainer.history import SIGN_S, History, Superseded
 from trainer.job import Task
 from trainer.loop import Plan, seen_this_epoch
 from trainer.manifest import Manifest
+from trainer.result import write_result
 from trainer.retention import Retention
 from trainer.saver import CLOCK, Durable, Saver, durable
+from trainer.scores import Metric
 from trainer.settings import Json
 from watchers import Mailbox, Notice
 
@@ -130,7 +133,7 @@ class Attempt:
                 self._stall_s += CLOCK() - now
                 self._saves += 1
 
-    def evaluated(self, metrics: dict[str, float]) -> None:
+    def evaluated(self, metrics: dict[str, Metric]) -> None:
         step = self.position.step
         seen = seen_this_epoch(self._plan, step)
         train_loss = float(self.position.sums["loss"]) / seen
@@ -327,26 +330,18 @@ class Attempt:
             "status.json",
         )
 
-    def write_result(self) -> None:
+    def write_result(self, classes: Sequence[str]) -> None:
+        """Raises `StoreError`; `Stopped` if a notice came and it takes longer than the grace of a SIGTERM allows."""
         last = self.saver.durable
         assert last is not None
-        self.history.write_record(
-            {
-                "run": self.facts.run,
-                "job": self.facts.job,
-                "step": last.step,
-                "checkpoint": last.name,
-                "metrics": self.metrics,
-                "weights": [self.history.key("parts", sha256) for sha256 in last.weights],
-                "weights_sha256": last.weights_sha256,
-                "state_sha256": last.state_sha256,
-                "order_sha256": last.order_sha256,
-                "attempts": self.facts.attempt,
-                "synthetic": self.facts.synthetic,
-                "time": time.time(),
-            },
-            "result.json",
-        )
+
+        def write() -> None:
+            write_result(self.history, self.facts, self._task, last, self.metrics, classes)
+
+        try:
+            Early(write, "result").result(self._mailbox, self._stop_grace_s / 2)
+        except Superseded as e:
+            self._on_superseded(e)
 
     def end(self, exit_code: int, outcome: str) -> None:
         """Put the end on record. A store that is away is no reason not to end."""
@@ -391,9 +386,9 @@ def record_end(
     )
 
 
-def finite(values: Mapping[str, float]) -> dict[str, Json]:
+def finite(values: Mapping[str, Metric]) -> dict[str, Json]:
     """JSON has no NaN and no infinity: null in their place."""
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return {n: value if isinstance(value, list) or math.isfinite(value) else None for n, value in values.items()}
 
 
 def told(metrics: Json) -> str:

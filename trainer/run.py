@@ -29,6 +29,7 @@ from trainer.exits import ExitCode, UserError
 from trainer.history import Checkpoint, History
 from trainer.loop import Loop, Plan
 from trainer.manifest import Manifest
+from trainer.scores import table
 from trainer.settings import Json, Settings, difference
 from trainer.startup import put_off_compiler
 from watchers import Mailbox, Stopped, Watcher
@@ -382,9 +383,11 @@ def _finish(request: Request, ready: Prepared, attempt: Attempt) -> int:
             return _stop(request, ready, attempt)
         return _end_without(attempt, f"the last state could not be saved: {attempt.saver.error or 'no time left'}")
     try:
-        attempt.write_result()
+        attempt.write_result(ready.data.classes)
     except StoreError as e:
         return _end_without(attempt, f"its result could not be written: {e}")
+    if attempt.superseded is not None:
+        return _stop(request, ready, attempt)
     attempt.end(ExitCode.DONE, "finished")
     log.info(
         "finished: %d steps, %s; result in %s/%s/result.json",
@@ -394,6 +397,8 @@ def _finish(request: Request, ready: Prepared, attempt: Attempt) -> int:
         request.history.run,
         extra={"fields": {"step": attempt.position.step, **attempt.metrics}},
     )
+    for line in table(attempt.metrics.get("confusion"), ready.data.classes):
+        log.info("%s", line)
     return ExitCode.DONE
 
 
