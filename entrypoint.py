@@ -138,7 +138,14 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int
     dataset = dataset_of(job)
 
     def data() -> Any:
-        packed = locate(dataset, settings.data or None, DATA / dataset, check=mailbox.check, say=log.info)
+        packed = locate(
+            dataset,
+            settings.data or None,
+            DATA / dataset,
+            options={"model": settings.model},
+            check=mailbox.check,
+            say=log.info,
+        )
         if packed.synthetic:
             logs.say_synthetic()
         packed.verify()
@@ -292,11 +299,12 @@ def named(settings: Settings) -> str:
     return settings.run
 
 
+@options(["model"])
 @baton.command(short_help="fetch or read a job's data, check it, pack it")
 @click.argument("job")
 @click.option("--source", help="archive, image folder, tar of one, URL, or `synthetic`")
 @click.option("--out", type=click.Path(path_type=Path), help="folder for the packed data; data/JOB if not given")
-def data(job: str, source: str | None, out: Path | None) -> int:
+def data(job: str, source: str | None, out: Path | None, model: str | None) -> int:
     """Pack the data of JOB: once, checked, into one file that every start maps into memory."""
     from trainer.data.pack import pack
 
@@ -304,7 +312,8 @@ def data(job: str, source: str | None, out: Path | None) -> int:
     signals.install(mailbox, stop_grace_s())
     try:
         dataset = dataset_of(job) if job in job_names() else job
-        pack(dataset, source, out or DATA / dataset, check=mailbox.check, say=log.info)
+        chosen = those_given({"model": model})
+        pack(dataset, source, out or DATA / dataset, options=chosen, check=mailbox.check, say=log.info)
     except Stopped as e:
         log.info("packing stopped, nothing was changed: %s", e.notice.detail)
         return ExitCode.INTERRUPTED if e.notice.source == "SIGINT" else ExitCode.PREEMPTED

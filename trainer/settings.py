@@ -33,7 +33,10 @@ class Settings:
     data: str = setting("", "packed folder, archive, image folder, tar or URL; data/JOB if not given")
     halt: str = setting("/halt", "folder to look in for a file `halt` or `preempt.txt`")
     preset: str = setting("", "the job's named set of settings; its first one if not given", shapes_run=True)
-    model: str = setting("", "network, by the job's names", shapes_run=True)
+    model: str = setting("", "network, by the job's names, or for bert a folder", shapes_run=True)
+    weights: str = setting(
+        "", "weights to begin with, or `none` for chance; the model's own if not given", shapes_run=True
+    )
     epochs: int = setting(0, "passes over the training data", shapes_run=True, low=1)
     steps: int = setting(0, "length of the run in steps, instead of --epochs", shapes_run=True, low=1)
     batch_size: int = setting(0, "samples in a step (the global batch)", shapes_run=True, low=1)
