@@ -90,10 +90,9 @@ def _load_others(model: Any, weights: Path, labels: int) -> None:
     own, prefix = model.state_dict(), f"{model.base_model_prefix}."
     state = {n if n in own else prefix + n: tensor for n, tensor in _read(weights).items()}
     state = {name: tensor for name, tensor in state.items() if name in own}
-    if not any(name.startswith(prefix) for name in state) or (
-        lacking := [n for n in own if n.startswith(prefix) and n not in state and ".pooler." not in n]
-    ):
-        raise UserError(f"{shown(weights)}: lacks {next(iter(lacking or [prefix]))}: not the weights of this model")
+    lacking = [n for n in own if n.startswith(prefix) and n not in state and ".pooler." not in n]
+    if lacking:
+        raise UserError(f"{shown(weights)}: lacks {lacking[0]}: not the weights of this model")
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:
             what = f"{name} is {list(tensor.shape)}, and the model's {list(own[name].shape)}"
