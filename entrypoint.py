@@ -55,14 +55,16 @@ def options(names: list[str]) -> Callable[[click.Command], click.Command]:
 
     def add(command: click.Command) -> click.Command:
         for f in fields_of(names):
-            values = choices(f.name)
+            values, flag = choices(f.name), kind(f.name) is bool
             command.params.append(
                 click.Option(
                     ["--" + f.name.replace("_", "-")],
                     type=click.Choice(values) if values else kind(f.name),
+                    is_flag=flag,
+                    default=None,  # not given, so that the preset decides
                     envvar="BATON_" + f.name.upper(),
                     help=f.metadata["help"],
-                    metavar=None if values else kind(f.name).__name__.upper(),
+                    metavar=None if values or flag else kind(f.name).__name__.upper(),
                 )
             )
         return command
