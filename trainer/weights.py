@@ -22,6 +22,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -30,11 +31,12 @@ from torch import Tensor
 
 from storage import open_store
 from storage.retry import Retrying
+from trainer import job as jobs
 from trainer.data.dataset import shown
 from trainer.data.download import fetch
 from trainer.data.pulse import Pulse, told
 from trainer.data.scratch import remove_stale, replacing, scratch
-from trainer.exits import UserError
+from trainer.exits import ExitCode, UserError
 from trainer.history import History
 from trainer.parts import encode
 
@@ -61,6 +63,15 @@ class Published:
     @property
     def command(self) -> str:
         return f"python entrypoint.py weights {self.job} --model {self.model}"
+
+
+def published(job: str, model: str) -> Published:
+    """What a job's network is published as; `model` "": the job's first preset's. Raises `UserError`."""
+    module: Any = jobs.load(job)
+    if not hasattr(module, "published_url"):
+        raise UserError(f"{job}: nobody publishes weights for its networks", ExitCode.USAGE)
+    model = model or str(next(iter(module.PRESETS.values()))["model"])
+    return Published(job, model, module.published_url(model))
 
 
 def is_url(weights: str) -> bool:
