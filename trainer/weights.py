@@ -29,12 +29,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from storage import open_store
-from storage.retry import Retrying
 from trainer import job as jobs
 from trainer.data.dataset import shown
 from trainer.data.download import fetch
 from trainer.data.pulse import Pulse, told
+from trainer.data.remote import patient
 from trainer.data.scratch import remove_stale, replacing, scratch
 from trainer.exits import ExitCode, UserError
 from trainer.history import History
@@ -42,7 +41,6 @@ from trainer.parts import encode
 
 BAKED = Path(__file__).parent.parent / "weights"
 CHUNK = 8 << 20  # bytes read between two looks at `check`
-TRY_S = 60.0  # how long a store that is away is waited for
 _SHA256_IN_NAME = re.compile(r".+-([0-9a-f]{8,64})\.pth")
 
 Check = Callable[[], None]
@@ -86,12 +84,12 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "baton" / "weights"
 
 
-def read(weights: str, check: Check, pause: Callable[[float], None]) -> dict[str, Tensor]:
+def read(weights: str, check: Check) -> dict[str, Tensor]:
     """The tensors that a path or the URL of a run means, on the CPU.
 
-    Raises `UserError` where they aren't there or aren't whole, `StoreError`, and what `check` or `pause` does.
+    Raises `UserError` where they aren't there or aren't whole, `StoreError`, and what `check` does.
     """
-    return _of_run(weights, check, pause) if is_url(weights) else _of_path(Path(weights).expanduser(), check)
+    return _of_run(weights, check) if is_url(weights) else _of_path(Path(weights).expanduser(), check)
 
 
 def find(published: Published, check: Check) -> dict[str, Tensor]:
@@ -169,9 +167,9 @@ def _of_path(path: Path, check: Check) -> dict[str, Tensor]:
     return _read_pth(path, prefix, check)
 
 
-def _of_run(url: str, check: Check, pause: Callable[[float], None]) -> dict[str, Tensor]:
+def _of_run(url: str, check: Check) -> dict[str, Tensor]:
     root, _, run = url.rstrip("/").rpartition("/")
-    store = Retrying(open_store(root), lambda tried: TRY_S - tried, pause)
+    store = patient(root, check)
     history = History(store, run)
     record = history.read_record("result.json")
     files = record.get("files") if record else None
