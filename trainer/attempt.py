@@ -50,6 +50,7 @@ class Progress:
     durable: Durable | None
     save_error: str | None
     evaluating: bool
+    unit: str  # what a sample is
 
 
 class Attempt:
@@ -274,6 +275,7 @@ class Attempt:
             durable=self.saver.durable,
             save_error=self.saver.error,
             evaluating=evaluating,
+            unit=self._task.unit,
         )
         self._shown_at, self._shown_step = now, step
         self._show(self._progress)

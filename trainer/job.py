@@ -61,6 +61,7 @@ class Task:
     train_size: int  # samples
     eval_size: int  # samples
     eval_batch: int  # samples evaluated between two looks at the mailbox
+    unit = "samples"  # what people call them
 
     def epoch_order(self, seed: int, epoch: int) -> order.Int64s:
         """All training samples in the order in which this epoch takes them; a pure function of (seed, epoch).
