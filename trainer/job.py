@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -69,6 +69,14 @@ class Task:
         int64 [train_size]. A step takes the next batch of them; what is left over at the end waits for another epoch.
         """
         return order.permutation(seed, epoch, self.train_size)
+
+    def begin(self, weights: str, check: Callable[[], None]) -> None:
+        """Put in the weights that a new run begins with, as `--weights` says; a run that goes on has its checkpoint's.
+
+        Looks at `check` often, which may raise. Raises `UserError`, so that nothing else is trained in their place.
+        """
+        if weights not in ("", "none"):
+            raise UserError(f"--weights {weights}: this job begins by chance; leave it out", ExitCode.USAGE)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss over the micro-batch (0-d), and sums over its samples to report (0-d, by name)."""

@@ -122,6 +122,8 @@ def _prepare(request: Request) -> tuple[Prepared, Checkpoint | None]:
     }
     torch.default_generator.manual_seed(settings.seed)  # initial weights
     task = job.build(settings, data, device)
+    if newest is None:
+        task.begin(settings.weights, request.mailbox.check)
     steps_per_epoch = task.train_size // settings.batch_size
     if not steps_per_epoch:
         raise UserError(f"--batch-size {settings.batch_size}: the data has only {task.train_size} training samples")
@@ -246,6 +248,8 @@ def _load(
     history, plan = request.history, ready.plan
     newest = history.newest_good(prefetched.data if prefetched else None, request.mailbox.check)
     position = Position()
+    if newest is None and prefetched is not None:  # the task has not begun; see `_prepare`
+        raise UserError(f"run {history.run!r} in {history.store.url} was deleted while this copy started; start again")
     if newest is not None:
         if prefetched is None:
             _check_same_run(newest.manifest, request, ready.shape, plan, ())

@@ -28,7 +28,7 @@ class Packer(Protocol):
     def pack(self, source: str | None, folder: Path, options: Mapping[str, Any], pulse: Pulse) -> Packed: ...
 
 
-PACKERS = {"bert": "trainer.data.texts"}  # imported where it is asked for
+PACKERS = {"bert": "trainer.data.texts", "imagenet": "trainer.data.photographs"}  # imported where it is asked for
 
 
 def packer(name: str | Dataset) -> Packer | None:
@@ -93,7 +93,7 @@ def locate(
         if not (folder / FILE_NAME).exists():
             raise UserError(f"{shown(folder)}: no packed data here; {remedy(name)}")
         return _fits(open_packed(folder), dataset)
-    if data != sources.SYNTHETIC and not sources.is_address(data):
+    if data != sources.SYNTHETIC and not sources.is_address(data) and not (other and sources.is_stored(data)):
         accepted = sources.accepted(dataset) if isinstance(dataset, Dataset) else other.ACCEPTED if other else ""
         path = sources.local_path(data, accepted)
         if (path / FILE_NAME).is_file() or path.name == FILE_NAME or path.suffix == ".safetensors":

@@ -3,13 +3,14 @@
     8 bytes      length of the header, little-endian
     JSON         the arrays' types, shapes and places, and `__metadata__`; padded with spaces to a multiple of 4096
     bytes        the arrays, little-endian and row-major, nothing between them, in one of these layouts:
-                 pictures   train_images, test_images, train_labels, test_labels: uint8
+                 pictures   train_images, test_images: uint8; train_labels, test_labels: uint8, or uint16 where there
+                            are more than 256 classes
                  texts      train_offsets, test_offsets: int64 [texts + 1]; train_tokens, test_tokens: uint16 or int32,
                             one text's after the other's; train_labels, test_labels: uint8; tokenizer: its files, JSON
 
-Pictures and texts lie in the order of the SHA-256 of (label, pixels) or of the text. So the same ones give the same
-bytes whichever archive or folder they came from and however its files were named, and any slice is a fair mixture of
-the classes.
+Small pictures and texts lie in the order of the SHA-256 of (label, pixels) or of the text. So the same ones give the
+same bytes whichever archive or folder they came from and however its files were named, and any slice is a fair mixture
+of the classes. Photographs, of which there may be too many to sort, lie as in their source: photographs.py.
 The format: https://huggingface.co/docs/safetensors
 """
 
@@ -37,7 +38,9 @@ FORMAT = "baton-packed-1"
 ARRAYS = ("train_images", "test_images", "train_labels", "test_labels")  # images first: they stay aligned
 # Of each layout, in file order: an array's dimensions and the types it may have. Those of more bytes come first, so
 # that all are aligned.
-PICTURES: Mapping[str, tuple[int, tuple[str, ...]]] = {name: (4 if "images" in name else 1, ("U8",)) for name in ARRAYS}
+PICTURES: Mapping[str, tuple[int, tuple[str, ...]]] = {
+    name: (4, ("U8",)) if "images" in name else (1, ("U8", "U16")) for name in ARRAYS
+}
 TEXTS: Mapping[str, tuple[int, tuple[str, ...]]] = {
     "train_offsets": (1, ("I64",)), "test_offsets": (1, ("I64",)),
     "train_tokens": (1, ("I32", "U16")), "test_tokens": (1, ("I32", "U16")),
@@ -52,7 +55,9 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 ALIGNMENT = 4096  # a memory page: the first array begins on one
-HEADER_LIMIT = 1 << 20  # bytes; a real header has one page
+HEADER_LIMIT = 1 << 20  # bytes; a real header has one page, and `RESERVED` bytes at most
+RESERVED = 512 << 10  # bytes for the header of a file that grows before its classes are known
+MOST_CLASSES = 1 << 14
 CHUNK = 8 << 20  # bytes hashed or written between two looks at `check`
 
 
@@ -78,6 +83,7 @@ class Packed:
     origin: Origin
     arrays: dict[str, Array]  # read-only; for pictures *_images uint8 [n, height, width, channels], *_labels uint8 [n]
     body: Bytes  # all arrays' bytes, as they lie in the file
+    skipped: int = 0  # pictures of the source that were broken and so aren't here
 
     def verify(self, check: Callable[[], None] = lambda: None) -> None:
         """Hash the arrays' bytes (0.2 s for CIFAR-10). Raises `UserError` if they aren't what was packed."""
@@ -117,6 +123,8 @@ def remedy(name: str) -> str:
     """What gets data packed; the end of a message."""
     if name == "bert":
         return "pack it: python entrypoint.py data bert --source FILE.csv --model MODEL"
+    if name == "imagenet":
+        return "pack it: python entrypoint.py data imagenet --source FOLDER-OR-TAR-OR-STORE"
     name = name if name.isidentifier() else "cifar10"
     return f"pack it: python entrypoint.py data {name} --source ARCHIVE-OR-FOLDER, or make cifar10"
 
@@ -173,7 +181,7 @@ def _map(path: Path, start: int, header: dict[str, Any], size: int) -> Packed:
     if layout is PICTURES:
         _require(arrays["train_images"].shape[1:] == arrays["test_images"].shape[1:], "train and test differ in shape")
     origin = Origin(**meta["source"])
-    return Packed(path, meta["name"], classes, meta["sha256"], meta["synthetic"], origin, arrays, body)
+    return Packed(path, meta["name"], classes, meta["sha256"], meta["synthetic"], origin, arrays, body, meta["skipped"])
 
 
 def _form(entry: Any, name: str, dimensions: int, types: tuple[str, ...]) -> tuple[np.dtype[Any], list[int]]:
@@ -198,12 +206,13 @@ def _metadata(raw: Any) -> dict[str, Any]:
             "source": json.loads(raw["source"]),
             "synthetic": {"true": True, "false": False}[raw["synthetic"]],
             "sha256": raw["sha256"],
+            "skipped": int(raw.get("skipped", "0")),
         }
     except (KeyError, ValueError, RecursionError) as e:
         raise _Bad("odd metadata") from e
     classes, source = meta["classes"], meta["source"]
     _require(type(classes) is list and all(type(c) is str for c in classes) and len(classes) > 0, "odd class names")
-    _require(len(set(classes)) == len(classes) <= 256, "odd class names")
+    _require(len(set(classes)) == len(classes) <= MOST_CLASSES, "odd class names")
     _require(type(source) is dict and source.keys() == {"kind", "name", "mark", "tag"}, "odd source")
     _require(all(type(v) is str for v in source.values()), "odd source")
     _require(re.fullmatch("[0-9a-f]{64}", meta["sha256"]) is not None, "odd SHA-256")
@@ -243,16 +252,8 @@ def write_arrays(
     pulse: Pulse,
 ) -> Packed:
     """As `write_packed`, for the arrays of any layout, in its order, each with the order of its rows if not its own."""
-    meta = {
-        "format": FORMAT,
-        "name": name,
-        "classes": json.dumps(classes),
-        "train": str(len(sources["train_labels"][0])),
-        "test": str(len(sources["test_labels"][0])),
-        "source": json.dumps(asdict(origin)),
-        "synthetic": "true" if synthetic else "false",
-        "sha256": "0" * 64,
-    }
+    counts = len(sources["train_labels"][0]), len(sources["test_labels"][0])
+    meta = metadata(name, classes, counts, origin, synthetic=synthetic)
     total = sum(array.nbytes for array, _ in sources.values())
     with replacing(folder / FILE_NAME) as scratch:
         digest, written = hashlib.sha256(), 0
@@ -271,19 +272,37 @@ def write_arrays(
     return open_packed(folder)
 
 
+def metadata(
+    name: str, classes: Sequence[str], counts: tuple[int, int], origin: Origin, *, synthetic: bool = False
+) -> dict[str, str]:
+    """A header's `__metadata__`, still without the SHA-256. `counts`: of train and test."""
+    return {
+        "format": FORMAT,
+        "name": name,
+        "classes": json.dumps(classes),
+        "train": str(counts[0]),
+        "test": str(counts[1]),
+        "source": json.dumps(asdict(origin)),
+        "synthetic": "true" if synthetic else "false",
+        "sha256": "0" * 64,
+    }
+
+
 def _header(sources: Mapping[str, tuple[Array, Array | None]], meta: Mapping[str, str]) -> bytes:
-    """The file up to its arrays. As long for any SHA-256."""
+    return header({name: (array.dtype, array.shape) for name, (array, _) in sources.items()}, meta)
+
+
+def header(
+    forms: Mapping[str, tuple[np.dtype[Any], Sequence[int]]], meta: Mapping[str, str], size: int = ALIGNMENT
+) -> bytes:
+    """The file up to its arrays, padded to a multiple of `size` bytes. As long for any SHA-256."""
     entries: dict[str, Any] = {"__metadata__": meta}
     end = 0
-    for name, (array, _) in sources.items():
-        start, end = end, end + array.nbytes
-        entries[name] = {
-            "dtype": _NAMES[array.dtype],
-            "shape": list(array.shape),
-            "data_offsets": [start, end],
-        }
+    for name, (dtype, shape) in forms.items():
+        start, end = end, end + int(np.prod(shape, dtype=object)) * dtype.itemsize
+        entries[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    text += b" " * (-(8 + len(text)) % size)
     return len(text).to_bytes(8, "little") + text
 
 

@@ -17,6 +17,7 @@ from trainer.data.tarstream import is_tar
 from trainer.exits import UserError
 
 SYNTHETIC = "synthetic"
+SCHEMES = ("gs", "s3", "az")  # of stores; a folder's is a path here
 CHUNK = 4 << 20  # bytes hashed between two looks at `check`
 
 
@@ -32,6 +33,11 @@ class Source:
 def is_address(source: str) -> bool:
     """Whether it has to be downloaded."""
     return urlsplit_scheme(source) in ("http", "https")
+
+
+def is_stored(source: str) -> bool:
+    """Whether it is in a cloud's store."""
+    return urlsplit_scheme(source) in SCHEMES
 
 
 def urlsplit_scheme(source: str) -> str:
