@@ -61,6 +61,7 @@ def baton(model: str, data: Path) -> Callable[[int], float]:
     settings = Settings(**{**job.PRESETS["finetune"], "model": model, "dropout": DROPOUT, "lr": LR})
     torch.manual_seed(0)
     task = job.build(settings, open_packed(data), torch.device("cpu"))
+    task.begin("", lambda: None)
     per_epoch = task.train_size // BATCH
     plan = Plan(
         seed=0, batch_size=BATCH, micro_batch_size=BATCH, steps=10 * per_epoch, steps_per_epoch=per_epoch, bf16=False,
@@ -226,15 +227,14 @@ def checkpoint(rounds: int) -> None:
     import torch
 
     from trainer.checkpoint import HostBuffers, Position, take
-    from trainer.encoder import Shape
-    from trainer.encoder_weights import bert
+    from trainer.encoder import BertClassifier, Shape
     from trainer.job import Task
-    from trainer.pretrained import wanted
+    from trainer.pretrained import described
 
-    shape = Shape.of({**wanted("base", "none")[0], "vocab_size": 30522})
+    shape = Shape.of({**described("base")[0], "vocab_size": 30522})
     assert shape is not None
     task = Task()
-    task.model = bert(shape, None, 4, 0.1)
+    task.model = BertClassifier(shape, 4, 0.1)
     task.optimizers = {"adamw": torch.optim.AdamW(task.model.parameters(), fused=True)}
     for parameter in task.model.parameters():
         parameter.grad = torch.zeros_like(parameter)

@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from tests.bert_makers import small_model
 from tests.runs import REPOSITORY, environment
 from trainer import encoder_weights, order, pretrained
-from trainer.encoder import Shape
+from trainer.encoder import BertClassifier, Shape
 from trainer.exits import UserError
 from trainer.jobs.bert import padded
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, 1 << 62), st.integers(0, 50), st.integers(1, 400), st.integers(1, 40), st.integers(1, 9))
 def test_an_order_by_length_holds_every_sample_once(seed: int, epoch: int, n: int, batch: int, pool: int) -> None:
     lengths = order.below(7, np.arange(n), 60) + 1
@@ -53,14 +55,19 @@ def test_padding_is_to_the_longest_and_every_token_is_in_its_place() -> None:
     assert padded(tokens, offsets, np.array([1]), 9, 8)[0].tolist() == [[13] + 7 * [9]]
 
 
+def filled(folder: Path, labels: int) -> BertClassifier:
+    shape = Shape.of(pretrained.config_of(folder))
+    assert shape is not None
+    model = BertClassifier(shape, labels, 0.0)
+    encoder_weights.fill(model, "bert.", load_file(folder / "model.safetensors"), "it", labels)
+    return model
+
+
 def test_the_network_computes_what_transformers_computes(tmp_path: Path) -> None:
     """Logits and gradients, with padding; though of the last layer it computes the first token alone."""
     folder = small_model(tmp_path)
-    config, _, weights = pretrained.wanted(str(folder), "")
-    shape = Shape.of(config)
-    assert shape is not None
-    mine = encoder_weights.bert(shape, weights, 3, dropout=0.0)
-    theirs = encoder_weights.of_transformers({**config, "id2label": {"0": "a", "1": "b", "2": "c"}}, weights, 0.0)
+    mine, config = filled(folder, 3), pretrained.config_of(folder)
+    theirs = encoder_weights.of_transformers({**config, "id2label": {"0": "a", "1": "b", "2": "c"}}, 0.0)
     theirs.load_state_dict(mine.state_dict())
     theirs.eval()
     ids = torch.randint(0, 90, (4, 12), generator=torch.Generator().manual_seed(1))
@@ -74,58 +81,39 @@ def test_the_network_computes_what_transformers_computes(tmp_path: Path) -> None
 
 
 def test_pretrained_weights_are_all_taken_and_only_the_classifier_begins_by_chance(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     folder = small_model(tmp_path)
-    config, _, weights = pretrained.wanted(str(folder), "")
-    shape = Shape.of(config)
-    assert shape is not None
-    assert weights is not None
-    saved, mine = load_file(weights), encoder_weights.bert(shape, weights, 4, 0.1).state_dict()
+    saved, mine = load_file(folder / "model.safetensors"), filled(folder, 4).state_dict()
     assert {f"bert.{name}" for name in saved} == {name for name in mine if not name.startswith("classifier.")}
     assert all(torch.equal(tensor, mine[f"bert.{name}"]) for name, tensor in saved.items())
     assert mine["classifier.weight"].std() > 0
 
 
-def refused(change: dict[str, Any], folder: Path, labels: int = 4) -> str:
-    from safetensors.torch import load_file, save_file
-
-    file = folder / "model.safetensors"
-    state = {n: t for n, t in {**load_file(file), **change}.items() if t is not None}
-    save_file(state, file)
-    config, _, weights = pretrained.wanted(str(folder), "")
-    shape = Shape.of(config)
-    assert shape is not None
-    with pytest.raises(UserError) as told:
-        encoder_weights.bert(shape, weights, labels, 0.1)
-    assert "\n" not in str(told.value)
-    return str(told.value)
-
-
-def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"classifier.weight": torch.zeros(3, 32)}, "tells 3 classes apart, and the data has 4"),
+        ({"embeddings.LayerNorm.bias": None}, "lacks bert.embeddings.LayerNorm.bias: another network's"),
+        ({"pooler.dense.weight": torch.zeros(32, 16)}, "pooler.dense.weight is \\[32, 16\\], and the model's"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     folder = small_model(tmp_path)
     file = folder / "model.safetensors"
-    whole = file.read_bytes()
-    three = {"classifier.weight": torch.zeros(3, 32), "classifier.bias": torch.zeros(3)}
-    assert "tells 3 classes apart, and the data has 4" in refused(three, folder)
-    file.write_bytes(whole)
-    assert "lacks bert.embeddings.LayerNorm.bias" in refused({"embeddings.LayerNorm.bias": None}, folder)
-    file.write_bytes(whole)
-    assert "pooler.dense.weight is [32, 16]" in refused({"pooler.dense.weight": torch.zeros(32, 16)}, folder)
-    file.write_bytes(whole[:-9])
-    with pytest.raises(UserError, match="not a whole safetensors file"):
-        encoder_weights.bert(Shape.of(pretrained.config_of(folder)), file, 4, 0.1)  # type: ignore[arg-type]
+    save_file({n: t for n, t in {**load_file(file), **change}.items() if t is not None}, file)
+    with pytest.raises(UserError, match=said) as told:
+        filled(folder, 4)
+    assert "\n" not in str(told.value)
 
 
-def test_nothing_begins_by_chance_unasked(tmp_path: Path) -> None:
-    for model, weights, said in (
-        ("bert-base-uncased-of-mine", "", "hf download bert-base-uncased-of-mine config.json model.safetensors"),
-        ("./no-such-folder", "", "no folder with a config.json"),
-        ("mini", "", "--weights none"),
-        (str(small_model(tmp_path)), str(tmp_path / "elsewhere"), "no .*elsewhere"),
+def test_a_model_that_is_not_here_is_said_with_what_gets_it(tmp_path: Path) -> None:
+    for model, said in (
+        ("bert-base-uncased-of-mine", "hf download bert-base-uncased-of-mine config.json model.safetensors"),
+        ("./no-such-folder", "no folder with a config.json"),
     ):
         with pytest.raises(UserError, match=said):
-            pretrained.wanted(model, weights)
+            pretrained.described(model)
+    with pytest.raises(UserError, match="safetensors files alone"):
+        pretrained.weights_of(tmp_path)
 
 
 def test_a_model_in_the_hub_cache_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,24 +127,18 @@ def test_a_model_in_the_hub_cache_is_found_by_its_name(tmp_path: Path, monkeypat
 
 
 def test_another_architecture_is_computed_by_transformers_and_fits_its_weights(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     config = {"model_type": "distilbert", "dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "vocab_size": 90}
     config["id2label"] = {"0": "a", "1": "b"}
     assert Shape.of(config) is None
     torch.manual_seed(0)
-    one = encoder_weights.of_transformers(config, None, 0.1)
-    body = {
-        n.removeprefix("distilbert."): t.clone() for n, t in one.state_dict().items() if n.startswith("distilbert.")
-    }
-    save_file(body, tmp_path / "model.safetensors")
-    two = encoder_weights.of_transformers(config, tmp_path / "model.safetensors", 0.1)
+    one, two = (encoder_weights.of_transformers(config, 0.1) for _ in range(2))
+    body = {n.removeprefix("distilbert."): t for n, t in one.state_dict().items() if n.startswith("distilbert.")}
+    encoder_weights.fill(two, "distilbert.", body, "it", 2)
     assert all(torch.equal(two.state_dict()[f"distilbert.{name}"], tensor) for name, tensor in body.items())
-    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="not the weights of this model"):
-        encoder_weights.of_transformers(config, tmp_path / "model.safetensors", 0.1)
+    with pytest.raises(UserError, match="another network's weights"):
+        encoder_weights.fill(two, "distilbert.", {"x": torch.zeros(1)}, "it", 2)
     with pytest.raises(UserError, match="model_type no-such-type"):
-        encoder_weights.of_transformers({**config, "model_type": "no-such-type"}, None, 0.1)
+        encoder_weights.of_transformers({**config, "model_type": "no-such-type"}, 0.1)
 
 
 def test_neither_bert_nor_cifar10_imports_transformers_or_torchvision() -> None:
