@@ -19,7 +19,7 @@ from storage import PATIENCE_S, Store, open_store
 from storage.errors import StoreError, Transient
 from storage.retry import Retrying
 from trainer.exits import ExitCode, UserError
-from trainer.names import dataset_of, job_names
+from trainer.names import dataset_of, job_names, of_preset
 from trainer.settings import Settings, choices, fields_of, kind
 from watchers import HaltWatcher, Mailbox, Stopped, Watch, signals
 
@@ -55,14 +55,16 @@ def options(names: list[str]) -> Callable[[click.Command], click.Command]:
 
     def add(command: click.Command) -> click.Command:
         for f in fields_of(names):
-            values = choices(f.name)
+            values, flag = choices(f.name), kind(f.name) is bool
             command.params.append(
                 click.Option(
                     ["--" + f.name.replace("_", "-")],
                     type=click.Choice(values) if values else kind(f.name),
+                    is_flag=flag,
+                    default=None,  # not given, so that the preset decides
                     envvar="BATON_" + f.name.upper(),
                     help=f.metadata["help"],
-                    metavar=None if values else kind(f.name).__name__.upper(),
+                    metavar=None if values or flag else kind(f.name).__name__.upper(),
                 )
             )
         return command
@@ -138,7 +140,18 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int
     dataset = dataset_of(job)
 
     def data() -> Any:
-        packed = locate(dataset, settings.data or None, DATA / dataset, check=mailbox.check, say=log.info)
+        packed = locate(
+            dataset,
+            settings.data or None,
+            DATA / dataset,
+            options={
+                "model": settings.model or of_preset(job, settings.preset, "model"),
+                "size": settings.size or of_preset(job, settings.preset, "size"),
+                "strict": settings.strict,
+            },
+            check=mailbox.check,
+            say=log.info,
+        )
         if packed.synthetic:
             logs.say_synthetic()
         packed.verify()
@@ -292,11 +305,12 @@ def named(settings: Settings) -> str:
     return settings.run
 
 
+@options(["model", "size", "strict"])
 @baton.command(short_help="fetch or read a job's data, check it, pack it")
 @click.argument("job")
-@click.option("--source", help="archive, image folder, tar of one, URL, or `synthetic`")
+@click.option("--source", help="archive, folder, tar, file, URL, or `synthetic`")
 @click.option("--out", type=click.Path(path_type=Path), help="folder for the packed data; data/JOB if not given")
-def data(job: str, source: str | None, out: Path | None) -> int:
+def data(job: str, source: str | None, out: Path | None, **values: Any) -> int:
     """Pack the data of JOB: once, checked, into one file that every start maps into memory."""
     from trainer.data.pack import pack
 
@@ -304,9 +318,32 @@ def data(job: str, source: str | None, out: Path | None) -> int:
     signals.install(mailbox, stop_grace_s())
     try:
         dataset = dataset_of(job) if job in job_names() else job
-        pack(dataset, source, out or DATA / dataset, check=mailbox.check, say=log.info)
+        chosen = those_given(values)
+        Settings.of(chosen)  # in their ranges?
+        pack(dataset, source, out or DATA / dataset, options=chosen, check=mailbox.check, say=log.info)
     except Stopped as e:
         log.info("packing stopped, nothing was changed: %s", e.notice.detail)
+        return ExitCode.INTERRUPTED if e.notice.source == "SIGINT" else ExitCode.PREEMPTED
+    return ExitCode.DONE
+
+
+@options(["model"])
+@baton.command(short_help="get a network's published weights, check them, keep them")
+@click.argument("job")
+@click.option("--source", help="the published file, or another address of it")
+@click.option("--out", type=click.Path(path_type=Path), help="folder to keep them in; weights/ if not given")
+def weights(job: str, source: str | None, out: Path | None, model: str | None) -> int:
+    """Get the weights that --weights imagenet means for a network: once, checked by the SHA-256 in their name."""
+    from trainer import weights as those
+
+    mailbox = Mailbox()
+    signals.install(mailbox, stop_grace_s())
+    try:
+        if job not in job_names():
+            raise UserError(f"no job {job!r}; there are: {', '.join(job_names())}", ExitCode.USAGE)
+        those.get(those.published(job, model or ""), source, out or those.BAKED, mailbox.check, log.info)
+    except Stopped as e:
+        log.info("stopped, nothing was changed: %s", e.notice.detail)
         return ExitCode.INTERRUPTED if e.notice.source == "SIGINT" else ExitCode.PREEMPTED
     return ExitCode.DONE
 

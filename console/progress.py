@@ -73,7 +73,7 @@ def describe(progress: Progress) -> str:
     if progress.loss is not None:
         words.append(f"loss {progress.loss:.3f}")
     if progress.samples_per_s is not None:
-        words.append(f"{progress.samples_per_s:,.0f} images/s")
+        words.append(f"{progress.samples_per_s:,.0f} {progress.unit}/s")
     if progress.evaluating:
         words.append("evaluating")
     elif progress.seconds_left is not None:

@@ -17,12 +17,15 @@ from storage.retry import Retrying, bare
 from trainer.cadence import Cadence, best_interval_s, lifetime_s
 from trainer.checkpoint import HostBuffers, Position, take
 from trainer.commit import Committed, RunFacts, Save
+from trainer.early import Early
 from trainer.history import SIGN_S, History, Superseded
 from trainer.job import Task
 from trainer.loop import Plan, seen_this_epoch
 from trainer.manifest import Manifest
+from trainer.result import write_result
 from trainer.retention import Retention
 from trainer.saver import CLOCK, Durable, Saver, durable
+from trainer.scores import Metric
 from trainer.settings import Json
 from watchers import Mailbox, Notice
 
@@ -47,6 +50,7 @@ class Progress:
     durable: Durable | None
     save_error: str | None
     evaluating: bool
+    unit: str  # what a sample is
 
 
 class Attempt:
@@ -103,7 +107,7 @@ class Attempt:
             facts,
             durable(resumed_from) if resumed_from else None,
             on_durable=self._on_durable,
-            on_superseded=self.on_superseded,
+            on_superseded=self._on_superseded,
             between=self._clean_up,
         )
         self._closed = threading.Event()
@@ -130,7 +134,7 @@ class Attempt:
                 self._stall_s += CLOCK() - now
                 self._saves += 1
 
-    def evaluated(self, metrics: dict[str, float]) -> None:
+    def evaluated(self, metrics: dict[str, Metric]) -> None:
         step = self.position.step
         seen = seen_this_epoch(self._plan, step)
         train_loss = float(self.position.sums["loss"]) / seen
@@ -223,7 +227,7 @@ class Attempt:
             self.facts.attempt, newest.name, lambda: self.saver.busy or self._mailbox.stop is not None
         )
 
-    def on_superseded(self, why: Superseded) -> None:
+    def _on_superseded(self, why: Superseded) -> None:
         self._mailbox.post(Notice("superseded", "stop", str(why), f"superseded:{why.attempt}", time.time()))
         self.superseded = why
 
@@ -271,6 +275,7 @@ class Attempt:
             durable=self.saver.durable,
             save_error=self.saver.error,
             evaluating=evaluating,
+            unit=self._task.unit,
         )
         self._shown_at, self._shown_step = now, step
         self._show(self._progress)
@@ -283,7 +288,7 @@ class Attempt:
                 self._look_for_halt()
                 self.write_status("running", None)
             except Superseded as e:
-                self.on_superseded(e)
+                self._on_superseded(e)
                 return
             except Exception as e:  # this thread fences: it may not end before the attempt
                 log.debug("no sign of life could be left: %s", e)
@@ -327,28 +332,18 @@ class Attempt:
             "status.json",
         )
 
-    def write_result(self) -> None:
-        """Raises `Superseded`, for it would name a checkpoint beside the history; `StoreError`."""
+    def write_result(self, classes: Sequence[str]) -> None:
+        """Raises `StoreError`; `Stopped` if a notice came and it takes longer than the grace of a SIGTERM allows."""
         last = self.saver.durable
         assert last is not None
-        self.history.check_fence(self.facts.attempt)
-        self.history.write_record(
-            {
-                "run": self.facts.run,
-                "job": self.facts.job,
-                "step": last.step,
-                "checkpoint": last.name,
-                "metrics": self.metrics,
-                "weights": [self.history.key("parts", sha256) for sha256 in last.weights],
-                "weights_sha256": last.weights_sha256,
-                "state_sha256": last.state_sha256,
-                "order_sha256": last.order_sha256,
-                "attempts": self.facts.attempt,
-                "synthetic": self.facts.synthetic,
-                "time": time.time(),
-            },
-            "result.json",
-        )
+
+        def write() -> None:
+            write_result(self.history, self.facts, self._task, last, self.metrics, classes)
+
+        try:
+            Early(write, "result").result(self._mailbox, self._stop_grace_s / 2)
+        except Superseded as e:
+            self._on_superseded(e)
 
     def end(self, exit_code: int, outcome: str) -> None:
         """Put the end on record. A store that is away is no reason not to end."""
@@ -393,9 +388,9 @@ def record_end(
     )
 
 
-def finite(values: Mapping[str, float]) -> dict[str, Json]:
+def finite(values: Mapping[str, Metric]) -> dict[str, Json]:
     """JSON has no NaN and no infinity: null in their place."""
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return {n: value if isinstance(value, list) or math.isfinite(value) else None for n, value in values.items()}
 
 
 def told(metrics: Json) -> str:

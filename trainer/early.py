@@ -1,8 +1,9 @@
-"""What can begin before torch is imported: reading the newest checkpoint, and checking the packed data."""
+"""A call that runs beside others: what can begin before torch is imported, and what a notice may cut short."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -28,13 +29,17 @@ class Early(Generic[T]):
         self._thread = threading.Thread(target=work, name=name, daemon=True)
         self._thread.start()
 
-    def result(self, mailbox: Mailbox) -> T:
+    def result(self, mailbox: Mailbox, patience_s: float = 0.0) -> T:
         """Wait for it, and hand it over: it is given once.
 
-        Raises what the call raised, or `Stopped` when a notice comes first.
+        Raises what the call raised, or `Stopped` when a notice comes first, and it takes `patience_s` more seconds.
         """
+        noticed = None
         while self._thread.is_alive():
-            mailbox.check()
+            if mailbox.stop is not None:
+                noticed = noticed or time.monotonic()
+                if time.monotonic() - noticed >= patience_s:
+                    mailbox.check()
             self._thread.join(0.05)
         if self._error is not None:
             raise self._error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -18,7 +18,8 @@ from torch.optim import Optimizer
 from trainer import order
 from trainer.data.packed import Packed
 from trainer.exits import ExitCode, UserError
-from trainer.settings import Settings
+from trainer.scores import Metric
+from trainer.settings import Json, Settings
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,37 @@ class Task:
     train_size: int  # samples
     eval_size: int  # samples
     eval_batch: int  # samples evaluated between two looks at the mailbox
+    unit = "samples"  # what people call them
+
+    def epoch_order(self, seed: int, epoch: int) -> order.Int64s:
+        """All training samples in the order in which this epoch takes them; a pure function of (seed, epoch).
+
+        int64 [train_size]. A step takes the next batch of them; what is left over at the end waits for another epoch.
+        """
+        return order.permutation(seed, epoch, self.train_size)
+
+    def begin(self, weights: str, check: Callable[[], None]) -> None:
+        """Put in the weights that a new run begins with, as `--weights` says; a run that goes on has its checkpoint's.
+
+        Looks at `check` often, which may raise. Raises `UserError`, so that nothing else is trained in their place.
+        """
+        if weights not in ("", "none"):
+            raise UserError(f"--weights {weights}: this job begins by chance; leave it out", ExitCode.USAGE)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss over the micro-batch (0-d), and sums over its samples to report (0-d, by name)."""
         raise NotImplementedError
 
     def evaluate(self, rows: slice) -> dict[str, Tensor]:
-        """Sums over the evaluation samples `rows`, by name (0-d). Reported divided by `eval_size`."""
+        """Sums over the evaluation samples `rows`, by name; of any shape that `metrics` knows."""
         raise NotImplementedError
+
+    def metrics(self, sums: Mapping[str, Tensor]) -> dict[str, Metric]:
+        """What the sums over all evaluation samples come to: means, where a job says nothing else.
+
+        `sums`: float64, on the device. A number, or a table of whole numbers (a confusion matrix), for each name.
+        """
+        return {name: float(value) / self.eval_size for name, value in sums.items()}
 
     def schedule(self, step: int, steps: int) -> None:
         """Set this step's learning rates; a pure function of (step, steps)."""
@@ -78,6 +102,16 @@ class Task:
         for optimizer in self.optimizers.values():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+
+    # -- what the run's result holds beside the weights ---------------------------------------------------------
+
+    def result_config(self) -> dict[str, Json]:
+        """config.json: what it takes to build the network again for the weights in model.safetensors."""
+        return {}
+
+    def result_files(self) -> dict[str, bytes]:
+        """More small files by name, such as a tokenizer's."""
+        return {}
 
 
 class Job(Protocol):

@@ -15,6 +15,7 @@ import torch
 from trainer import order
 from trainer.checkpoint import Position
 from trainer.job import Batch, Task
+from trainer.scores import Metric
 from watchers import Mailbox, Stopped
 
 
@@ -36,7 +37,7 @@ class Events(Protocol):
 
     def boundary(self, *, evaluating: bool) -> None: ...
 
-    def evaluated(self, metrics: dict[str, float]) -> None: ...
+    def evaluated(self, metrics: dict[str, Metric]) -> None: ...
 
 
 class Loop:
@@ -70,7 +71,7 @@ class Loop:
         position, plan, task = self._position, self._plan, self._task
         epoch, index = divmod(position.step, plan.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, order.permutation(plan.seed, epoch, task.train_size)
+            self._order = epoch, task.epoch_order(plan.seed, epoch)
         samples = self._order[1][index * plan.batch_size : (index + 1) * plan.batch_size]
         task.schedule(position.step, plan.steps)
 
@@ -122,7 +123,7 @@ class Loop:
                         sums[name] = sums[name] + value if name in sums else value.double()
         finally:
             task.model.train()
-        self._events.evaluated({name: float(value) / task.eval_size for name, value in sums.items()})
+        self._events.evaluated(task.metrics(sums))
 
 
 def seen_this_epoch(plan: Plan, step: int) -> int:

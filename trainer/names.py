@@ -19,3 +19,13 @@ def dataset_of(job: str) -> str:
             case ast.Assign(targets=[ast.Name("DATASET")], value=ast.Constant(str(name))):
                 return name
     return job
+
+
+def of_preset(job: str, preset: str, setting: str) -> object:
+    """What a job's preset (the first one for "") says of a setting; None where it says nothing."""
+    for statement in ast.parse((JOBS / f"{job}.py").read_text()).body:
+        match statement:
+            case ast.AnnAssign(target=ast.Name("PRESETS"), value=ast.Dict() as presets):
+                values = ast.literal_eval(presets)
+                return values.get(preset or next(iter(values)), {}).get(setting)
+    return None

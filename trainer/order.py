@@ -63,6 +63,22 @@ def permutation(seed: int, epoch: int, n: int) -> Int64s:
     return np.argsort(keys, kind="stable")
 
 
+def by_length(seed: int, epoch: int, lengths: Int64s, batch_size: int, pool: int) -> Int64s:
+    """An order in which the samples of a batch have about one length; int64 [n].
+
+    The samples are shuffled as by `permutation`, those of each `pool` batches sorted by length, the batches shuffled.
+    What doesn't fill a batch comes last, as shuffled.
+    """
+    order = permutation(seed, epoch, len(lengths))
+    whole = len(order) // batch_size * batch_size
+    for start in range(0, whole, pool * batch_size):
+        some = order[start : min(start + pool * batch_size, whole)]
+        some[:] = some[np.argsort(lengths[some], kind="stable")]
+    batches = order[:whole].reshape(-1, batch_size)
+    order[:whole] = batches[np.argsort(bits(stream(seed, "batches", epoch), np.arange(len(batches))))].ravel()
+    return order
+
+
 def extend_hash(previous: bytes, samples: Int64s) -> bytes:
     """h <- SHA-256(h, this step's sample indices as little-endian uint64); it starts as 32 zero bytes."""
     return hashlib.sha256(previous + samples.astype("<u8").tobytes()).digest()

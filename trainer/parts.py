@@ -64,8 +64,8 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def encode(tensors: Mapping[str, Tensor]) -> Part:
-    """The part that holds these CPU tensors.
+def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Part:
+    """The part that holds these CPU tensors, and this metadata for other readers.
 
     Their strides go into its metadata where memory order is another than the logical one: arithmetic on a tensor
     that comes back from a checkpoint in another memory order (channels_last) can round otherwise.
@@ -73,8 +73,11 @@ def encode(tensors: Mapping[str, Tensor]) -> Part:
     header: dict[str, object] = {}
     # not is_contiguous(): that overlooks dimensions of size 1, by whose strides kernels choose their path too
     strides = {name: t.stride() for name, t in sorted(tensors.items()) if t.stride() != _row_major(t.shape)}
+    said = dict(metadata or {})
     if strides:
-        header["__metadata__"] = {"strides": json.dumps(strides, separators=(",", ":"))}
+        said["strides"] = json.dumps(strides, separators=(",", ":"))
+    if said:
+        header["__metadata__"] = said
     chunks: list[memoryview] = []
     end = 0
     for name in sorted(tensors):

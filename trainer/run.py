@@ -26,9 +26,10 @@ from trainer.commit import RunFacts
 from trainer.data.packed import Packed
 from trainer.early import Early
 from trainer.exits import ExitCode, UserError
-from trainer.history import Checkpoint, History, Superseded
+from trainer.history import Checkpoint, History
 from trainer.loop import Loop, Plan
 from trainer.manifest import Manifest
+from trainer.scores import table
 from trainer.settings import Json, Settings, difference
 from trainer.startup import put_off_compiler
 from watchers import Mailbox, Stopped, Watcher
@@ -121,6 +122,8 @@ def _prepare(request: Request) -> tuple[Prepared, Checkpoint | None]:
     }
     torch.default_generator.manual_seed(settings.seed)  # initial weights
     task = job.build(settings, data, device)
+    if newest is None:
+        task.begin(settings.weights, request.mailbox.check)
     steps_per_epoch = task.train_size // settings.batch_size
     if not steps_per_epoch:
         raise UserError(f"--batch-size {settings.batch_size}: the data has only {task.train_size} training samples")
@@ -245,6 +248,8 @@ def _load(
     history, plan = request.history, ready.plan
     newest = history.newest_good(prefetched.data if prefetched else None, request.mailbox.check)
     position = Position()
+    if newest is None and prefetched is not None:  # the task has not begun; see `_prepare`
+        raise UserError(f"run {history.run!r} in {history.store.url} was deleted while this copy started; start again")
     if newest is not None:
         if prefetched is None:
             _check_same_run(newest.manifest, request, ready.shape, plan, ())
@@ -382,12 +387,11 @@ def _finish(request: Request, ready: Prepared, attempt: Attempt) -> int:
             return _stop(request, ready, attempt)
         return _end_without(attempt, f"the last state could not be saved: {attempt.saver.error or 'no time left'}")
     try:
-        attempt.write_result()
-    except Superseded as e:
-        attempt.on_superseded(e)
-        return _stop(request, ready, attempt)
+        attempt.write_result(ready.data.classes)
     except StoreError as e:
         return _end_without(attempt, f"its result could not be written: {e}")
+    if attempt.superseded is not None:
+        return _stop(request, ready, attempt)
     attempt.end(ExitCode.DONE, "finished")
     log.info(
         "finished: %d steps, %s; result in %s/%s/result.json",
@@ -397,6 +401,8 @@ def _finish(request: Request, ready: Prepared, attempt: Attempt) -> int:
         request.history.run,
         extra={"fields": {"step": attempt.position.step, **attempt.metrics}},
     )
+    for line in table(attempt.metrics.get("confusion"), ready.data.classes):
+        log.info("%s", line)
     return ExitCode.DONE
 
 

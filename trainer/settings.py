@@ -33,7 +33,19 @@ class Settings:
     data: str = setting("", "packed folder, archive, image folder, tar or URL; data/JOB if not given")
     halt: str = setting("/halt", "folder to look in for a file `halt` or `preempt.txt`")
     preset: str = setting("", "the job's named set of settings; its first one if not given", shapes_run=True)
-    model: str = setting("", "network, by the job's names", shapes_run=True)
+    model: str = setting("", "network, by the job's names, or for bert a folder", shapes_run=True)
+    weights: str = setting(
+        "", "weights to begin with: none (chance), imagenet, a file, or a finished run's URL", shapes_run=True
+    )
+    freeze: bool = setting(False, "train the last layer alone; the rest stays as --weights has it", shapes_run=True)
+    size: int = setting(0, "side of the pictures that the network sees, in pixels", shapes_run=True, low=8)
+    train_size: int = setting(
+        0, "the same in training; for imagenet 3/4 of --size if not given", shapes_run=True, low=8
+    )
+    strict: bool = setting(False, "a broken picture, or a class without test pictures, stops packing")
+    optimizer: Literal["auto", "sgd", "adamw"] = setting(
+        "auto", "for imagenet; auto: adamw for networks with layer norms, sgd for others", shapes_run=True
+    )
     epochs: int = setting(0, "passes over the training data", shapes_run=True, low=1)
     steps: int = setting(0, "length of the run in steps, instead of --epochs", shapes_run=True, low=1)
     batch_size: int = setting(0, "samples in a step (the global batch)", shapes_run=True, low=1)

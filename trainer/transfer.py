@@ -8,8 +8,12 @@ A part that lies there already is read again and hashed rather than believed: it
 
 from __future__ import annotations
 
+import hashlib
 import io
+import mmap
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from storage.errors import AlreadyExists, NotFound
@@ -45,7 +49,7 @@ def copy(source: History, target: History, tell: Callable[[str], None] = lambda 
         target.create(target.key("attempts", f"{name}.json"), _whole(source, source.key("attempts", f"{name}.json")))
         _copy_if_there(source, target, "attempts", f"{name}.end.json")
     copied = _Copying(source, target, tell).checkpoints(names)
-    _copy_if_there(source, target, "result.json")
+    _copy_result(source, target, tell)
     copied.newer = len([name for name in source.checkpoints() if checkpoint_name(*name) not in names])
     if names and not copied.checkpoints:
         raise UserError(
@@ -79,6 +83,27 @@ def _copy_if_there(source: History, target: History, *names: str) -> None:
     except NotFound:
         return
     target.store.put(target.key(*names), sink.getvalue())
+
+
+def _copy_result(source: History, target: History, tell: Callable[[str], None]) -> None:
+    """The result's files, each held to its hash, then the record that names them.
+
+    It follows from the last checkpoint: one that is not whole is left out, and whoever starts the copy writes it anew.
+    """
+    record = source.read_record("result.json") or {}
+    files = record.get("files")
+    for name, file in files.items() if isinstance(files, dict) else ():
+        key, wanted = target.key("result", name), file.get("sha256") if isinstance(file, dict) else None
+        with tempfile.TemporaryFile() as local:
+            with suppress(NotFound):
+                source.store.get(source.key("result", name), local)
+            local.seek(0)
+            if hashlib.file_digest(local, "sha256").hexdigest() != wanted:
+                tell(f"the result's {name:.100} is not there or damaged: no result is copied")
+                return
+            with mmap.mmap(local.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as whole:
+                target.store.put(key, whole)
+    _copy_if_there(source, target, "result.json")
 
 
 class _Copying:

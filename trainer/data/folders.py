@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,46 +14,50 @@ from trainer.data.pulse import Pulse, told
 from trainer.data.tarstream import members
 from trainer.exits import UserError
 
-_SPLITS = {"train": False, "test": True, "val": True}
+SPLITS = {"train": False, "test": True, "val": True}
 WANTED = "wanted is train/CLASS/PICTURE and test/CLASS/PICTURE"
 
 
-class _Layout:
-    """Tells each file's split and label by its path in the tree."""
+class Layout:
+    """Tells each file's split and class by its path in the tree."""
 
-    def __init__(self, dataset: Dataset, source: Path) -> None:
-        self._dataset = dataset
+    def __init__(
+        self, source: object, classes: Collection[str], extensions: tuple[str, ...] = EXTENSIONS, name: str = ""
+    ) -> None:
+        """`classes`: of the data set `name`; if there are none, any folder is one."""
         self._source = shown(source)
-        self._labels = {name: i for i, name in enumerate(dataset.classes)}
+        self._classes = classes
+        self._extensions = extensions
+        self._name = name
         self._top: tuple[str, ...] | None = None
         self._test_name: str | None = None
         self.ignored: list[str] = []
 
-    def place(self, parts: tuple[str, ...]) -> tuple[bool, int] | None:
-        """(in the test split?, label) of a picture; None for a file that is none. Raises `UserError`."""
+    def place(self, parts: tuple[str, ...]) -> tuple[bool, str] | None:
+        """(in the test split?, class) of a picture; None for a file that is none. Raises `UserError`."""
         if hidden(parts):
             return None
         name = shown("/".join(parts))
-        if not parts[-1].lower().endswith(EXTENSIONS):
+        if not parts[-1].lower().endswith(self._extensions):
             self.ignored.append(name)
             return None
-        top = parts[:1] if parts[0] not in _SPLITS else ()
+        top = parts[:1] if parts[0] not in SPLITS else ()
         rest = parts[len(top) :]
-        if len(rest) < 3 or rest[0] not in _SPLITS:
+        if len(rest) < 3 or rest[0] not in SPLITS:
             raise UserError(f"{self._source}: {name} is in no class's folder; {WANTED}")
         if self._top not in (None, top):
             raise UserError(f"{self._source}: {name} is in a second top folder; {WANTED}")
         self._top = top
         split, folder = rest[:2]
-        if _SPLITS[split]:
+        if SPLITS[split]:
             if self._test_name not in (None, split):
                 raise UserError(f"{self._source}: has both test and val; remove one")
             self._test_name = split
-        if folder not in self._labels:
-            near = difflib.get_close_matches(folder, self._labels, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(self._labels)}"
-            raise UserError(f"{self._source}: {split}/{shown(folder)} is no class of {self._dataset.name}; {hint}")
-        return _SPLITS[split], self._labels[folder]
+        if self._classes and folder not in self._classes:
+            near = difflib.get_close_matches(folder, self._classes, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(self._classes)}"
+            raise UserError(f"{self._source}: {split}/{shown(folder)} is no class of {self._name}; {hint}")
+        return SPLITS[split], folder
 
     def tell_ignored(self, pulse: Pulse) -> None:
         if self.ignored:
@@ -66,9 +70,13 @@ def hidden(parts: tuple[str, ...]) -> bool:
     return any(p.startswith(".") or p == "__MACOSX" for p in parts)
 
 
+def _layout(dataset: Dataset, source: Path) -> Layout:
+    return Layout(source, dataset.classes, name=dataset.name)
+
+
 def read_tar(dataset: Dataset, path: Path, md5: str, pulse: Pulse) -> Splits:
     """The pictures in a tar of an image tree, read once, its members in any order. Raises `UserError`."""
-    layout = _Layout(dataset, path)
+    layout = _layout(dataset, path)
     official = {n + end for _, names, _ in dataset.splits() for n in names for end in ("", ".bin")}
 
     def pictures() -> Iterator[Picture]:
@@ -79,7 +87,8 @@ def read_tar(dataset: Dataset, path: Path, md5: str, pulse: Pulse) -> Splits:
                     f"{dataset.python.md5} (python) nor {dataset.binary.md5} (binary); fetch it again"
                 )
             if (place := layout.place(member.parts)) is not None:
-                yield Picture(f"{path}: {'/'.join(member.parts)}", *place, member.data)
+                test, folder = place
+                yield Picture(f"{path}: {'/'.join(member.parts)}", test, dataset.classes.index(folder), member.data)
 
     return _read(dataset, layout, pictures(), pulse)
 
@@ -112,17 +121,18 @@ def scan(folder: Path, pulse: Pulse) -> Tree | None:
 
 def read_tree(dataset: Dataset, tree: Tree, pulse: Pulse) -> Splits:
     """The pictures of an image folder. Raises `UserError`."""
-    layout = _Layout(dataset, tree.root)
+    layout = _layout(dataset, tree.root)
 
     def pictures() -> Iterator[Picture]:
         for path in tree.files:
             if (place := layout.place(path.relative_to(tree.root).parts)) is not None:
-                yield Picture(str(path), *place, path)
+                test, folder = place
+                yield Picture(str(path), test, dataset.classes.index(folder), path)
 
     return _read(dataset, layout, pictures(), pulse)
 
 
-def _read(dataset: Dataset, layout: _Layout, pictures: Iterable[Picture], pulse: Pulse) -> Splits:
+def _read(dataset: Dataset, layout: Layout, pictures: Iterable[Picture], pulse: Pulse) -> Splits:
     splits = decode_all(dataset, pictures, pulse)
     layout.tell_ignored(pulse)
     return splits
@@ -131,15 +141,15 @@ def _read(dataset: Dataset, layout: _Layout, pictures: Iterable[Picture], pulse:
 def _root(folder: Path) -> Path | None:
     """Where train and test lie; looked for nowhere deeper, so that a wrong folder isn't searched for ever."""
     inside = [p for p in sorted(folder.iterdir()) if p.is_dir() and not hidden((p.name,))]
-    if any(p.name in _SPLITS for p in inside):
+    if any(p.name in SPLITS for p in inside):
         return folder
-    if len(inside) == 1 and any((inside[0] / split).is_dir() for split in _SPLITS):
+    if len(inside) == 1 and any((inside[0] / split).is_dir() for split in SPLITS):
         return inside[0]
     return None
 
 
 def _walk(root: Path, pulse: Pulse) -> Iterator[Path]:
-    for split in _SPLITS:
+    for split in SPLITS:
         for folder, folders, names in os.walk(root / split, onerror=_raise):
             pulse.beat(f"listing {shown(folder)}")
             folders[:] = [name for name in folders if not hidden((name,))]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from typing import Any, Protocol, cast
 
 from trainer.data import sources
 from trainer.data.dataset import Archive, Dataset, Splits, named, shown
@@ -18,11 +20,30 @@ from trainer.data.sources import Source
 from trainer.exits import UserError
 
 
+class Packer(Protocol):
+    """A module that packs data other than small pictures."""
+
+    ACCEPTED: str  # what may be given as a source; the end of a message
+    OPTIONS: tuple[str, ...]  # names of the settings that decide what is packed
+
+    def pack(self, source: str | None, folder: Path, options: Mapping[str, Any], pulse: Pulse) -> Packed: ...
+
+
+PACKERS = {"bert": "trainer.data.texts", "imagenet": "trainer.data.photographs"}  # imported where it is asked for
+
+
+def packer(name: str | Dataset) -> Packer | None:
+    """Who packs the data of this name; None for the sets of small pictures, which are packed here."""
+    module: Any = import_module(PACKERS[name]) if isinstance(name, str) and name in PACKERS else None
+    return cast("Packer | None", module)
+
+
 def pack(
     dataset_name: str | Dataset,
     source: str | None,
     folder: Path,
     *,
+    options: Mapping[str, Any] | None = None,
     check: Callable[[], None] = lambda: None,
     say: Callable[[str], None],
 ) -> Packed:
@@ -32,10 +53,15 @@ def pack(
     what is packed already, else the official archive, else, where that can't be fetched, the SYNTHETIC stand-in.
 
     `check` is called at least every 0.2 s and may raise to stop; then, and after any error, what was packed before is
-    as it was. `say` takes whole lines for people. Raises `UserError`, and whatever `check` does.
+    as it was. `say` takes whole lines for people. `options`: the settings that other data than small pictures is packed
+    by, such as `model`. Raises `UserError`, and whatever `check` does.
     """
-    dataset, pulse = named(dataset_name), Pulse(check, say)
+    pulse = Pulse(check, say)
     pulse.check()
+    if (other := packer(dataset_name)) is not None:
+        remove_stale(folder)
+        return other.pack(source, folder, options or {}, pulse)
+    dataset = named(dataset_name)
     remove_stale(folder)
     if source is None:
         held = _usable(folder, dataset, pulse)
@@ -50,6 +76,7 @@ def locate(
     data: str | None,
     folder: Path,
     *,
+    options: Mapping[str, Any] | None = None,
     check: Callable[[], None] = lambda: None,
     say: Callable[[str], None],
     cache: Path | None = None,
@@ -60,22 +87,32 @@ def locate(
     own in `cache` ($XDG_CACHE_HOME/baton, or ~/.cache/baton), and found there the next time.
     Raises `UserError`, where nothing is packed with the command that does it; and whatever `check` does.
     """
-    dataset = named(dataset_name)
+    other = packer(dataset_name)
+    dataset = dataset_name if other and isinstance(dataset_name, str) else named(dataset_name)
+    name = dataset if isinstance(dataset, str) else dataset.name
     if not data:
         if not (folder / FILE_NAME).exists():
-            raise UserError(f"{shown(folder)}: no packed data here; {remedy(dataset.name)}")
+            raise UserError(f"{shown(folder)}: no packed data here; {remedy(name)}")
         return _fits(open_packed(folder), dataset)
-    if data != sources.SYNTHETIC and not sources.is_address(data):
-        path = sources.local_path(dataset, data)
+    if data != sources.SYNTHETIC and not sources.is_address(data) and not (other and sources.is_stored(data)):
+        accepted = sources.accepted(dataset) if isinstance(dataset, Dataset) else other.ACCEPTED if other else ""
+        path = sources.local_path(data, accepted)
         if (path / FILE_NAME).is_file() or path.name == FILE_NAME or path.suffix == ".safetensors":
             return _fits(open_packed(path), dataset)
         data = str(path.resolve())
     cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "baton"
-    key = hashlib.sha256(data.encode(errors="surrogateescape")).hexdigest()[:16]
-    return pack(dataset, data, cache / dataset.name / key, check=check, say=say)
+    chosen = {name: (options or {})[name] for name in other.OPTIONS if (options or {}).get(name)} if other else {}
+    key = hashlib.sha256((data + (repr(chosen) if chosen else "")).encode(errors="surrogateescape")).hexdigest()[:16]
+    return pack(dataset, data, cache / name / key, options=chosen, check=check, say=say)
 
 
-def _fits(packed: Packed, dataset: Dataset) -> Packed:
+def _fits(packed: Packed, dataset: Dataset | str) -> Packed:
+    if isinstance(dataset, str):
+        if packed.name != dataset:
+            raise UserError(
+                f"{shown(packed.path)}: holds {shown(packed.name)}, not data for {dataset}; {remedy(dataset)}"
+            )
+        return packed
     if packed.name != dataset.name or packed.classes != dataset.classes:
         raise UserError(f"{shown(packed.path)}: holds {shown(packed.name)}, not {dataset.name}; {remedy(dataset.name)}")
     if packed.arrays["train_images"].shape[1:] != dataset.shape:

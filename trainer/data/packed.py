@@ -2,10 +2,15 @@
 
     8 bytes      length of the header, little-endian
     JSON         the arrays' types, shapes and places, and `__metadata__`; padded with spaces to a multiple of 4096
-    bytes        train_images, test_images, train_labels, test_labels: uint8, row-major, nothing between them
+    bytes        the arrays, little-endian and row-major, nothing between them, in one of these layouts:
+                 pictures   train_images, test_images: uint8; train_labels, test_labels: uint8, or uint16 where there
+                            are more than 256 classes
+                 texts      train_offsets, test_offsets: int64 [texts + 1]; train_tokens, test_tokens: uint16 or int32,
+                            one text's after the other's; train_labels, test_labels: uint8; tokenizer: its files, JSON
 
-Pictures lie in the order of the SHA-256 of (label, pixels). So the same pictures give the same bytes whichever
-archive or folder they came from and however its files were named, and any slice is a fair mixture of the classes.
+Small pictures and texts lie in the order of the SHA-256 of (label, pixels) or of the text. So the same ones give the
+same bytes whichever archive or folder they came from and however its files were named, and any slice is a fair mixture
+of the classes. Photographs, of which there may be too many to sort, lie as in their source: photographs.py.
 The format: https://huggingface.co/docs/safetensors
 """
 
@@ -14,23 +19,45 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainer.data.dataset import Bytes, Dataset, Samples, Splits, shown
 from trainer.data.pulse import Pulse, told
 from trainer.data.scratch import replacing
 from trainer.exits import UserError
 
+Array: TypeAlias = NDArray[Any]
 FILE_NAME = "packed.safetensors"
 FORMAT = "baton-packed-1"
 ARRAYS = ("train_images", "test_images", "train_labels", "test_labels")  # images first: they stay aligned
-ALIGNMENT = 4096  # a memory page: the images begin on one
-HEADER_LIMIT = 1 << 20  # bytes; a real header has one page
+# Of each layout, in file order: an array's dimensions and the types it may have. Those of more bytes come first, so
+# that all are aligned.
+PICTURES: Mapping[str, tuple[int, tuple[str, ...]]] = {
+    name: (4, ("U8",)) if "images" in name else (1, ("U8", "U16")) for name in ARRAYS
+}
+TEXTS: Mapping[str, tuple[int, tuple[str, ...]]] = {
+    "train_offsets": (1, ("I64",)), "test_offsets": (1, ("I64",)),
+    "train_tokens": (1, ("I32", "U16")), "test_tokens": (1, ("I32", "U16")),
+    "train_labels": (1, ("U8",)), "test_labels": (1, ("U8",)),
+    "tokenizer": (1, ("U8",)),
+}  # fmt: skip
+_DTYPES: Mapping[str, np.dtype[Any]] = {
+    "U8": np.dtype("<u1"),
+    "U16": np.dtype("<u2"),
+    "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+ALIGNMENT = 4096  # a memory page: the first array begins on one
+HEADER_LIMIT = 1 << 20  # bytes; a real header has one page, and `RESERVED` bytes at most
+RESERVED = 512 << 10  # bytes for the header of a file that grows before its classes are known
+MOST_CLASSES = 1 << 14
 CHUNK = 8 << 20  # bytes hashed or written between two looks at `check`
 
 
@@ -54,8 +81,9 @@ class Packed:
     sha256: str  # of the arrays' bytes in file order, as the header claims; `verify` holds it to that
     synthetic: bool
     origin: Origin
-    arrays: dict[str, Bytes]  # read-only: *_images uint8 [n, height, width, channels], *_labels uint8 [n]
+    arrays: dict[str, Array]  # read-only; for pictures *_images uint8 [n, height, width, channels], *_labels uint8 [n]
     body: Bytes  # all arrays' bytes, as they lie in the file
+    skipped: int = 0  # pictures of the source that were broken and so aren't here
 
     def verify(self, check: Callable[[], None] = lambda: None) -> None:
         """Hash the arrays' bytes (0.2 s for CIFAR-10). Raises `UserError` if they aren't what was packed."""
@@ -93,6 +121,10 @@ def open_packed(folder: Path) -> Packed:
 
 def remedy(name: str) -> str:
     """What gets data packed; the end of a message."""
+    if name == "bert":
+        return "pack it: python entrypoint.py data bert --source FILE.csv --model MODEL"
+    if name == "imagenet":
+        return "pack it: python entrypoint.py data imagenet --source FOLDER-OR-TAR-OR-STORE"
     name = name if name.isidentifier() else "cifar10"
     return f"pack it: python entrypoint.py data {name} --source ARCHIVE-OR-FOLDER, or make cifar10"
 
@@ -115,43 +147,51 @@ def _read_header(file: BinaryIO, size: int) -> tuple[int, dict[str, Any]]:
         header = json.loads(file.read(length))
     except (ValueError, RecursionError) as e:
         raise _Bad("header is not JSON") from e
-    names = {"__metadata__", *ARRAYS}
-    _require(type(header) is dict and header.keys() == names, "header lists other arrays")
+    _require(type(header) is dict and "__metadata__" in header, "header lists other arrays")
     return 8 + length, header
 
 
 def _map(path: Path, start: int, header: dict[str, Any], size: int) -> Packed:
-    places: dict[str, tuple[int, list[int]]] = {}
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    layout = next((known for known in (PICTURES, TEXTS) if known.keys() == entries.keys()), None)
+    if layout is None:
+        raise _Bad("header lists other arrays")
+    places: dict[str, tuple[int, int, np.dtype[Any], list[int]]] = {}  # from, to, type, shape
     end = 0
-    for name in ARRAYS:
-        shape = _shape(header[name], name, end)
-        places[name] = (end, shape)
-        end += int(np.prod(shape, dtype=object))
+    for name, (dimensions, types) in layout.items():
+        begin, (dtype, shape) = end, _form(entries[name], name, dimensions, types)
+        end += int(np.prod(shape, dtype=object)) * dtype.itemsize
+        _require(entries[name]["data_offsets"] == [begin, end], f"{name}: type, shape and place don't fit")
+        places[name] = (begin, end, dtype, shape)
     _require(size == start + end, f"{size} bytes long, its header says {start + end}")
     meta = _metadata(header["__metadata__"])
     body = np.memmap(path, np.uint8, "r", start, (end,)).view(np.ndarray)
-    arrays = {
-        name: body[at : at + int(np.prod(shape, dtype=object))].reshape(shape) for name, (at, shape) in places.items()
-    }
+    arrays = {name: body[a:b].view(dtype).reshape(shape) for name, (a, b, dtype, shape) in places.items()}
     classes = tuple(meta["classes"])
     for split in ("train", "test"):
-        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        _require(len(images) == len(labels) == meta[split] > 0, f"counts of {split} differ")
+        labels = arrays[f"{split}_labels"]
+        _require(len(labels) == meta[split] > 0, f"counts of {split} differ")
         _require(int(labels.max()) < len(classes), f"a label of {split} is {labels.max()} of {len(classes)} classes")
-    _require(arrays["train_images"].shape[1:] == arrays["test_images"].shape[1:], "train and test differ in shape")
+        if layout is PICTURES:
+            _require(len(arrays[f"{split}_images"]) == len(labels), f"counts of {split} differ")
+        else:
+            offsets, tokens = arrays[f"{split}_offsets"], arrays[f"{split}_tokens"]
+            _require(len(offsets) == len(labels) + 1 and offsets[0] == 0, f"counts of {split} differ")
+            _require(offsets[-1] == len(tokens) and bool((np.diff(offsets) > 0).all()), f"{split}: a text has no place")
+    if layout is PICTURES:
+        _require(arrays["train_images"].shape[1:] == arrays["test_images"].shape[1:], "train and test differ in shape")
     origin = Origin(**meta["source"])
-    return Packed(path, meta["name"], classes, meta["sha256"], meta["synthetic"], origin, arrays, body)
+    return Packed(path, meta["name"], classes, meta["sha256"], meta["synthetic"], origin, arrays, body, meta["skipped"])
 
 
-def _shape(entry: Any, name: str, start: int) -> list[int]:
-    """The array's shape, if its entry is what `_header` writes for an array beginning at `start`."""
+def _form(entry: Any, name: str, dimensions: int, types: tuple[str, ...]) -> tuple[np.dtype[Any], list[int]]:
+    """The array's type and shape, if its entry is as `_header` writes one."""
     _require(type(entry) is dict and entry.keys() == {"dtype", "shape", "data_offsets"}, f"{name}: odd entry")
     shape: list[int] = entry["shape"]
-    _require(type(shape) is list and len(shape) == (4 if "images" in name else 1), f"{name}: odd shape")
+    _require(type(shape) is list and len(shape) == dimensions, f"{name}: odd shape")
     _require(all(type(n) is int and 0 < n < 2**40 for n in shape), f"{name}: odd shape")
-    wanted = {"dtype": "U8", "shape": shape, "data_offsets": [start, start + int(np.prod(shape, dtype=object))]}
-    _require(entry == wanted, f"{name}: type, shape and place don't fit")
-    return shape
+    _require(type(entry["dtype"]) is str and entry["dtype"] in types, f"{name}: odd type")
+    return _DTYPES[entry["dtype"]], shape
 
 
 def _metadata(raw: Any) -> dict[str, Any]:
@@ -166,12 +206,13 @@ def _metadata(raw: Any) -> dict[str, Any]:
             "source": json.loads(raw["source"]),
             "synthetic": {"true": True, "false": False}[raw["synthetic"]],
             "sha256": raw["sha256"],
+            "skipped": int(raw.get("skipped", "0")),
         }
     except (KeyError, ValueError, RecursionError) as e:
         raise _Bad("odd metadata") from e
     classes, source = meta["classes"], meta["source"]
     _require(type(classes) is list and all(type(c) is str for c in classes) and len(classes) > 0, "odd class names")
-    _require(len(set(classes)) == len(classes) <= 256, "odd class names")
+    _require(len(set(classes)) == len(classes) <= MOST_CLASSES, "odd class names")
     _require(type(source) is dict and source.keys() == {"kind", "name", "mark", "tag"}, "odd source")
     _require(all(type(v) is str for v in source.values()), "odd source")
     _require(re.fullmatch("[0-9a-f]{64}", meta["sha256"]) is not None, "odd SHA-256")
@@ -193,20 +234,26 @@ def write_packed(
     """
     pulse = pulse or Pulse()
     orders = {"train": _order(splits.train, pulse), "test": _order(splits.test, pulse)}
-    sources: dict[str, tuple[Bytes, Bytes]] = {}  # array, and the order to write its rows in
-    for name in ARRAYS:
+    sources: dict[str, tuple[Array, Array | None]] = {}
+    for name in PICTURES:
         split, _, what = name.partition("_")
         sources[name] = (getattr(getattr(splits, split), what), orders[split])
-    meta = {
-        "format": FORMAT,
-        "name": dataset.name,
-        "classes": json.dumps(dataset.classes),
-        "train": str(len(splits.train.labels)),
-        "test": str(len(splits.test.labels)),
-        "source": json.dumps(asdict(origin)),
-        "synthetic": "true" if synthetic else "false",
-        "sha256": "0" * 64,
-    }
+    return write_arrays(folder, dataset.name, dataset.classes, sources, origin, synthetic=synthetic, pulse=pulse)
+
+
+def write_arrays(
+    folder: Path,
+    name: str,
+    classes: Sequence[str],
+    sources: Mapping[str, tuple[Array, Array | None]],
+    origin: Origin,
+    *,
+    synthetic: bool,
+    pulse: Pulse,
+) -> Packed:
+    """As `write_packed`, for the arrays of any layout, in its order, each with the order of its rows if not its own."""
+    counts = len(sources["train_labels"][0]), len(sources["test_labels"][0])
+    meta = metadata(name, classes, counts, origin, synthetic=synthetic)
     total = sum(array.nbytes for array, _ in sources.values())
     with replacing(folder / FILE_NAME) as scratch:
         digest, written = hashlib.sha256(), 0
@@ -225,24 +272,47 @@ def write_packed(
     return open_packed(folder)
 
 
-def _header(sources: Mapping[str, tuple[Bytes, Bytes]], meta: Mapping[str, str]) -> bytes:
-    """The file up to its arrays. As long for any SHA-256."""
+def metadata(
+    name: str, classes: Sequence[str], counts: tuple[int, int], origin: Origin, *, synthetic: bool = False
+) -> dict[str, str]:
+    """A header's `__metadata__`, still without the SHA-256. `counts`: of train and test."""
+    return {
+        "format": FORMAT,
+        "name": name,
+        "classes": json.dumps(classes),
+        "train": str(counts[0]),
+        "test": str(counts[1]),
+        "source": json.dumps(asdict(origin)),
+        "synthetic": "true" if synthetic else "false",
+        "sha256": "0" * 64,
+    }
+
+
+def _header(sources: Mapping[str, tuple[Array, Array | None]], meta: Mapping[str, str]) -> bytes:
+    return header({name: (array.dtype, array.shape) for name, (array, _) in sources.items()}, meta)
+
+
+def header(
+    forms: Mapping[str, tuple[np.dtype[Any], Sequence[int]]], meta: Mapping[str, str], size: int = ALIGNMENT
+) -> bytes:
+    """The file up to its arrays, padded to a multiple of `size` bytes. As long for any SHA-256."""
     entries: dict[str, Any] = {"__metadata__": meta}
     end = 0
-    for name, (array, _) in sources.items():
-        start, end = end, end + array.nbytes
-        entries[name] = {"dtype": "U8", "shape": list(array.shape), "data_offsets": [start, end]}
+    for name, (dtype, shape) in forms.items():
+        start, end = end, end + int(np.prod(shape, dtype=object)) * dtype.itemsize
+        entries[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    text += b" " * (-(8 + len(text)) % size)
     return len(text).to_bytes(8, "little") + text
 
 
-def _chunks(sources: Mapping[str, tuple[Bytes, Bytes]]) -> Iterator[memoryview]:
+def _chunks(sources: Mapping[str, tuple[Array, Array | None]]) -> Iterator[memoryview]:
     """The arrays' bytes in file order, about `CHUNK` at a time, so that no second copy of the images is made."""
     for array, order in sources.values():
         rows = max(1, CHUNK // (array.nbytes // len(array)))
-        for start in range(0, len(order), rows):
-            yield array[order[start : start + rows]].reshape(-1).data
+        for start in range(0, len(array), rows):
+            some = slice(start, start + rows)
+            yield array[some if order is None else order[some]].reshape(-1).view(np.uint8).data
 
 
 def _order(samples: Samples, pulse: Pulse) -> Any:

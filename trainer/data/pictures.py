@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -27,6 +29,17 @@ BATCH_BYTES = 4 << 20
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}  # 8 bits a channel: these convert faithfully
 
 
+class Encoded(Protocol):
+    """A picture file, in memory or still to be read."""
+
+    @property
+    def data(self) -> bytes | Path | Callable[[], bytes]: ...
+
+
+E = TypeVar("E", bound=Encoded)
+R = TypeVar("R")
+
+
 @dataclass(frozen=True, slots=True)
 class Picture:
     name: str  # for messages: where it came from
@@ -40,7 +53,7 @@ def decode_all(dataset: Dataset, pictures: Iterable[Picture], pulse: Pulse) -> S
     images: tuple[list[Bytes], list[Bytes]] = ([], [])
     labels: tuple[list[int], list[int]] = ([], [])
     done = 0
-    for batch, pixels in _decoded(dataset, pictures, pulse):
+    for batch, pixels in in_parallel(partial(_decode_batch, dataset), pictures, pulse):
         for test in (False, True):
             rows = [i for i, picture in enumerate(batch) if picture.test == test]
             if rows:
@@ -65,24 +78,30 @@ def _joined(dataset: Dataset, blocks: list[Bytes], labels: list[int], pulse: Pul
     return Samples(images, np.array(labels, np.uint8))
 
 
-def _decoded(dataset: Dataset, pictures: Iterable[Picture], pulse: Pulse) -> Iterator[tuple[list[Picture], Bytes]]:
-    """Batches in order. Only a few are under way at a time, so that memory stays small when reading is faster."""
-    workers = min(8, len(os.sched_getaffinity(0)))
-    waiting: deque[tuple[list[Picture], Future[Bytes]]] = deque()
+def in_parallel(
+    work: Callable[[list[E]], R], pictures: Iterable[E], pulse: Pulse, *, batch: int = BATCH, workers: int = 0
+) -> Iterator[tuple[list[E], R]]:
+    """Batches in order, each with what `work` made of it. Raises what `work` raises, and what `pulse.check` does.
+
+    Only a few are under way at a time, so that memory stays small when reading is faster. `workers`: threads; as many
+    as there are processors, if not given.
+    """
+    workers = workers or min(8, len(os.sched_getaffinity(0)))
+    waiting: deque[tuple[list[E], Future[R]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
 
-    def first() -> tuple[list[Picture], Bytes]:
-        batch, future = waiting.popleft()
+    def first() -> tuple[list[E], R]:
+        some, future = waiting.popleft()
         while True:
             pulse.check()
             try:
-                return batch, future.result(timeout=0.1)
+                return some, future.result(timeout=0.1)
             except NotYet:
                 continue
 
     try:
-        for batch in _batches(pictures):
-            waiting.append((batch, pool.submit(_decode_batch, dataset, batch)))
+        for some in _batches(pictures, batch):
+            waiting.append((some, pool.submit(work, some)))
             if len(waiting) > 3 * workers:
                 yield first()
         while waiting:
@@ -91,13 +110,13 @@ def _decoded(dataset: Dataset, pictures: Iterable[Picture], pulse: Pulse) -> Ite
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _batches(pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
-    batch: list[Picture] = []
+def _batches(pictures: Iterable[E], count: int) -> Iterator[list[E]]:
+    batch: list[E] = []
     size = 0
     for picture in pictures:
         batch.append(picture)
         size += len(picture.data) if isinstance(picture.data, bytes) else 0
-        if len(batch) == BATCH or size >= BATCH_BYTES:
+        if len(batch) == count or size >= BATCH_BYTES:
             yield batch
             batch, size = [], 0
     if batch:
@@ -113,7 +132,7 @@ def _decode_batch(dataset: Dataset, batch: list[Picture]) -> Bytes:
 
 def _decode(dataset: Dataset, picture: Picture) -> Bytes:
     """uint8 [height, width, channels]"""
-    data = picture.data if isinstance(picture.data, bytes) else _read(picture.data)
+    data = picture.data if isinstance(picture.data, bytes) else read_file(picture.data, FILE_LIMIT)
     if len(data) > FILE_LIMIT:
         raise UserError(f"{shown(picture.name)}: more than {FILE_LIMIT >> 20} MB long; that is no small picture")
     try:
@@ -132,9 +151,10 @@ def _decode(dataset: Dataset, picture: Picture) -> Bytes:
     )
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path, limit: int) -> bytes:
+    """At most one byte more than `limit`, by which a file that is too long is told. Raises `UserError`."""
     try:
         with path.open("rb") as file:
-            return file.read(FILE_LIMIT + 1)
+            return file.read(limit + 1)
     except OSError as e:
         raise told(e, f"can't read {shown(path)}") from e

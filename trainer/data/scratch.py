@@ -44,6 +44,10 @@ class Scratch:
         with _plainly(self.path.parent):
             self._file.seek(place)
 
+    def close(self) -> None:
+        with _plainly(self.path.parent):
+            self._file.close()
+
 
 @contextlib.contextmanager
 def scratch(folder: Path) -> Iterator[Scratch]:

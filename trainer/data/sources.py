@@ -17,6 +17,7 @@ from trainer.data.tarstream import is_tar
 from trainer.exits import UserError
 
 SYNTHETIC = "synthetic"
+SCHEMES = ("gs", "s3", "az")  # of stores; a folder's is a path here
 CHUNK = 4 << 20  # bytes hashed between two looks at `check`
 
 
@@ -34,14 +35,22 @@ def is_address(source: str) -> bool:
     return urlsplit_scheme(source) in ("http", "https")
 
 
+def is_stored(source: str) -> bool:
+    """Whether it is in a cloud's store."""
+    return urlsplit_scheme(source) in SCHEMES
+
+
 def urlsplit_scheme(source: str) -> str:
     """The scheme of a URL, "" for a path."""
     scheme, separator, _ = source.partition("://")
     return scheme.lower() if separator and scheme.isascii() and scheme.isalnum() else ""
 
 
-def local_path(dataset: Dataset, source: str) -> Path:
-    """The path that a source names: as it is, or in a file:// URL. Raises `UserError` for another scheme."""
+def local_path(source: str, accepted: str) -> Path:
+    """The path that a source names: as it is, or in a file:// URL. Raises `UserError` for another scheme.
+
+    `accepted`: the end of the message.
+    """
     scheme = urlsplit_scheme(source)
     if scheme == "file":
         parts = urlsplit(source)
@@ -49,7 +58,7 @@ def local_path(dataset: Dataset, source: str) -> Path:
             raise UserError(f"{shown(source)}: names another machine; a file here is file:///PATH")
         return Path(unquote(parts.path))
     if scheme or "\0" in source or not source:
-        raise UserError(f"{shown(source) or 'the empty name'}: no source that can be read here; {accepted(dataset)}")
+        raise UserError(f"{shown(source) or 'the empty name'}: no source that can be read here; {accepted}")
     try:
         return Path(source).expanduser()
     except RuntimeError as e:
@@ -69,7 +78,7 @@ def recognise(dataset: Dataset, source: str, pulse: Pulse, name: str = "") -> So
     """What the local `source` is; `name`, if given, is told instead of the file's own. Raises `UserError`."""
     if source == SYNTHETIC:
         return Source(Origin(SYNTHETIC, SYNTHETIC, "1"), partial(synthetic.generate, dataset), synthetic=True)
-    path = local_path(dataset, source)
+    path = local_path(source, accepted(dataset))
     try:
         if path.is_dir():
             return _folder(dataset, path, pulse)

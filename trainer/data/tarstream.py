@@ -51,9 +51,18 @@ def is_tar(path: Path) -> bool:
         return len(head) == BLOCK and _sum_is_right(head)
 
 
-def members(path: Path, check: Callable[[], None]) -> Iterator[Member]:
-    """Each regular file in the tar. Raises `UserError` for damage, links, devices and names that climb out."""
-    with closing(_Stream(path, check)) as stream:
+def members(
+    path: Path,
+    check: Callable[[], None],
+    *,
+    opener: Callable[[], BinaryIO] | None = None,
+    total_limit: int = TOTAL_LIMIT,
+) -> Iterator[Member]:
+    """Each regular file in the tar. Raises `UserError` for damage, links, devices and names that climb out.
+
+    `opener`: opens it where `path` only names it. `total_limit`: bytes, decompressed.
+    """
+    with closing(_Stream(path, check, opener, total_limit)) as stream:
         try:
             yield from _members(stream)
         except _Damaged as e:
@@ -67,20 +76,27 @@ class _Damaged(Exception):
 class _Stream:
     """The decompressed bytes of a file."""
 
-    def __init__(self, path: Path, check: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        check: Callable[[], None],
+        opener: Callable[[], BinaryIO] | None = None,
+        total_limit: int = TOTAL_LIMIT,
+    ) -> None:
         self.path = path
+        self._total_limit = total_limit
         self.taken = 0  # bytes, decompressed
         self._check = check
         self._held = b""
         self._at = 0  # in _held
         try:
-            self._raw = path.open("rb")
+            self._raw = opener() if opener else path.open("rb")
             magic = self._raw.read(6)
             self._raw.seek(0)
         except OSError as e:
             raise told(e, f"can't read {shown(path)}") from e
-        opener = next((o for start, o in _OPENERS.items() if magic.startswith(start)), lambda raw: raw)
-        self._file = cast(BinaryIO, opener(self._raw))
+        unpacker = next((o for start, o in _OPENERS.items() if magic.startswith(start)), lambda raw: raw)
+        self._file = cast(BinaryIO, unpacker(self._raw))
 
     def close(self) -> None:
         self._file.close()
@@ -111,8 +127,10 @@ class _Stream:
                 raise _Damaged(str(e)) from e
             raise told(e, f"can't read {shown(self.path)}") from e
         self.taken += len(piece)
-        if self.taken > TOTAL_LIMIT:
-            raise UserError(f"{shown(self.path)}: holds more than {TOTAL_LIMIT >> 30} GB; this is no such data set")
+        if self.taken > self._total_limit:
+            raise UserError(
+                f"{shown(self.path)}: holds more than {self._total_limit >> 30} GB; this is no such data set"
+            )
         return piece
 
     def exactly(self, size: int) -> bytes:

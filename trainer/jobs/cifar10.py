@@ -91,6 +91,7 @@ class Cifar(Task):
     """What every network here shares: the pictures in memory as uint8, and the accuracy."""
 
     eval_batch = 500
+    unit = "images"
 
     def __init__(self, settings: Settings, data: Packed, device: torch.device) -> None:
         self.settings = settings

@@ -1,0 +1,66 @@
+"""One photograph, of any size and kind, as the square of pixels that is packed."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from trainer.data.dataset import Bytes, shown
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM")  # of Pillow's; the fewer, the less a hostile file can reach
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm")
+FILE_LIMIT = 64 << 20  # bytes of one file
+PIXEL_LIMIT = 50_000_000  # of one picture: 150 MB decoded
+_ORIENTATION = 0x0112  # EXIF 2.32, 4.6.4: how the camera was held
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+warnings.filterwarnings("ignore", module="PIL")  # of odd files: they are told by name here, or are good
+
+
+class Broken(Exception):
+    """Why a file gives no picture."""
+
+
+def decode(data: bytes, side: int) -> Bytes:
+    """uint8 [side, side, 3]: upright, the shorter side scaled to `side`, the middle of the longer one.
+
+    Grey becomes RGB, CMYK and palettes too, 16 bits a channel become 8, of an animation the first picture is taken,
+    transparency is left out, as torchvision's own loader does. Raises `Broken`.
+    """
+    if len(data) > FILE_LIMIT:
+        raise Broken(f"more than {FILE_LIMIT >> 20} MB long")
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > PIXEL_LIMIT:
+            raise Broken(f"{image.width}x{image.height} pixels")
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+        image.draft(
+            None, (side, side)
+        )  # JPEG: decoded at an eighth, a quarter or half of its size where that is enough
+        image = _in_8_bits(image).convert("RGB")
+        short = min(image.size)
+        left, top = (image.width - short) / 2, (image.height - short) / 2
+        square = image.resize((side, side), Image.Resampling.BICUBIC, (left, top, left + short, top + short))
+        return np.asarray(square if turn is None else square.transpose(turn))
+    except (Broken, MemoryError):
+        raise
+    except Exception as e:  # Pillow raises many kinds for broken files, among them SyntaxError and struct.error
+        raise Broken(shown(e) or type(e).__name__) from e
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    values = np.asarray(image).astype(np.int64)
+    return Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8))

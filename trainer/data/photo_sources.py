@@ -1,0 +1,146 @@
+"""Where photographs come from: a folder, a tar, its address, a prefix in a store or a tar there."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from storage import Store
+from storage.errors import NotFound
+from storage.protocol import ObjectInfo
+from trainer.data import folders
+from trainer.data.dataset import shown
+from trainer.data.download import fetch, name_of
+from trainer.data.packed import Origin
+from trainer.data.photo import EXTENSIONS, FILE_LIMIT
+from trainer.data.pictures import read_file
+from trainer.data.pulse import Pulse, told
+from trainer.data.remote import StoreFile, patient
+from trainer.data.scratch import scratch
+from trainer.data.sources import is_address, is_stored, local_path
+from trainer.data.tarstream import is_tar, members
+from trainer.exits import UserError
+
+ACCEPTED = (
+    "accepted are a folder of train/CLASS/*.jpg and val/CLASS/*.jpg, a tar of one (.tar, .gz, .bz2, .xz), an http:// "
+    "or https:// address of such a tar, and gs://, s3:// or az:// of such a folder or tar"
+)
+TARS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+TOTAL_LIMIT = 1 << 40  # bytes in a tar; ImageNet has 0.16e12
+STORE_WORKERS = 16  # requests under way: each waits far longer than it computes
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """A picture of the source."""
+
+    name: str  # for messages: its path in the source
+    test: bool
+    folder: str  # its class
+    data: bytes | Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Photos:
+    """A source found good as far as can be told without reading its pictures."""
+
+    origin: Origin
+    pictures: Callable[[], Iterator[Photo]]  # in an order that is the same each time
+    count: int | None = None  # of files, where known
+    workers: int = 0  # to read and decode with; as many as there are processors, if 0
+
+
+@contextlib.contextmanager
+def opened(source: str, folder: Path, pulse: Pulse) -> Iterator[Photos]:
+    """What `source` is; a download lies in `folder` until the end. Raises `UserError` and `StoreError`."""
+    if is_address(source):
+        name = name_of(source)
+        pulse.say(f"fetching {shown(name)}")
+        with scratch(folder) as file:
+            tag = fetch(source, file, pulse) or f"bytes:{file.path.stat().st_size}"
+            yield _tar(file.path, Origin("image tar", name, f"tag:{tag}"), pulse)
+    elif is_stored(source):
+        yield _stored(source, pulse)
+    else:
+        yield _local(local_path(source, ACCEPTED), pulse)
+
+
+def _local(path: Path, pulse: Pulse) -> Photos:
+    try:
+        if path.is_dir():
+            tree = folders.scan(path, pulse)
+            if tree is None:
+                raise UserError(f"{shown(path)}: a folder without train and val in it; {ACCEPTED}")
+            origin = Origin("image folder", path.resolve().name, tree.mark)
+            return Photos(origin, partial(_of_tree, tree, pulse), len(tree.files))
+        if not path.is_file():
+            raise UserError(f"{shown(path)}: no such file or folder; {ACCEPTED}")
+        status = path.stat()
+    except OSError as e:
+        raise told(e, f"can't read {shown(path)}") from e
+    mark = f"bytes:{status.st_size},newest:{status.st_mtime_ns}"
+    return _tar(path, Origin("image tar", path.resolve().name, mark), pulse)
+
+
+def _of_tree(tree: folders.Tree, pulse: Pulse) -> Iterator[Photo]:
+    layout = folders.Layout(tree.root, (), EXTENSIONS)
+    for path in tree.files:
+        parts = path.relative_to(tree.root).parts
+        if (place := layout.place(parts)) is not None:
+            yield Photo("/".join(parts), *place, partial(read_file, path, FILE_LIMIT))
+    layout.tell_ignored(pulse)
+
+
+def _tar(path: Path, origin: Origin, pulse: Pulse) -> Photos:
+    if not is_tar(path):
+        raise UserError(f"{shown(origin.name)}: no tar; {ACCEPTED}")
+    return Photos(origin, partial(_of_tar, path, None, pulse))
+
+
+def _of_tar(path: Path, opener: Callable[[], StoreFile] | None, pulse: Pulse) -> Iterator[Photo]:
+    layout = folders.Layout(path.name, (), EXTENSIONS)
+    for member in members(path, pulse.check, opener=opener, total_limit=TOTAL_LIMIT):  # type: ignore[arg-type]
+        if (place := layout.place(member.parts)) is not None:
+            yield Photo("/".join(member.parts), *place, member.data)
+    layout.tell_ignored(pulse)
+
+
+def _stored(url: str, pulse: Pulse) -> Photos:
+    name = url.rstrip("/").rpartition("/")[2]
+    if name.lower().endswith(TARS):
+        store = patient(url.rstrip("/").rpartition("/")[0], pulse.check)
+        try:
+            info = store.stat(name)
+        except NotFound as e:
+            raise UserError(f"{shown(url)}: no such object; {ACCEPTED}") from e
+        origin = Origin("image tar in a store", name, f"bytes:{info.size},newest:{info.modified}")
+        return Photos(origin, partial(_of_tar, Path(name), partial(StoreFile, store, info, pulse.check), pulse))
+    store = patient(url.rstrip("/"), pulse.check)
+    found: list[ObjectInfo] = []
+    for info in store.list(""):
+        found.append(info)
+        pulse.beat(f"listing {shown(url)}: {len(found):,} objects")
+    if not found:
+        raise UserError(f"{shown(url)}: nothing is there; {ACCEPTED}")
+    size, newest = sum(info.size for info in found), max(info.modified for info in found)
+    origin = Origin("image folder in a store", name, f"files:{len(found)},bytes:{size},newest:{newest}")
+    return Photos(origin, partial(_of_store, store, url, found, pulse), len(found), STORE_WORKERS)
+
+
+def _of_store(store: Store, url: str, found: list[ObjectInfo], pulse: Pulse) -> Iterator[Photo]:
+    """In the order in which a folder's files are read, so that both are packed alike."""
+    layout = folders.Layout(url, (), EXTENSIONS)
+    for info in sorted(found, key=lambda info: info.key.split("/")):
+        if (place := layout.place(tuple(info.key.split("/")))) is not None:
+            yield Photo(info.key, *place, partial(_get, store, info))
+    layout.tell_ignored(pulse)
+
+
+def _get(store: Store, info: ObjectInfo) -> bytes:
+    sink = io.BytesIO()
+    store.get(info.key, sink, byte_range=(0, min(info.size, FILE_LIMIT + 1)))
+    return sink.getvalue()

@@ -1,0 +1,164 @@
+"""Labelled texts in a file: CSV or JSON lines, recognised by content. What can't be right is said with its line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from trainer.data.dataset import shown
+from trainer.data.pulse import Pulse, told
+from trainer.exits import UserError
+
+LABEL, TEXT = ("label", "class", "category"), ("text", "sentence", "title", "description", "content")
+AG_NEWS = {"1": "World", "2": "Sports", "3": "Business", "4": "Sci/Tech"}
+FIELD_LIMIT = 64 << 20  # characters of one field of a CSV
+WANTED = (
+    "wanted is a CSV with a first line that names `label` and `text`, or without one and label,text or "
+    "class,title,description in each line, or JSON lines with label and text"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    line: int  # where it ends
+    label: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A file's rows but those without a text."""
+
+    rows: list[Row]
+    empty: int  # rows without a text, left out
+    first_empty: int  # line of the first of them
+
+
+def read(path: Path, pulse: Pulse) -> Rows:
+    """Raises `UserError`."""
+    rows: list[Row] = []
+    empty = first_empty = 0
+    for number, row in enumerate(_rows(path)):
+        if number % 1000 == 0:
+            pulse.beat(f"reading {shown(path.name)}: {number:,} rows")
+        if not row.label:
+            raise UserError(f"{shown(path)}, line {row.line}: has no label")
+        if row.text:
+            rows.append(row)
+        else:
+            empty, first_empty = empty + 1, first_empty or row.line
+    if not rows:
+        why = f"all {empty} rows are without a text" if empty else "no rows in it"
+        raise UserError(f"{shown(path)}: {why}; {WANTED}")
+    return Rows(rows, empty, first_empty)
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    try:
+        with path.open("rb") as raw:
+            head = raw.read(4096)
+        if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise UserError(f"{shown(path)}: is UTF-16; convert it: iconv -f UTF-16 -t UTF-8")
+        if b"\0" in head:
+            raise UserError(f"{shown(path)}: not a text file; {WANTED}")
+        is_json = head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+        with path.open(encoding="utf-8-sig", newline="") as file:  # -sig: with or without a byte-order mark
+            yield from _json_rows(path, file) if is_json else _csv_rows(path, file)
+    except UnicodeDecodeError as e:
+        line = _line_of_wrong_byte(path)
+        raise UserError(
+            f"{shown(path)}, line {line}: not UTF-8 (byte 0x{e.object[e.start]:02x}); if it is Windows' or Latin-1 "
+            "text, convert it: iconv -f WINDOWS-1252 -t UTF-8"
+        ) from e
+    except OSError as e:
+        raise told(e, f"can't read {shown(path)}") from e
+
+
+def _line_of_wrong_byte(path: Path) -> int:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 0
+
+
+# -- CSV ------------------------------------------------------------------------------------------------------
+
+
+def _csv_rows(path: Path, file: TextIO) -> Iterator[Row]:
+    csv.field_size_limit(FIELD_LIMIT)
+    reader = csv.reader(file, strict=True)
+    pick: Callable[[list[str]], tuple[str, str]] | None = None
+    width = 0
+    try:
+        for cells in reader:
+            if not cells:
+                continue
+            if pick is None:
+                width = len(cells)
+                columns = _columns(path, cells)
+                pick = _picked(columns or ([0], list(range(1, width))))
+                if columns is not None:
+                    continue
+            if len(cells) != width:
+                raise UserError(
+                    f"{shown(path)}, line {reader.line_num}: {len(cells)} columns, the lines before have {width}; "
+                    'a text with commas or line breaks stands in double quotes, and a quote in it is ""'
+                )
+            yield Row(reader.line_num, *pick(cells))
+    except csv.Error as e:
+        raise UserError(f"{shown(path)}, line {reader.line_num}: not CSV: {e}") from e
+
+
+def _columns(path: Path, first: list[str]) -> tuple[list[int], list[int]] | None:
+    """(columns of the label, those of the text) by the names in the first line; None where it names none."""
+    names = [cell.strip().lower() for cell in first]
+    label = [names.index(name) for name in LABEL if name in names][:1]
+    text = [names.index(name) for name in TEXT if name in names]
+    text = text[:1] if text and names[text[0]] in ("text", "sentence") else text
+    if label and text:
+        return label, text
+    if label or text or not 2 <= len(first) <= 3:
+        found = ", ".join(shown(name) for name in first[:8])
+        lacks = "the text" if label else "the label"
+        raise UserError(f"{shown(path)}: lacks a column for {lacks}: its first line is {found:.200}; {WANTED}")
+    return None
+
+
+def _picked(columns: tuple[list[int], list[int]]) -> Callable[[list[str]], tuple[str, str]]:
+    (label,), texts = columns
+    return lambda cells: (cells[label].strip(), " ".join(cells[i].strip() for i in texts).strip())
+
+
+# -- JSON lines -----------------------------------------------------------------------------------------------
+
+
+def _json_rows(path: Path, file: TextIO) -> Iterator[Row]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as e:
+            raise UserError(f"{shown(path)}, line {number}: not JSON: {e}") from e
+        if not isinstance(record, dict):
+            raise UserError(f"{shown(path)}, line {number}: not a JSON object; {WANTED}")
+        yield Row(number, *_of_record(path, number, {str(k).lower(): v for k, v in record.items()}))
+
+
+def _of_record(path: Path, number: int, record: dict[str, Any]) -> tuple[str, str]:
+    label = next((name for name in LABEL if name in record), None)
+    texts = [name for name in TEXT if name in record]
+    texts = texts[:1] if texts and texts[0] in ("text", "sentence") else texts
+    if label is None or not texts:
+        raise UserError(f"{shown(path)}, line {number}: lacks {'text' if label else 'label'}; {WANTED}")
+    value, parts = record[label], [record[name] for name in texts]
+    if type(value) not in (int, str) or not all(part is None or isinstance(part, str) for part in parts):
+        raise UserError(f"{shown(path)}, line {number}: the label must be a whole number or a text, the text a text")
+    return str(value).strip(), " ".join((part or "").strip() for part in parts).strip()

@@ -1,0 +1,229 @@
+"""Pack labelled texts: read once, tokenized once, into the file that every start maps into memory.
+
+A source is a CSV or JSON-lines file, of which every class's share of a thousand texts (a fifth of a small file) is held
+out for evaluation; or a folder with train.csv and test.csv (or .jsonl, or val); or "synthetic". Which texts are held
+out follows from their content alone: the lowest SHA-256 hashes. The tokenizer goes into the packed file too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer import pretrained
+from trainer.data import rows
+from trainer.data.dataset import shown
+from trainer.data.packed import FILE_NAME, TEXTS, Origin, Packed, open_packed, remedy, write_arrays
+from trainer.data.pulse import Pulse, told
+from trainer.data.rows import Row
+from trainer.data.sources import SYNTHETIC, local_path
+from trainer.data.synthetic_texts import generate
+from trainer.exits import UserError
+
+NAME, OPTIONS = "bert", ("model",)
+ACCEPTED = (
+    "accepted are a CSV or JSON-lines file of label and text, a folder with train.csv and test.csv (or .jsonl), and "
+    f"the word {SYNTHETIC}"
+)
+HELD_OUT = 1000  # texts for evaluation, of a file that has no test part of its own
+SHARE = 5  # but no more than one of so many
+MAX_CLASSES = 256
+ENDINGS = (".csv", ".jsonl", ".json")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A source found; `files`: the training part and, of a folder, the test part."""
+
+    origin: Origin
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Labelled texts, split."""
+
+    classes: tuple[str, ...]
+    train: list[Row]
+    test: list[Row]
+
+
+def pack(source: str | None, folder: Path, options: Mapping[str, Any], pulse: Pulse) -> Packed:
+    """As `trainer.data.pack.pack`. `options["model"]`: whose tokenizer to take; without one it is learned."""
+    if source is None:
+        if (folder / FILE_NAME).exists():
+            return _already(open_packed(folder), pulse)
+        raise UserError(f"{shown(folder)}: nothing is packed here; {remedy(NAME)}; {ACCEPTED}")
+    files, model = _tokenizer(str(options.get("model") or ""))
+    found = _recognise(source, files, pulse)
+    if (folder / FILE_NAME).exists() and (held := _held(folder, found.origin, pulse)) is not None:
+        return _already(held, pulse)
+    pulse.say(f"packing texts from {found.origin.kind} {shown(found.origin.name)}")
+    synthetic = source == SYNTHETIC
+    texts = generate_texts(pulse) if synthetic else read(found.files, pulse)
+    arrays, words = _tokenized(texts, files, model, pulse)
+    rows_ = {name: (array, None) for name, array in arrays.items()}
+    packed = write_arrays(folder, NAME, texts.classes, rows_, found.origin, synthetic=synthetic, pulse=pulse)
+    names = ", ".join(shown(name) for name in texts.classes[:8]) + (", ..." if len(texts.classes) > 8 else "")
+    pulse.say(
+        f"packed {len(texts.train):,} training and {len(texts.test):,} test texts"
+        f"{' (SYNTHETIC)' if synthetic else ''} of {len(texts.classes)} classes ({names}), "
+        f"{np.diff(arrays['train_offsets']).mean():.0f} tokens on average, by {words}: {shown(packed.path)}, "
+        f"SHA-256 {packed.sha256[:12]}"
+    )
+    return packed
+
+
+def _tokenized(
+    texts: Texts, files: Mapping[str, str] | None, model: Path | None, pulse: Pulse
+) -> tuple[dict[str, Any], str]:
+    """The packed file's arrays, and whose tokenizer it is, for people."""
+    from trainer.data import tokens  # its library is wanted here alone
+
+    whose = f"the tokenizer of {shown(model.name)}" if model else "a vocabulary learned from them"
+    files = files or tokens.learn([row.text for row in texts.train], pulse)
+    tokenizer, most = tokens.loaded(files, whose), tokens.longest(files, model)
+    ids = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.int32
+    labels = {label: i for i, label in enumerate(texts.classes)}
+    arrays: dict[str, Any] = dict.fromkeys(TEXTS)  # in file order
+    for name, some in (("train", texts.train), ("test", texts.test)):
+        flat, offsets, cut = tokens.encoded(tokenizer, [row.text for row in some], most, pulse, name)
+        if cut:
+            pulse.say(f"{cut:,} of the texts for {name} are longer than {most} tokens: cut to their beginning")
+        arrays[f"{name}_offsets"], arrays[f"{name}_tokens"] = offsets, flat.astype(ids)
+        arrays[f"{name}_labels"] = np.array([labels[row.label] for row in some], np.uint8)
+    arrays["tokenizer"] = np.frombuffer(json.dumps(dict(files), sort_keys=True).encode(), np.uint8)
+    return arrays, whose
+
+
+def _already(packed: Packed, pulse: Pulse) -> Packed:
+    pulse.say(
+        f"already packed: {packed.name}, from {packed.origin.kind} {shown(packed.origin.name)}, {shown(packed.path)}"
+    )
+    return packed
+
+
+def _held(folder: Path, origin: Origin, pulse: Pulse) -> Packed | None:
+    """What is packed in `folder`, if it is whole and from the same source by the same tokenizer."""
+    try:
+        packed = open_packed(folder)
+        packed.verify(pulse.check)
+    except UserError as e:
+        pulse.say(f"packed before, but of no use: {e}")
+        return None
+    return packed if packed.origin == origin else None
+
+
+def _tokenizer(model: str) -> tuple[Mapping[str, str] | None, Path | None]:
+    """(the files of the model's tokenizer, or None: to be learned; its folder). Raises `UserError`."""
+    if not model or model in pretrained.SIZES:
+        return None, None
+    folder = pretrained.find(model)
+    if folder is None:
+        raise pretrained.missing(model)
+    return pretrained.tokenizer_files(folder), folder
+
+
+def _recognise(source: str, files: Mapping[str, str] | None, pulse: Pulse) -> Source:
+    digest = hashlib.sha256(json.dumps(dict(files or {}), sort_keys=True).encode())
+    if source == SYNTHETIC:
+        return Source(Origin(SYNTHETIC, SYNTHETIC, f"1 {digest.hexdigest()}"), ())
+    path = local_path(source, ACCEPTED)
+    if not path.exists():
+        raise UserError(f"{shown(source)}: no such file or folder; {ACCEPTED}")
+    parts = _parts(path) if path.is_dir() else (path,)
+    for file in parts:
+        try:
+            with file.open("rb") as raw:
+                while chunk := raw.read(4 << 20):
+                    digest.update(chunk)
+                    pulse.beat(f"checking {shown(file.name)}")
+        except OSError as e:
+            raise told(e, f"can't read {shown(file)}") from e
+    kind = "folder" if path.is_dir() else "file"
+    return Source(Origin(kind, path.resolve().name, f"sha256:{digest.hexdigest()}"), parts)
+
+
+def _parts(folder: Path) -> tuple[Path, ...]:
+    found = []
+    for names in (("train",), ("test", "val", "dev")):
+        there = [
+            folder / (name + ending) for name in names for ending in ENDINGS if (folder / (name + ending)).is_file()
+        ]
+        if len(there) != 1:
+            what = " and ".join(p.name for p in there) if there else f"no {names[0]}.csv"
+            raise UserError(f"{shown(folder)}: {what} in it; wanted is one of each part; {ACCEPTED}")
+        found.append(there[0])
+    return tuple(found)
+
+
+def read(files: Sequence[Path], pulse: Pulse) -> Texts:
+    """The texts of these files, in the order of their hashes, split. Raises `UserError`."""
+    parts = []
+    for file in files:
+        found = rows.read(file, pulse)
+        if found.empty:
+            first = f"the first in line {found.first_empty}"
+            pulse.say(f"{shown(file.name)}: {found.empty:,} rows without a text left out, {first}")
+        parts.append(sorted(found.rows, key=_hash))
+    name = shown(files[0].name)
+    labels = {row.label for row in parts[0]}
+    if len(labels) > MAX_CLASSES:
+        raise UserError(
+            f"{name}: {len(labels):,} different labels; more than {MAX_CLASSES} are no classes: {rows.WANTED}"
+        )
+    if len(labels) < 2:
+        raise UserError(f"{name}: every label is {shown(*labels):.100}; there must be two classes or more")
+    if len(parts) == 1:
+        held = min(HELD_OUT, len(parts[0]) // SHARE)
+        parts = [parts[0][held:], parts[0][:held]]
+    _check(files, labels, *parts)
+    return Texts(*_named(labels, *parts))
+
+
+def _hash(row: Row) -> bytes:
+    return hashlib.sha256(row.text.encode()).digest() + row.label.encode()
+
+
+def _check(files: Sequence[Path], labels: set[str], train: list[Row], test: list[Row]) -> None:
+    """Raise `UserError` for a label that is not in both parts."""
+    for row in test:
+        if row.label not in labels:
+            near = difflib.get_close_matches(row.label, labels, n=1)
+            hint = (
+                f"did you mean {shown(near[0])}?"
+                if near
+                else f"there are: {', '.join(map(shown, sorted(labels)[:12]))}"
+            )
+            raise UserError(f"{shown(files[-1].name)}, line {row.line}: unknown label {shown(row.label):.100}; {hint}")
+    for some, others, what in ((train, test, "train"), (test, train, "test")):
+        counts = Counter(row.label for row in some)
+        if missing := sorted({row.label for row in others} - counts.keys()):
+            row = next(row for row in others if row.label == missing[0])
+            raise UserError(
+                f"{shown(files[0].name)}: no text of class {shown(missing[0]):.100} is left for {what} (one is in line "
+                f"{row.line}): a class needs more texts, or a folder with a train.csv and a test.csv of your own"
+            )
+
+
+def _named(labels: set[str], train: list[Row], test: list[Row]) -> tuple[tuple[str, ...], list[Row], list[Row]]:
+    """The classes in order, numbers by their value, AG News' by their names."""
+    if labels == rows.AG_NEWS.keys():
+        renamed = [[Row(r.line, rows.AG_NEWS[r.label], r.text) for r in part] for part in (train, test)]
+        return tuple(rows.AG_NEWS.values()), renamed[0], renamed[1]
+    numbers = all(label.isascii() and label.removeprefix("-").isdigit() for label in labels)
+    return tuple(sorted(labels, key=lambda label: (int(label) if numbers else 0, label))), train, test
+
+
+def generate_texts(pulse: Pulse) -> Texts:
+    """The SYNTHETIC stand-in."""
+    classes, train, test = generate(pulse)
+    return Texts(classes, *([Row(0, *pair) for pair in part] for part in (train, test)))

@@ -1,0 +1,131 @@
+"""Pretrained encoders: where they lie on this machine, by path or by name, and their weights. Nothing is fetched."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from trainer.data.dataset import shown
+from trainer.exits import UserError
+
+BAKED_IN = Path(__file__).resolve().parent.parent / "weights"  # one folder for each name
+WEIGHTS, TOKENIZER, TOKENIZER_CONFIG = "model.safetensors", "tokenizer.json", "tokenizer_config.json"
+# BERT's published miniatures (Turc et al., 2019, arXiv:1908.08962) and its base size, to be trained from chance:
+# layers, width; a head for each 64
+SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "base": (12, 768)}
+
+
+def find(name: str) -> Path | None:
+    """The folder of the model `name` (a folder, or a name as on the Hugging Face hub); None if it isn't here.
+
+    By name it is looked for in weights/ beside the code, where images have theirs, then in the hub's own cache.
+    """
+    folders = [Path(name).expanduser(), BAKED_IN / name]
+    hub = Path(os.environ.get("HF_HUB_CACHE") or _huggingface() / "hub")
+    # the cache's layout: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+    cached = hub / ("models--" + name.replace("/", "--"))
+    with suppress(OSError, ValueError):
+        folders.append(cached / "snapshots" / (cached / "refs" / "main").read_text().strip())
+    return next((folder for folder in folders if _is_file(folder / "config.json")), None)
+
+
+def _huggingface() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("HF_HOME") or cache / "huggingface")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        return False
+
+
+def missing(name: str) -> UserError:
+    """What to say of a model that isn't here."""
+    if os.sep in name and (Path(name).is_dir() or name.startswith((".", os.sep, "~"))):
+        return UserError(f"--model {shown(name)}: no folder with a config.json; it wants {WEIGHTS} and {TOKENIZER} too")
+    return UserError(
+        f"--model {shown(name)}: not on this machine, neither in weights/ nor in the Hugging Face cache. Get it: "
+        f"hf download {shown(name)} config.json {WEIGHTS} {TOKENIZER} {TOKENIZER_CONFIG}; or give --model FOLDER, or "
+        f"begin from chance: --model {'|'.join(SIZES)} --weights none"
+    )
+
+
+def described(model: str) -> tuple[dict[str, Any], Path | None]:
+    """What --model means: (its configuration, its folder or None for a size). Raises `UserError`."""
+    if model in SIZES:
+        return _sized(*SIZES[model]), None
+    folder = find(model)
+    if folder is None:
+        raise missing(model)
+    return config_of(folder), folder
+
+
+def _sized(layers: int, width: int) -> dict[str, Any]:
+    return {
+        "model_type": "bert",
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": width // 64,
+        "intermediate_size": 4 * width,
+        "max_position_embeddings": 512,
+        "type_vocab_size": 2,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+        "pad_token_id": 0,
+    }
+
+
+def vocabulary(files: Mapping[str, str]) -> int:
+    """How many tokens a tokenizer knows."""
+    described = json.loads(files[TOKENIZER])
+    known = described["model"]["vocab"]
+    ids = known.values() if isinstance(known, dict) else range(len(known))
+    added = (entry["id"] for entry in described.get("added_tokens", ()))
+    return 1 + max(max(ids), max(added, default=0))
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """Its config.json. Raises `UserError`."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as e:
+        raise UserError(f"{shown(path)}: can't be read as JSON: {e}") from e
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise UserError(f"{shown(path)}: not the configuration of a transformers model: no model_type in it")
+    return config
+
+
+def weights_of(folder: Path) -> Path:
+    """Its weights' file. Raises `UserError`."""
+    file = folder / WEIGHTS
+    if not file.is_file():
+        raise UserError(
+            f"{shown(folder)}: no {WEIGHTS} in it; weights are taken from safetensors files alone. Get it: hf download "
+            f"NAME {WEIGHTS} --local-dir {shown(folder)}; or begin from chance: --weights none"
+        )
+    return file
+
+
+def tokenizer_files(folder: Path) -> Mapping[str, str]:
+    """Its tokenizer's files by name. Raises `UserError`."""
+    files: dict[str, str] = {}
+    for name in (TOKENIZER, TOKENIZER_CONFIG):
+        path = folder / name
+        try:
+            if path.is_file():
+                files[name] = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise UserError(f"{shown(path)}: can't be read: {e}") from e
+    if TOKENIZER not in files:
+        raise UserError(
+            f'{shown(folder)}: no {TOKENIZER} in it; make one there: python -c "from transformers import '
+            "AutoTokenizer; AutoTokenizer.from_pretrained('.').save_pretrained('.')\""
+        )
+    return files

@@ -1,0 +1,233 @@
+"""The weights that a new run begins with: found, checked, read.
+
+    none        chance
+    WORD        those that the network's makers publish (`imagenet`), got once by `entrypoint.py weights`
+    PATH        a .safetensors file, a folder with a model.safetensors in it, or a .pth file under its published name
+    URL         another run's result: its store's URL and its name, for example gs://BUCKET/runs/NAME
+
+torchvision publishes pickles, named after the beginning of their SHA-256. One is opened only when its bytes have that
+SHA-256, and by torch's unpickler that makes nothing but tensors; `entrypoint.py weights` turns it into safetensors, so
+that an image holds none and a start opens none. What isn't there is never replaced by chance: exit code 78.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import re
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from trainer import job as jobs
+from trainer.data.dataset import shown
+from trainer.data.download import fetch
+from trainer.data.pulse import Pulse, told
+from trainer.data.remote import patient
+from trainer.data.scratch import remove_stale, replacing, scratch
+from trainer.exits import ExitCode, UserError
+from trainer.history import History
+from trainer.parts import encode
+
+BAKED = Path(__file__).parent.parent / "weights"
+CHUNK = 8 << 20  # bytes read between two looks at `check`
+_SHA256_IN_NAME = re.compile(r".+-([0-9a-f]{8,64})\.pth")
+
+Check = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A network's weights as its makers publish them: a .pth file whose name ends in the beginning of its SHA-256."""
+
+    job: str
+    model: str
+    url: str
+
+    @property
+    def file(self) -> str:
+        return self.url.rpartition("/")[2]
+
+    @property
+    def command(self) -> str:
+        return f"python entrypoint.py weights {self.job} --model {self.model}"
+
+
+def published(job: str, model: str) -> Published:
+    """What a job's network is published as; `model` "": the job's first preset's. Raises `UserError`."""
+    module: Any = jobs.load(job)
+    if not hasattr(module, "published_url"):
+        raise UserError(f"{job}: nobody publishes weights for its networks", ExitCode.USAGE)
+    model = model or str(next(iter(module.PRESETS.values()))["model"])
+    return Published(job, model, module.published_url(model))
+
+
+def is_url(weights: str) -> bool:
+    return "://" in weights
+
+
+def is_path(weights: str) -> bool:
+    return "/" in weights or weights.endswith((".safetensors", ".pth"))
+
+
+def cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "baton" / "weights"
+
+
+def read(weights: str, check: Check) -> dict[str, Tensor]:
+    """The tensors that a path or the URL of a run means, on the CPU.
+
+    Raises `UserError` where they aren't there or aren't whole, `StoreError`, and what `check` does.
+    """
+    return _of_run(weights, check) if is_url(weights) else _of_path(Path(weights).expanduser(), check)
+
+
+def find(published: Published, check: Check) -> dict[str, Tensor]:
+    """Published weights, from the image, the cache or torch's own cache. Raises `UserError` with what gets them."""
+    for folder in (BAKED, cache()):
+        path = folder / f"{published.model}.safetensors"
+        if path.is_file():
+            state, said = _read_safetensors(path, check)
+            if said.get("published") != published.file:
+                raise UserError(f"{shown(path)}: isn't {published.file}; get it again: {published.command}")
+            return state
+    torch_home = os.environ.get("TORCH_HOME") or Path.home() / ".cache" / "torch"
+    if (path := Path(torch_home, "hub", "checkpoints", published.file)).is_file():
+        return _read_pth(path, _prefix(published.file), check)
+    raise UserError(
+        f"{published.model}'s published weights aren't here; get them: {published.command} (into an image: make image "
+        f"WEIGHTS={published.job}:{published.model}), or begin by chance: --weights none"
+    )
+
+
+def get(published: Published, source: str | None, folder: Path, check: Check, say: Callable[[str], None]) -> Path:
+    """Put published weights into `folder` as safetensors, from their address or from `source` (a file or an address).
+
+    Raises `UserError` where they can't be had or aren't those, and what `check` does; nothing is changed then.
+    """
+    pulse = Pulse(check, say)
+    target = folder / f"{published.model}.safetensors"
+    remove_stale(folder)
+    if source is not None and not source.startswith(("http://", "https://")):
+        state = _read_pth(Path(source).expanduser(), _prefix(published.file), check)
+    else:
+        say(f"fetching {published.file}")
+        with scratch(folder) as file:
+            fetch(source or published.url, file, pulse)
+            state = _read_pth(file.path, _prefix(published.file), check, published.file)
+    part = encode({name: tensor.contiguous() for name, tensor in state.items()}, _said(published, state))
+    with replacing(target) as new:
+        for chunk in part.chunks:
+            check()
+            new.write(chunk)
+    say(f"{published.model}: {len(state)} tensors of {published.file}, {part.size / 1e6:.1f} MB, in {shown(target)}")
+    return target
+
+
+def _said(published: Published, state: Mapping[str, Tensor]) -> dict[str, str]:
+    return {"published": published.file, "url": published.url, "sha256": _sha256(state)}
+
+
+def _sha256(state: Mapping[str, Tensor]) -> str:
+    """Of the tensors' bytes in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(state[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _prefix(file: str) -> str:
+    """The beginning of the SHA-256 in a published file's name; "" where it has none."""
+    match = _SHA256_IN_NAME.fullmatch(file)
+    return match[1] if match else ""
+
+
+def _of_path(path: Path, check: Check) -> dict[str, Tensor]:
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"--weights: {shown(path)} isn't there; give a .safetensors file, a folder with one, or a URL")
+    if path.suffix != ".pth":
+        return _read_safetensors(path, check)[0]
+    if not (prefix := _prefix(path.name)):
+        raise UserError(
+            f"{shown(path)}: a pickle without its SHA-256 in its name is not opened; save its tensors with "
+            "safetensors.torch.save_file"
+        )
+    return _read_pth(path, prefix, check)
+
+
+def _of_run(url: str, check: Check) -> dict[str, Tensor]:
+    root, _, run = url.rstrip("/").rpartition("/")
+    store = patient(root, check)
+    history = History(store, run)
+    record = history.read_record("result.json")
+    files = record.get("files") if record else None
+    entry = files.get("model.safetensors") if isinstance(files, dict) else None
+    if not isinstance(entry, dict) or not isinstance(entry.get("size"), int):
+        raise UserError(f"--weights {shown(url)}: no finished run is there; a run has its result when it has ended")
+    size, sink = int(str(entry["size"])), io.BytesIO()
+    for start in range(0, size, CHUNK):
+        check()
+        store.get(history.key("result", "model.safetensors"), sink, byte_range=(start, min(start + CHUNK, size)))
+    data = sink.getvalue()
+    if hashlib.sha256(data).hexdigest() != entry.get("sha256"):
+        raise UserError(f"--weights {shown(url)}: its model.safetensors isn't what its result.json says; damaged?")
+    return _parsed(data, url)[0]
+
+
+def _read_safetensors(path: Path, check: Check) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and what else the file says; held to the SHA-256 that it says, if any."""
+    state, said = _parsed(_bytes(path, check), path)
+    if "sha256" in said and "published" in said and _sha256(state) != said["sha256"]:
+        raise UserError(f"{shown(path)}: its bytes have changed since it was written; get it again")
+    return state, said
+
+
+def _bytes(path: Path, check: Check) -> bytes:
+    pieces = []
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(CHUNK):
+                check()
+                pieces.append(piece)
+    except OSError as e:
+        raise told(e, f"can't read {shown(path)}") from e
+    return b"".join(pieces)
+
+
+def _parsed(data: bytes, where: object) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        state = load(data)
+        header = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
+    except (SafetensorError, ValueError, struct.error) as e:
+        raise UserError(f"{shown(where)}: no whole safetensors file ({shown(e)})") from e
+    return state, dict(header.get("__metadata__") or {})
+
+
+def _read_pth(path: Path, prefix: str, check: Check, name: str = "") -> dict[str, Tensor]:
+    """A .pth file's tensors, once its SHA-256 is seen to begin with `prefix`."""
+    data = _bytes(path, check)
+    sha256 = hashlib.sha256(data).hexdigest()
+    if not sha256.startswith(prefix):
+        raise UserError(
+            f"{name or shown(path)}: its SHA-256 begins with {sha256[: len(prefix)]}, not {prefix}: cut short, changed "
+            "or another file; not opened; fetch it again"
+        )
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as e:
+        raise UserError(f"{name or shown(path)}: no weights that can be read: {shown(str(e).splitlines()[0])}") from e
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise UserError(f"{name or shown(path)}: holds other things than tensors by name; not used")
+    return {str(key): tensor.detach() for key, tensor in state.items()}
