@@ -145,7 +145,7 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int
             settings.data or None,
             DATA / dataset,
             options={
-                "model": settings.model,
+                "model": settings.model or of_preset(job, settings.preset, "model"),
                 "size": settings.size or of_preset(job, settings.preset, "size"),
                 "strict": settings.strict,
             },

@@ -56,29 +56,14 @@ def missing(name: str) -> UserError:
     )
 
 
-def wanted(model: str, weights: str) -> tuple[dict[str, Any], Path | None, Path | None]:
-    """What --model and --weights mean: (the configuration, the model's folder, the weights' file or None for chance).
-
-    Raises `UserError` where they aren't on this machine: nothing begins from chance unasked.
-    """
-    folder = find(model) if model not in SIZES else None
-    if folder is None and model not in SIZES:
+def described(model: str) -> tuple[dict[str, Any], Path | None]:
+    """What --model means: (its configuration, its folder or None for a size). Raises `UserError`."""
+    if model in SIZES:
+        return _sized(*SIZES[model]), None
+    folder = find(model)
+    if folder is None:
         raise missing(model)
-    config = config_of(folder) if folder else _sized(*SIZES[model])
-    if weights == "none":
-        return config, folder, None
-    if folder is None and not weights:
-        raise UserError(f"--model {model}: is a size, which has no weights; --weights none begins from chance")
-    place = Path(weights).expanduser() if weights else folder
-    assert place is not None
-    file = place / WEIGHTS if place.is_dir() else place
-    if not file.is_file():
-        what = f"--weights {shown(weights)}" if weights else f"--model {shown(model)}"
-        raise UserError(
-            f"{what}: no {shown(file)}; weights are taken from safetensors files alone. Get them: "
-            f"hf download {shown(Path(model).name)} {WEIGHTS} --local-dir {shown(file.parent)}; or --weights none"
-        )
-    return config, folder, file
+    return config_of(folder), folder
 
 
 def _sized(layers: int, width: int) -> dict[str, Any]:
@@ -115,6 +100,17 @@ def config_of(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise UserError(f"{shown(path)}: not the configuration of a transformers model: no model_type in it")
     return config
+
+
+def weights_of(folder: Path) -> Path:
+    """Its weights' file. Raises `UserError`."""
+    file = folder / WEIGHTS
+    if not file.is_file():
+        raise UserError(
+            f"{shown(folder)}: no {WEIGHTS} in it; weights are taken from safetensors files alone. Get it: hf download "
+            f"NAME {WEIGHTS} --local-dir {shown(folder)}; or begin from chance: --weights none"
+        )
+    return file
 
 
 def tokenizer_files(folder: Path) -> Mapping[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import signal
@@ -59,7 +60,9 @@ def made_run(folder: Path) -> History:
     run.claim({"job": "cifar10"})
     save(run, 2, 40, run.manifest("000001-00000020").name)
     run.write_record({"exit": 75}, "attempts", "000001.end.json")
-    run.write_record({"checkpoint": "000002-00000040"}, "result.json")
+    run.store.put(run.key("result", "config.json"), b"{}")
+    digest = hashlib.sha256(b"{}").hexdigest()
+    run.write_record({"checkpoint": "000002-00000040", "files": {"config.json": {"sha256": digest}}}, "result.json")
     run.write_record({"state": "running"}, "status.json")
     return run
 
@@ -161,3 +164,16 @@ def test_mistakes_get_a_line(tmp_path: Path) -> None:
         got, text = command("copy", *arguments)
         assert (got, len(text.splitlines())) == (code, 1), text
         assert words in text
+
+
+def test_a_result_is_copied_whole_or_not_at_all(tmp_path: Path) -> None:
+    source, said = made_run(tmp_path), list[str]()
+    target = history(tmp_path / "there")
+    copy(source, target)
+    assert target.read(target.key("result", "config.json"), 100) == b"{}"
+    assert target.read_record("result.json") == source.read_record("result.json")
+    source.store.put(source.key("result", "config.json"), b"[]")
+    second = history(tmp_path / "second")
+    copy(source, second, said.append)
+    assert "the result's config.json is not there or damaged: no result is copied" in said
+    assert second.read_record("result.json") is None

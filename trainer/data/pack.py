@@ -24,6 +24,7 @@ class Packer(Protocol):
     """A module that packs data other than small pictures."""
 
     ACCEPTED: str  # what may be given as a source; the end of a message
+    OPTIONS: tuple[str, ...]  # names of the settings that decide what is packed
 
     def pack(self, source: str | None, folder: Path, options: Mapping[str, Any], pulse: Pulse) -> Packed: ...
 
@@ -104,7 +105,7 @@ def locate(
             return _fits(open_packed(path), dataset)
         data = str(path.resolve())
     cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "baton"
-    chosen = {key: value for key, value in sorted((options or {}).items()) if value} if other else {}
+    chosen = {name: (options or {})[name] for name in other.OPTIONS if (options or {}).get(name)} if other else {}
     key = hashlib.sha256((data + (repr(chosen) if chosen else "")).encode(errors="surrogateescape")).hexdigest()[:16]
     return pack(dataset, data, cache / name / key, options=chosen, check=check, say=say)
 

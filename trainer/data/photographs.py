@@ -28,7 +28,7 @@ from trainer.data.pulse import Pulse
 from trainer.data.scratch import remove_stale
 from trainer.exits import UserError
 
-NAME = "imagenet"
+NAME, OPTIONS = "imagenet", ("size", "strict")
 SIZE = 128  # pixels: the side that a network sees, if nobody says another
 
 

@@ -28,7 +28,7 @@ from trainer.data.sources import SYNTHETIC, local_path
 from trainer.data.synthetic_texts import generate
 from trainer.exits import UserError
 
-NAME = "bert"
+NAME, OPTIONS = "bert", ("model",)
 ACCEPTED = (
     "accepted are a CSV or JSON-lines file of label and text, a folder with train.csv and test.csv (or .jsonl), and "
     f"the word {SYNTHETIC}"

@@ -11,8 +11,7 @@ transformers.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer import encoder_weights, order, pretrained
+from trainer import weights as those
 from trainer.data.packed import Packed
-from trainer.encoder import Shape
+from trainer.encoder import BertClassifier, Shape
 from trainer.exits import UserError
 from trainer.job import Batch, Task, tensor_of
 from trainer.scores import Metric, confusion, of_confusion
@@ -60,18 +60,22 @@ class Classify(Task):
         self.by_length = np.argsort(np.diff(self.offsets["test"]), kind="stable")
         self.tokenizer: dict[str, str] = json.loads(bytes(data.arrays["tokenizer"]))
 
-        self.config, folder, weights = pretrained.wanted(settings.model, settings.weights)
-        self._check_data(data, own_vocabulary=weights is None, folder=folder)
+        self.config, self.folder = pretrained.described(settings.model)
+        self._check_data()
         self.config["id2label"] = {str(i): name for i, name in enumerate(self.classes)}
         self.config["label2id"] = {name: i for i, name in enumerate(self.classes)}
         self.pad = int(self.config.get("pad_token_id") or 0)
         shape = Shape.of(self.config)
         if shape is None:
-            self.model = encoder_weights.of_transformers(self.config, weights, settings.dropout).to(device)
+            network = encoder_weights.of_transformers(self.config, settings.dropout)
         else:
             self.config["architectures"] = ["BertForSequenceClassification"]
-            self.model = encoder_weights.bert(shape, weights, len(self.classes), settings.dropout).to(device)
-
+            network = BertClassifier(shape, len(self.classes), settings.dropout)
+        self.model = network.to(device)
+        self.prefix = f"{getattr(network, 'base_model_prefix', 'bert')}."  # of all names but the classifier's
+        if settings.freeze:
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(not name.startswith(self.prefix))
         trained = [p for p in self.model.parameters() if p.requires_grad]
         groups = [  # biases and LayerNorm's scales don't decay
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
@@ -79,19 +83,32 @@ class Classify(Task):
         ]
         self.optimizers = {"adamw": torch.optim.AdamW(groups, lr=settings.lr, fused=True)}
 
-    def _check_data(self, data: Packed, *, own_vocabulary: bool, folder: Path | None) -> None:
+    def _check_data(self) -> None:
         """Raise `UserError` where texts and model don't fit."""
-        again = f"pack the data again: entrypoint.py data bert --source FILE --model {self.settings.model}"
-        ids = 1 + max(int(tokens.max()) for tokens in self.tokens.values())
-        if own_vocabulary:
-            self.config["vocab_size"] = max(ids, pretrained.vocabulary(self.tokenizer))
-        elif folder is not None and pretrained.tokenizer_files(folder) != self.tokenizer:
-            raise UserError(f"the texts were tokenized by another tokenizer than that of --model: {again}")
-        elif ids > self.config.get("vocab_size", ids):
-            raise UserError(f"the texts have a token {ids - 1}, the model knows {self.config['vocab_size']}: {again}")
+        known = pretrained.vocabulary(self.tokenizer)
+        if self.settings.weights == "none":
+            self.config["vocab_size"] = known
+        elif known > self.config.get("vocab_size", known):
+            raise UserError(f"the texts' tokenizer knows {known} tokens, too many for this model; {self._again}")
         longest = max(int(np.diff(offsets).max()) for offsets in self.offsets.values())
         if longest > self.config.get("max_position_embeddings", longest):
-            raise UserError(f"the longest text has {longest} tokens, too many for this model: {again}")
+            raise UserError(f"the longest text has {longest} tokens, too many for this model; {self._again}")
+
+    @property
+    def _again(self) -> str:
+        return f"pack the data again: entrypoint.py data bert --source FILE --model {self.settings.model}"
+
+    def begin(self, weights: str, check: Callable[[], None]) -> None:
+        if weights == "none":
+            return
+        if not weights and self.folder is None:
+            model = self.settings.model
+            raise UserError(f"--model {model}: is a size, which has no weights; --weights none begins from chance")
+        if not weights and self.folder is not None:
+            if pretrained.tokenizer_files(self.folder) != self.tokenizer:
+                raise UserError(f"the texts were tokenized by another tokenizer than the model's; {self._again}")
+            weights = str(pretrained.weights_of(self.folder))
+        encoder_weights.fill(self.model, self.prefix, those.read(weights, check), weights, len(self.classes))
 
     def epoch_order(self, seed: int, epoch: int) -> order.Int64s:
         lengths = np.diff(self.offsets["train"])

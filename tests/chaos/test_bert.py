@@ -1,0 +1,100 @@
+"""The text job from end to end: interrupted within an epoch, and its result used by somebody else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.bert_makers import TEXTS, small_model, small_texts
+from tests.runs import Lab, command, environment
+
+LOAD = """
+import json, os, sys
+os.environ["HF_HUB_OFFLINE"] = "1"
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+folder = sys.argv[1]
+model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder)
+texts = json.loads(sys.argv[2])
+with torch.no_grad():
+    logits = model(**tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")).logits
+print(json.dumps([model.config.id2label[i] for i in logits.argmax(1).tolist()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(a model's folder, texts packed by its tokenizer)"""
+    folder = tmp_path_factory.mktemp("bert")
+    model, source = small_model(folder), small_texts(folder)
+    code, said = command(
+        "data", "bert", "--source", str(source), "--model", str(model), "--out", str(folder / "packed")
+    )
+    assert code == 0, said
+    return model, folder / "packed"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_killed_thrice_ends_with_the_same_bits_and_a_result_that_transformers_loads(
+    tmp_path: Path, place: tuple[Path, Path], precision: str
+) -> None:
+    model, data = place
+    options = ["--model", str(model), "--run", "texts", "--precision", precision, "--batch-size", "12", "--lr", "5e-3"]
+    options += ["--micro-batch-size", "5", "--dropout", "0.1", "--epochs", "8", "--checkpoint-every", "5steps"]
+    quiet, hunted = (Lab(tmp_path / name, data, *options) for name in ("quiet", "hunted"))
+    container = quiet.start(job="bert")
+    assert container.wait() == 0, container.text
+    for number in (15, 9, 9):
+        container = hunted.start(job="bert")
+        container.wait_for("durable after")
+        container.signal(number)
+        assert container.wait() in (75, -9), container.text
+    container = hunted.start(job="bert")
+    assert container.wait() == 0, container.text
+    assert {m["attempt"] for m in hunted.manifests("texts")} == {1, 2, 3, 4}
+    results = [json.loads((lab.store / "texts" / "result.json").read_bytes()) for lab in (quiet, hunted)]
+    for name in ("weights_sha256", "state_sha256", "order_sha256", "metrics", "files"):
+        assert results[0][name] == results[1][name], name
+    metrics = results[0]["metrics"]
+    assert metrics["accuracy"] > 0.9, "their first word is their label"
+    assert metrics["macro_f1"] > 0.9
+    assert sum(map(sum, metrics["confusion"])) == 36
+    assert "taken for  bad  good  odd" in container.text
+    if precision == "bf16":
+        return
+    texts = TEXTS[::7]
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(hunted.store / "texts" / "result"), json.dumps(texts)],
+        capture_output=True, text=True, check=False, env=environment(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "MISSING" not in done.stderr + done.stdout
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert sum(a == b.split()[0] for a, b in zip(said, texts, strict=True)) >= 0.9 * len(texts)
+
+
+def test_what_does_not_fit_stops_before_the_run_is_touched(tmp_path: Path, place: tuple[Path, Path]) -> None:
+    model, data = place
+    other = small_model(tmp_path)
+    tokenizer = other / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"lowercase":true', '"lowercase":false'))
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_bytes((model / "config.json").read_bytes())
+    lab = Lab(tmp_path / "lab", data)
+    for options, wanted in (
+        (["--model", "bert-base-uncased"], "hf download bert-base-uncased"),
+        (["--model", str(other)], "tokenized by another tokenizer"),
+        (["--model", str(bare)], "weights are taken from safetensors files alone"),
+        (["--model", "tiny"], "--weights none begins from chance"),
+    ):
+        container = lab.start(*options, job="bert")
+        assert container.wait() == 78, container.text
+        assert wanted in container.lines[-1]
+        assert "Traceback" not in container.text
+    assert not lab.store.exists() or not list(lab.store.iterdir())

@@ -1,0 +1,172 @@
+"""The text job's parts: its order, its padding, its network beside transformers' own, and its schedule."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from tests.bert_makers import small_model
+from tests.runs import REPOSITORY, environment
+from trainer import encoder_weights, order, pretrained
+from trainer.encoder import BertClassifier, Shape
+from trainer.exits import UserError
+from trainer.jobs.bert import padded
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 1 << 62), st.integers(0, 50), st.integers(1, 400), st.integers(1, 40), st.integers(1, 9))
+def test_an_order_by_length_holds_every_sample_once(seed: int, epoch: int, n: int, batch: int, pool: int) -> None:
+    lengths = order.below(7, np.arange(n), 60) + 1
+    found = order.by_length(seed, epoch, lengths, batch, pool)
+    assert np.array_equal(np.sort(found), np.arange(n))
+    assert np.array_equal(found, order.by_length(seed, epoch, lengths, batch, pool))
+    left = n % batch
+    assert np.array_equal(found[n - left :], order.permutation(seed, epoch, n)[n - left :])
+
+
+def test_an_order_by_length_is_fixed_for_ever_pads_little_and_differs_by_epoch() -> None:
+    lengths = order.below(7, np.arange(3200), 60) + 1
+    found = order.by_length(0, 0, lengths, 32, 50)
+    assert found[:6].tolist() == FIXED
+    by_batch = lengths[found].reshape(-1, 32)
+    assert by_batch.max(1).sum() * 32 < 1.06 * lengths.sum()
+    assert not (np.diff(by_batch.mean(1)) > 0).all()
+    assert not np.array_equal(found, order.by_length(0, 1, lengths, 32, 50))
+
+
+FIXED = [2471, 1323, 724, 1297, 629, 543]
+
+
+def test_padding_is_to_the_longest_and_every_token_is_in_its_place() -> None:
+    tokens, offsets = np.arange(10, 20, dtype=np.uint16), np.array([0, 3, 4, 10])
+    ids, real = padded(tokens, offsets, np.array([2, 0]), 0, 1)
+    assert ids.tolist() == [[14, 15, 16, 17, 18, 19], [10, 11, 12, 0, 0, 0]]
+    assert real.tolist() == [[True] * 6, [True] * 3 + [False] * 3]
+    assert padded(tokens, offsets, np.array([1]), 9, 8)[0].tolist() == [[13] + 7 * [9]]
+
+
+def filled(folder: Path, labels: int) -> BertClassifier:
+    shape = Shape.of(pretrained.config_of(folder))
+    assert shape is not None
+    model = BertClassifier(shape, labels, 0.0)
+    encoder_weights.fill(model, "bert.", load_file(folder / "model.safetensors"), "it", labels)
+    return model
+
+
+def test_the_network_computes_what_transformers_computes(tmp_path: Path) -> None:
+    """Logits and gradients, with padding; though of the last layer it computes the first token alone."""
+    folder = small_model(tmp_path)
+    mine, config = filled(folder, 3), pretrained.config_of(folder)
+    theirs = encoder_weights.of_transformers({**config, "id2label": {"0": "a", "1": "b", "2": "c"}}, 0.0)
+    theirs.load_state_dict(mine.state_dict())
+    theirs.eval()
+    ids = torch.randint(0, 90, (4, 12), generator=torch.Generator().manual_seed(1))
+    mask = torch.arange(12) < torch.tensor([[12], [3], [7], [1]])
+    ours, other = mine(ids, mask), theirs(input_ids=ids, attention_mask=mask).logits
+    torch.testing.assert_close(ours, other)
+    for logits in (ours, other):
+        logits.square().sum().backward()
+    for (name, a), b in zip(mine.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=name, rtol=1e-4, atol=1e-6)
+
+
+def test_pretrained_weights_are_all_taken_and_only_the_classifier_begins_by_chance(tmp_path: Path) -> None:
+    folder = small_model(tmp_path)
+    saved, mine = load_file(folder / "model.safetensors"), filled(folder, 4).state_dict()
+    assert {f"bert.{name}" for name in saved} == {name for name in mine if not name.startswith("classifier.")}
+    assert all(torch.equal(tensor, mine[f"bert.{name}"]) for name, tensor in saved.items())
+    assert mine["classifier.weight"].std() > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"classifier.weight": torch.zeros(3, 32)}, "tells 3 classes apart, and the data has 4"),
+        ({"embeddings.LayerNorm.bias": None}, "lacks bert.embeddings.LayerNorm.bias: another network's"),
+        ({"pooler.dense.weight": torch.zeros(32, 16)}, "pooler.dense.weight is \\[32, 16\\], and the model's"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    folder = small_model(tmp_path)
+    file = folder / "model.safetensors"
+    save_file({n: t for n, t in {**load_file(file), **change}.items() if t is not None}, file)
+    with pytest.raises(UserError, match=said) as told:
+        filled(folder, 4)
+    assert "\n" not in str(told.value)
+
+
+def test_a_model_that_is_not_here_is_said_with_what_gets_it(tmp_path: Path) -> None:
+    for model, said in (
+        ("bert-base-uncased-of-mine", "hf download bert-base-uncased-of-mine config.json model.safetensors"),
+        ("./no-such-folder", "no folder with a config.json"),
+    ):
+        with pytest.raises(UserError, match=said):
+            pretrained.described(model)
+    with pytest.raises(UserError, match="safetensors files alone"):
+        pretrained.weights_of(tmp_path)
+
+
+def test_a_model_in_the_hub_cache_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--org--name"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("abc\n")
+    small_model(cached / "snapshots", "abc")
+    assert pretrained.find("org/name") == cached / "snapshots" / "abc"
+    assert pretrained.find("org/other") is None
+
+
+def test_another_architecture_is_computed_by_transformers_and_fits_its_weights(tmp_path: Path) -> None:
+    config = {"model_type": "distilbert", "dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "vocab_size": 90}
+    config["id2label"] = {"0": "a", "1": "b"}
+    assert Shape.of(config) is None
+    torch.manual_seed(0)
+    one, two = (encoder_weights.of_transformers(config, 0.1) for _ in range(2))
+    body = {n.removeprefix("distilbert."): t for n, t in one.state_dict().items() if n.startswith("distilbert.")}
+    encoder_weights.fill(two, "distilbert.", body, "it", 2)
+    assert all(torch.equal(two.state_dict()[f"distilbert.{name}"], tensor) for name, tensor in body.items())
+    with pytest.raises(UserError, match="another network's weights"):
+        encoder_weights.fill(two, "distilbert.", {"x": torch.zeros(1)}, "it", 2)
+    with pytest.raises(UserError, match="model_type no-such-type"):
+        encoder_weights.of_transformers({**config, "model_type": "no-such-type"}, 0.1)
+
+
+def test_neither_bert_nor_cifar10_imports_transformers_or_torchvision() -> None:
+    code = (
+        "import sys\nfrom trainer import run\nfrom trainer.startup import put_off_compiler\nput_off_compiler()\n"
+        "import trainer.jobs.bert, trainer.jobs.cifar10, trainer.data.texts, trainer.data.tokens\n"
+        "print([m for m in ('transformers', 'torchvision', 'torch._dynamo.utils') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, env=environment(), check=True
+    )
+    assert done.stdout == "[]\n", done.stdout
+
+
+def test_the_tokenizer_that_goes_into_the_result_is_one_for_transformers(tmp_path: Path) -> None:
+    from trainer.data import tokens
+    from trainer.data.pulse import Pulse
+
+    texts = ["The quick brown fox", "jumps over the lazy dog", "quick, quick!"] * 20
+    files = tokens.learn(texts, Pulse())
+    assert files == tokens.learn(texts, Pulse())
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    mine = tokens.loaded(files, "x").encode("The lazy QUICK dog?").ids
+    assert theirs("The lazy QUICK dog?")["input_ids"] == mine
+    assert theirs.model_max_length == 512
+    assert pretrained.vocabulary(files) == len(theirs)

@@ -1,0 +1,179 @@
+"""Texts in, one packed file out: the same for the same rows in any order; and each mistake is one line that helps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.bert_makers import TEXTS, small_model, small_texts
+from trainer.data.pack import locate, pack
+from trainer.data.packed import FILE_NAME, Packed
+from trainer.exits import UserError
+
+AG = "".join(f'"{1 + i % 4}","Title {i}","Words of it, with a ""quote"""\n' for i in range(60))
+
+
+def packed(folder: Path, source: Path | str, said: list[str] | None = None, model: str = "") -> Packed:
+    lines: list[str] = [] if said is None else said
+    return pack("bert", str(source), folder, options={"model": model}, say=lines.append)
+
+
+def file(folder: Path, content: str | bytes, name: str = "texts.csv") -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def text_of(data: Packed, part: str, number: int) -> str:
+    from trainer.data import tokens
+
+    files = json.loads(bytes(data.arrays["tokenizer"]))
+    offsets = data.arrays[f"{part}_offsets"]
+    ids = data.arrays[f"{part}_tokens"][offsets[number] : offsets[number + 1]].tolist()
+    return str(tokens.loaded(files, "").decode(ids))
+
+
+def test_rows_in_any_order_and_either_format_give_the_same_bytes(tmp_path: Path) -> None:
+    source = small_texts(tmp_path)
+    first = packed(tmp_path / "a", source)
+    rows = [dict(zip(("label", "text"), (text.split()[0], text), strict=True)) for text in reversed(TEXTS)]
+    lines = file(tmp_path, "\ufeff" + "".join(json.dumps(row) + "\n\n" for row in rows), "x.jsonl")
+    second = packed(tmp_path / "b", lines)
+    assert first.sha256 == second.sha256
+    assert first.classes == ("bad", "good", "odd")
+    assert (len(first.arrays["train_labels"]), len(first.arrays["test_labels"])) == (144, 36)
+    for part in ("train", "test"):
+        for number in range(5):
+            assert text_of(first, part, number).split()[0] == first.classes[first.arrays[f"{part}_labels"][number]]
+
+
+def test_ag_news_is_known_by_its_layout_with_or_without_a_byte_order_mark(tmp_path: Path) -> None:
+    plain = packed(tmp_path / "a", file(tmp_path, AG))
+    marked = packed(tmp_path / "b", file(tmp_path, b"\xef\xbb\xbf" + AG.encode(), "marked.csv"))
+    assert plain.classes == ("World", "Sports", "Business", "Sci/Tech")
+    assert plain.sha256 == marked.sha256
+    assert text_of(plain, "train", 0).startswith("title")
+
+
+def test_a_folder_has_its_own_parts(tmp_path: Path) -> None:
+    source = tmp_path / "two"
+    file(source, "a,one\nb,two\na,three\n", "train.csv")
+    file(source, "a,four\nb,five\n", "val.csv")
+    data = packed(tmp_path / "out", source)
+    assert [len(data.arrays[f"{part}_labels"]) for part in ("train", "test")] == [3, 2]
+
+
+def test_it_is_packed_once_and_found_again_by_a_training_run(tmp_path: Path) -> None:
+    source, said = small_texts(tmp_path), list[str]()
+    first = packed(tmp_path / "a", source, said)
+    before = first.path.stat().st_mtime_ns
+    packed(tmp_path / "a", source, said)
+    assert "already packed" in said[-1]
+    assert first.path.stat().st_mtime_ns == before
+    packed(tmp_path / "a", source, said, model=str(small_model(tmp_path)))
+    assert "by the tokenizer of model" in said[-1]
+    for _ in range(2):
+        found = locate("bert", str(source), tmp_path, cache=tmp_path / "cache", say=said.append)
+    assert found.sha256 == first.sha256
+    assert "already packed" in said[-1]
+
+
+def test_a_stop_in_the_midst_leaves_what_was_there(tmp_path: Path) -> None:
+    source, left = small_texts(tmp_path), 0
+    held = packed(tmp_path / "a", file(tmp_path, AG, "other.csv")).path.read_bytes()
+
+    class Told(Exception):
+        pass
+
+    def check() -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Told
+
+    for looks in range(6):
+        left = looks
+        with pytest.raises(Told):
+            pack("bert", str(source), tmp_path / "a", check=check, say=lambda line: None)
+        assert (tmp_path / "a" / FILE_NAME).read_bytes() == held
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [FILE_NAME]
+
+
+def test_a_text_of_fifty_thousand_words_is_cut_and_an_empty_one_left_out_and_both_are_said(tmp_path: Path) -> None:
+    rows = "".join(f"{'ab'[i % 2]},text {i}\n" for i in range(40))
+    said: list[str] = []
+    data = packed(tmp_path / "a", file(tmp_path, rows + "a,\nb,  \na," + "word " * 50_000 + "\n"), said)
+    assert any("2 rows without a text left out, the first in line 41" in line for line in said)
+    assert any("longer than 512 tokens: cut to their beginning" in line for line in said)
+    assert max(int(np.diff(data.arrays[f"{part}_offsets"]).max()) for part in ("train", "test")) == 512
+    assert sum(len(data.arrays[f"{part}_labels"]) for part in ("train", "test")) == 41
+
+
+MISTAKES: dict[str, tuple[str | bytes, str]] = {
+    "no rows": ("", "no rows in it"),
+    "all empty": ("a,\nb,\n", "all 2 rows are without a text"),
+    "no text column": ("label,words\na,b\n", "lacks a column for the text: its first line is label, words"),
+    "no label column": ("text,stars\na,1\n", "lacks a column for the label"),
+    "one column": ("hello\nworld\n", "lacks a column for the label"),
+    "no label": ("label,text\na,x\n,y\n", "line 3: has no label"),
+    "one class": ("a,x\na,y\n", "every label is a"),
+    "stray comma": ("a,x\nb,y,z\n", "line 2: 3 columns, the lines before have 2"),
+    "open quote": ('a,x\nb,"y\n', "not CSV"),
+    "latin-1": ("a,x\nb,caf\u00e9\n".encode("latin-1"), "line 2: not UTF-8 (byte 0xe9)"),
+    "utf-16": ("a,x\n".encode("utf-16"), "is UTF-16; convert it"),
+    "binary": (b"a\0b,c\n", "not a text file"),
+    "bad json": ('{"label": 1, "text": "x"}\n{"label"\n', "line 2: not JSON"),
+    "json without a text": ('{"label": 1, "txt": "x"}\n', "line 1: lacks text"),
+    "a label of another kind": ('{"label": 1.5, "text": "x"}\n', "the label must be a whole number or a text"),
+    "too many labels": ("".join(f"label {i},x\n" for i in range(300)), "300 different labels"),
+    "a class of one text": (
+        "".join(f"{'ab'[i % 2]},x {i}\n" for i in range(20)) + "c,x\n",
+        "no text of class c is left",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_changes_nothing(tmp_path: Path, name: str) -> None:
+    content, wanted = MISTAKES[name]
+    source = file(tmp_path, content)
+    with pytest.raises(UserError) as told:
+        packed(tmp_path / "out", source)
+    assert wanted in str(told.value)
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "out" / FILE_NAME).exists()
+
+
+def test_an_unknown_label_names_its_line_and_the_nearest(tmp_path: Path) -> None:
+    source = tmp_path / "two"
+    file(source, "sports,one\nworld,two\n", "train.csv")
+    file(source, "sports,four\nsprots,five\nworld,six\n", "test.csv")
+    with pytest.raises(UserError, match=r"test.csv, line 2: unknown label sprots; did you mean sports\?"):
+        packed(tmp_path / "out", source)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (lambda folder: folder / "none.csv", "no such file or folder; accepted are a CSV"),
+        (lambda folder: folder, "no train.csv in it"),
+        (lambda folder: "gs://bucket/x.csv", "no source that can be read here"),
+    ],
+)
+def test_a_source_that_is_none_says_what_is(tmp_path: Path, source: Callable[[Path], object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        packed(tmp_path / "out", str(source(tmp_path)))
+
+
+def test_a_model_that_is_not_here_stops_packing_with_the_command_that_gets_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="hf download no-such-model"):
+        packed(tmp_path / "out", small_texts(tmp_path), model="no-such-model")
+
+
+def test_the_stand_in_says_that_it_is_one(tmp_path: Path) -> None:
+    assert packed(tmp_path, "synthetic").synthetic
