@@ -80,8 +80,8 @@ class Attempt:
     ) -> None:
         """`ledger`: of the attempts before, as far as the checkpoint that this one goes on from."""
         store = bare(history.store)
-        self.history = History(Retrying(store, self._retry_s, mailbox.pause), history.run)
-        self._signs = History(store, history.run)  # each is followed by the next soon
+        self.history = history.through(Retrying(store, self._retry_s, mailbox.pause))
+        self._signs = history.through(store)  # each is followed by the next soon
         self.facts = facts
         self.position = position
         self.metrics: dict[str, Json] = dict(resumed_from.metrics) if resumed_from else {}
@@ -114,7 +114,7 @@ class Attempt:
             facts,
             durable(resumed_from) if resumed_from else None,
             on_durable=self._on_durable,
-            on_superseded=self._on_superseded,
+            on_superseded=self.on_superseded,
             between=self._clean_up,
         )
         self._closed = threading.Event()
@@ -237,7 +237,7 @@ class Attempt:
             self.facts.attempt, newest.name, lambda: self.saver.busy or self._mailbox.stop is not None
         )
 
-    def _on_superseded(self, why: Superseded) -> None:
+    def on_superseded(self, why: Superseded) -> None:
         self._mailbox.post(Notice("superseded", "stop", str(why), f"superseded:{why.attempt}", time.time()))
         self.superseded = why
 
@@ -297,7 +297,7 @@ class Attempt:
                 self._look_for_halt()
                 self.write_status("running", None)
             except Superseded as e:
-                self._on_superseded(e)
+                self.on_superseded(e)
                 return
             except Exception as e:  # this thread fences: it may not end before the attempt
                 log.debug("no sign of life could be left: %s", e)
@@ -342,8 +342,10 @@ class Attempt:
         )
 
     def write_result(self) -> None:
+        """Raises `Superseded`, for it would name a checkpoint beside the history; `StoreError`."""
         last = self.saver.durable
         assert last is not None
+        self.history.check_fence(self.facts.attempt)
         self.history.write_record(
             {
                 "run": self.facts.run,
