@@ -246,6 +246,7 @@ class Metadata:
                 f"/Microsoft.Compute/virtualMachineScaleSets/trainer/virtualMachines/{AZURE_NAME.rpartition('_')[2]}",
             }
             self.set("/metadata/instance", {"compute": compute})
+            self.set("/metadata/instance/compute", compute)
             self._put_events()
 
 
