@@ -93,6 +93,8 @@ class Relay:
             self._clouds = {
                 key: Cloud(key, self._engine, options.image, janitor) for key in dict.fromkeys(k for k, _ in COURSE)
             }
+            for cloud in self._clouds.values():
+                cloud.wait()
             emulator = start_store(options.store, next(iter(self._clouds.values())).gateway, janitor)
             stack.enter_context(reached(emulator.env))
             self._url, self._variables = emulator.url(BUCKET, "runs"), (*emulator.env, "OMP_NUM_THREADS")
@@ -120,7 +122,7 @@ class Relay:
         for (key, ending), step in zip(COURSE, [*self.eviction_steps(), self.options.steps], strict=True):
             name = self._clouds[key].name
             if before:
-                self._say("", f"now who starts the image on {'the next machine of ' * (name == before)}{name}?")
+                self._say("", f"now who starts the image on {name}{' again' * (name == before)}?")
             before = name
             leg = self._start(key, ending, "relay")
             outcome.legs.append(leg)
@@ -150,7 +152,8 @@ class Relay:
             raise Broken(f"{machine.cloud.name}: the container ended without training:\n{machine.log.text}")
         leg = Leg(machine, ending, int(found[1]), int(found[2]), machine.container.started_at())
         if run == "relay":
-            self._say(machine.cloud.name, f"attempt {leg.attempt} goes on at step {leg.began_at}")
+            goes = f"goes on at step {leg.began_at}" if leg.began_at else "starts at step 0"
+            self._say(machine.cloud.name, f"attempt {leg.attempt} {goes}")
         return leg
 
     def _until(self, leg: Leg, step: int) -> None:
@@ -171,7 +174,8 @@ class Relay:
             leg.exit_code = leg.machine.kill()
             self._say(name, "the machine is gone, without any notice")
             self._close(leg, outcome, "relay", 137)
-            lost = f"{leg.lost_s:.1f} s of work, about {leg.lost_s * self._steps_per_s:.0f} steps"
+            steps = round(leg.lost_s * self._steps_per_s)
+            lost = f"{leg.lost_s:.1f} s of work, about {steps} step{'s' * (steps != 1)}"
             self._say(name, f"the newest checkpoint is of step {leg.reached}: lost are {lost}")
             return
         leg.eviction = leg.machine.cloud.evict()

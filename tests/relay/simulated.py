@@ -13,6 +13,7 @@ from tests.container.engine import REPOSITORY, Container, Engine, seconds
 from tests.container.runner import WAYS
 from tests.relay.janitor import Janitor
 from tests.runs import Container as Log
+from watchers.cloud import DMI, _named_in
 
 METADATA = REPOSITORY / "tests" / "emulators" / "metadata.py"
 ADDRESS = "169.254.169.254"
@@ -22,7 +23,7 @@ LOCKED_DOWN = WAYS["locked down"]
 
 
 class Cloud:
-    """Makes its network and its metadata service at once, and machines when asked."""
+    """Makes its network and begins its metadata service at once, and machines when asked."""
 
     def __init__(self, key: str, engine: Engine, image: str, janitor: Janitor) -> None:
         self.key = key
@@ -33,19 +34,19 @@ class Cloud:
         self._network = f"baton-relay-{janitor.id}-{key}"
         self._machines = 0
         engine("network", "create", "--label", janitor.label, self._network)
-        metadata = f"{self._network}-metadata"
+        self._metadata = f"{self._network}-metadata"
         engine(
-            *("run", "-d", "--name", metadata, "--label", janitor.label, *LOCKED_DOWN),
+            *("run", "-d", "--name", self._metadata, "--label", janitor.label, *LOCKED_DOWN),
             *("--network", self._network, "--link-local-ip", ADDRESS),
             *("-v", f"{METADATA}:/metadata.py:ro", "--entrypoint", "python3", image),
             *("/metadata.py", "--cloud", key, "--host", "0.0.0.0", "--port", "80"),
         )
-        self._control = f"http://{self._settings(metadata)['IPAddress']}/-/"
-        Container(engine, metadata).wait_for("metadata on")
+        address = engine.inspect(self._metadata)["NetworkSettings"]["Networks"][self._network]["IPAddress"]
+        self._control = f"http://{address}/-/"
 
-    def _settings(self, container: str) -> dict[str, Any]:
-        found: dict[str, Any] = self._engine.inspect(container)["NetworkSettings"]["Networks"][self._network]
-        return found
+    def wait(self) -> None:
+        """Until the metadata service answers."""
+        Container(self._engine, self._metadata).wait_for("metadata on")
 
     @property
     def gateway(self) -> str:
@@ -55,6 +56,8 @@ class Cloud:
     def start(self, variables: tuple[str, ...], *command: str) -> Machine:
         """A fresh machine that runs the image, with these variables of this process's environment."""
         self._tell("clear", {})  # what was told was for the machine before
+        # of a cloud's machine, this one's own firmware would name that cloud in every container
+        command += ("--cloud", self.key) if _named_in(DMI) else ()
         self._machines += 1
         name = f"{self._network}-{self._machines}"
         self._engine(
