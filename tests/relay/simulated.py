@@ -53,7 +53,7 @@ class Cloud:
         """This machine's address in the cloud's network."""
         return str(self._engine.inspect(self._network)["IPAM"]["Config"][0]["Gateway"])
 
-    def start(self, variables: tuple[str, ...], *command: str) -> Machine:
+    def start(self, variables: tuple[str, ...], *command: str, entrypoint: str = "") -> Machine:
         """A fresh machine that runs the image, with these variables of this process's environment."""
         self._tell("clear", {})  # what was told was for the machine before
         # of a cloud's machine, this one's own firmware would name that cloud in every container
@@ -66,6 +66,7 @@ class Cloud:
             *("--network", self._network, "--link-local-ip", "169.254.10.10"),
             *("--add-host", f"metadata.google.internal:{ADDRESS}"),
             *(word for variable in variables for word in ("-e", variable)),
+            *(("--entrypoint", entrypoint) if entrypoint else ()),
             *(self._image, *command),
         )
         return Machine(self, Container(self._engine, name), _follow(self._engine, name))
