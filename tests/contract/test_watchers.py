@@ -148,7 +148,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each source, with each of its faults where a test asks for one."""
     if "fault" in metafunc.fixturenames:
         pairs = [(name, fault) for name in SOURCES for fault in FAULTS[name]]
-        metafunc.parametrize(("source", "fault"), pairs, indirect=["source"], ids="-".join)
+        metafunc.parametrize(("source", "fault"), pairs, indirect=["source"], ids=[f"{s}-{f}" for s, f in pairs])
     elif "source" in metafunc.fixturenames:
         metafunc.parametrize("source", SOURCES, indirect=True)
 
