@@ -54,7 +54,8 @@ RUN --mount=type=secret,id=ca --mount=type=secret,id=pip_conf,target=/etc/pip.co
     setting PIP_CERT ca /run/secrets/ca; \
     setting PIP_INDEX_URL pip_index_url; \
     setting PIP_EXTRA_INDEX_URL pip_extra_index_url; \
-    export PIP_FIND_LINKS=/build/wheels PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1 PYTHONHASHSEED=0 PYTHONDONTWRITEBYTECODE=1; \
+    export PIP_FIND_LINKS=/build/wheels PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1; \
+    export UV_COMPILE_BYTECODE=0 PYTHONHASHSEED=0 PYTHONDONTWRITEBYTECODE=1; \
     mkdir -p /build/wheels; \
     /build/make/venv.sh /opt/venv /build/requirements.lock; \
     /opt/venv/bin/python -m pip uninstall -qy uv pip; \

@@ -49,28 +49,24 @@ def evicted(cloud: str, folder: Path, preset: str) -> dict[str, float]:
 
 
 def svg(figures: dict[str, dict[str, float]]) -> str:
-    """One line for each cloud, from the notice to the exit."""
-    width, left, row = 760, 90, 64
-    longest = max(times["exit"] for times in figures.values())
-    scale = (width - left - 170) / longest
+    """One line for each cloud, from the notice to the exit, with its times under it."""
+    width, left, row = 760, 70, 56
+    scale = (width - left - 20) / max(times["exit"] for times in figures.values())
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {row * len(figures) + 10}" '
         'font-family="sans-serif" font-size="12">',
         "<title>From an eviction notice to the exit</title>",
     ]
     for number, (cloud, times) in enumerate(figures.items()):
-        y = row * number + 36
+        y = row * number + 20
+        told = ", ".join(f"{mark} {times[mark]:.2f} s" for mark in MARKS)
         end = left + scale * times["exit"]
         parts.append(f'<text x="8" y="{y + 4}" font-weight="bold">{cloud}</text>')
-        parts.append(f'<line x1="{left}" y1="{y}" x2="{end:.0f}" y2="{y}" stroke="#456" stroke-width="3"/>')
-        for place, mark in enumerate(("notice", *MARKS)):
-            at = times.get(mark, 0.0)
-            x = left + scale * at
-            label = f"{mark} {at:.2f} s" if mark in times else mark
-            up = place % 2 == 0
-            parts.append(f'<circle cx="{x:.0f}" cy="{y}" r="4" fill="#c40"/>')
-            parts.append(f'<text x="{x:.0f}" y="{y - 10 if up else y + 20}">{label}</text>')
-        parts.append(f'<text x="{end + 85:.0f}" y="{y + 4}" fill="#666">gone after {times["deadline"]:.0f} s</text>')
+        parts.append(f'<line x1="{left}" y1="{y}" x2="{end:.1f}" y2="{y}" stroke="#789" stroke-width="3"/>')
+        for mark in ("notice", *MARKS):
+            x = left + scale * times.get(mark, 0.0)
+            parts.append(f'<circle cx="{x:.1f}" cy="{y}" r="4" fill="#c40"><title>{mark}</title></circle>')
+        parts.append(f'<text x="{left}" y="{y + 20}">notice 0, {told}; deadline {times["deadline"]:.0f} s</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import sys
 import time
 from datetime import UTC, datetime
 from typing import TextIO
 
+LONGEST_LINE = 4000  # characters
+# Control characters, halves of characters, separators of lines, and what turns the direction of writing
+_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028-\u202e\u2066-\u2069]+")
 _SEVERITY = {"DEBUG": "DEBUG", "INFO": "INFO", "WARNING": "WARNING", "ERROR": "ERROR", "CRITICAL": "CRITICAL"}
 
 
@@ -85,4 +89,6 @@ def finite(value: object) -> object:
 
 
 def one_line(text: str) -> str:
-    return " ".join(text.split("\n"))
+    """Without what would break a line or move a terminal's cursor: records in a store are others' words."""
+    text = _UNFIT.sub(" ", text)
+    return text if len(text) <= LONGEST_LINE else text[:LONGEST_LINE] + "..."

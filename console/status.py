@@ -6,6 +6,7 @@ import json
 import time
 from dataclasses import dataclass
 
+from console.logs import one_line
 from storage import Store
 from storage.errors import NotFound
 from trainer.exits import ExitCode, UserError
@@ -143,11 +144,13 @@ def _print_table(found: list[dict[str, Json]]) -> None:
             _checkpoint(told),
             f"{_ago(told['last_seen_s'])} on {told['host']}",
         )
-        table.add_row(*[escape(f"{cell:.200}") for cell in cells])  # records may hold what rich takes for markup
+        table.add_row(
+            *[escape(one_line(f"{cell:.200}")) for cell in cells]
+        )  # records may hold what rich takes for markup
     Console(width=None if _is_terminal() else 160, highlight=False).print(table)
     for told in found:
         if told["save_error"]:
-            print(f"{told['run']}: the last save failed: {told['save_error']}")
+            print(one_line(f"{told['run']}: the last save failed: {told['save_error']}"))
 
 
 def _is_terminal() -> bool:

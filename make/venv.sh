@@ -41,6 +41,8 @@ install_with_uv() (
     [ -z "$cert" ] || export SSL_CERT_FILE="$cert"
     # All sources are searched for each package, as pip does: what is installed is settled by the hashes alone.
     export UV_INDEX_STRATEGY="${UV_INDEX_STRATEGY:-unsafe-best-match}"
+    # As pip does. Where Python may not write byte code itself (PYTHONDONTWRITEBYTECODE), each start would compile torch.
+    export UV_COMPILE_BYTECODE="${UV_COMPILE_BYTECODE:-1}"
     "$venv/bin/uv" pip install -q --python "$venv/bin/python" --require-hashes -r "$lock"
 )
 

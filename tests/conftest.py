@@ -17,6 +17,8 @@ pytest_plugins = [
     "tests.container.image",
 ]
 
+os.environ.setdefault("BATON_CLOUD", "none")  # no test asks a real cloud's metadata service
+
 TEST_DATA = Path(os.environ.get("BATON_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
 
 

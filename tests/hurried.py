@@ -28,9 +28,10 @@ def main(sign_s: float, young_s: float, every_s: float, slow_part_s: float, argu
     console.clean.clean = functools.partial(console.clean.clean, young_s=young_s)  # type: ignore[assignment]
     put_part = History.put_part
 
-    def slowly(self: History, *args: Any) -> None:
-        put_part(self, *args)
+    def slowly(self: History, *args: Any) -> int:
+        sent = put_part(self, *args)
         time.sleep(slow_part_s)
+        return sent
 
     History.put_part = slowly  # type: ignore[method-assign]
     return entrypoint.main(arguments)

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from storage.errors import Unavailable
 from trainer.checkpoint import Snapshot
 from trainer.history import History
 from trainer.manifest import Manifest, PartRef, checkpoint_name
@@ -17,6 +18,7 @@ from trainer.parts import Part, encode, grouped
 from trainer.settings import Json
 
 SENDERS = 2  # parts on their way at once, while one more is being hashed
+LONGEST_S = 12 * 3600.0  # for which a save's parts may lie there unnamed: half of what `trainer.retention` leaves alone
 
 
 class Abandoned(Exception):
@@ -68,10 +70,11 @@ def commit(
 ) -> Committed:
     """Write one checkpoint.
 
-    `fresh`: parts of this attempt's own newest manifest, which it uploaded itself; they are not sent again.
+    `fresh`: parts of this attempt's own newest manifest, which it uploaded itself; they are not sent again if they
+    are still there.
     Raises `StoreError`, `Superseded`, `Abandoned`.
     """
-    snapshot = save.snapshot
+    snapshot, began = save.snapshot, time.time()
     refs, sent, weights_sha256 = _send_parts(history, snapshot, fresh, check)
     name = checkpoint_name(facts.attempt, snapshot.step)
     check()
@@ -100,7 +103,13 @@ def commit(
         synthetic=facts.synthetic,
     )
     manifest = unhashed.with_state_hash()
-    history.commit(manifest, lambda: check(committing=True))
+
+    def last_look() -> None:
+        if time.time() - began > LONGEST_S:
+            raise Unavailable("this save has taken so long that its parts may have been cleaned up")
+        check(committing=True)
+
+    history.commit(manifest, last_look)
     return Committed(manifest, lines, sent, save.taken)
 
 
@@ -113,21 +122,21 @@ def _encoded(snapshot: Snapshot) -> Iterator[tuple[str, Part]]:
 def _send_parts(
     history: History, snapshot: Snapshot, fresh: frozenset[str], check: Check
 ) -> tuple[list[PartRef], int, str]:
-    """Put the parts that are not `fresh`, hashing while others are sent; their names, bytes sent, the weights' hash."""
+    """Put the parts that are not `fresh` or have gone, hashing while others are sent.
+
+    Returns their names, bytes sent, and the weights' hash.
+    """
     refs: list[PartRef] = []
-    sending: deque[Future[None]] = deque()
+    sending: deque[Future[int]] = deque()
     sent = 0
     with ThreadPoolExecutor(SENDERS, "send") as pool:
         for section, part in _encoded(snapshot):
             refs.append(PartRef(section, part.sha256, part.size))
-            if part.sha256 in fresh:
-                continue
             if len(sending) == SENDERS:  # no more of them in memory
-                sending.popleft().result()
+                sent += sending.popleft().result()
             check()
-            sending.append(pool.submit(history.put_part, part.sha256, part.chunks))
-            sent += part.size
+            send = history.keep_part if part.sha256 in fresh else history.put_part
+            sending.append(pool.submit(send, part.sha256, part.size, part.chunks))
         weights_sha256 = snapshot.weights_sha256()
-        for future in sending:
-            future.result()
+        sent += sum(future.result() for future in sending)
     return refs, sent, weights_sha256

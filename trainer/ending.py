@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from storage.errors import StoreError, Transient
 from trainer.exits import ExitCode, UserError
-from trainer.history import History
+from trainer.history import History, Superseded
 from trainer.settings import Json, Settings
 from watchers import Mailbox, Notice, Stopped
 
@@ -85,6 +85,9 @@ def finish(request: Request, settings: Settings, attempt: Attempt) -> int:
         return _end_without(attempt, f"the last state could not be saved: {attempt.saver.error or 'no time left'}")
     try:
         attempt.write_result()
+    except Superseded as e:
+        attempt.on_superseded(e)
+        return stop(request, settings, attempt)
     except StoreError as e:
         return _end_without(attempt, f"its result could not be written: {e}")
     attempt.end(ExitCode.DONE, "finished")

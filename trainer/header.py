@@ -7,9 +7,10 @@ order of their names without gaps, and the header is small, so that a hostile on
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from typing import Any, Protocol
+
+from trainer import strict
 
 MAX_HEADER_BYTES = 4 << 20  # some 40,000 tensors, in a part of about 32 MB
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -63,10 +64,7 @@ def data_start(head: bytes) -> int:
 
 def check_header(text: bytes, data_bytes: int) -> None:
     """Raise ValueError if this is not the header of a part with so many bytes of tensors."""
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise ValueError("its header is not JSON") from e
+    header = _json(text, "its header")
     if not isinstance(header, dict):
         raise ValueError("its header is no object")
     strides = _strides(header.pop("__metadata__", {}))
@@ -84,6 +82,18 @@ def check_header(text: bytes, data_bytes: int) -> None:
                 raise ValueError(f"tensor {name!a:.60} has no type, shape or place")
     if end != data_bytes:
         raise ValueError(f"its tensors take {end} bytes, and there are {data_bytes}")
+
+
+def tensor_names(part: bytes) -> list[str]:
+    """Names of the tensors in a part that has been checked."""
+    return [name for name in strict.loads(part[8 : data_start(part)]) if name != "__metadata__"]
+
+
+def _json(text: bytes, what: str) -> Any:
+    try:
+        return strict.loads(text)
+    except ValueError as e:
+        raise ValueError(f"{what} is not JSON") from e
 
 
 def _check_shape(name: str, shape: list[Any], strides: Any) -> None:
@@ -108,10 +118,7 @@ def _strides(metadata: Any) -> dict[str, Any]:
     """The strides in a part's metadata, which hold nothing else; see `trainer.parts.encode`."""
     match metadata:
         case {"strides": str(text)} if len(metadata) == 1:
-            try:
-                strides = json.loads(text)
-            except (ValueError, RecursionError) as e:
-                raise ValueError("its strides are not JSON") from e
+            strides = _json(text.encode(), "its strides")
             if isinstance(strides, dict):
                 return strides
         case {} if not metadata:

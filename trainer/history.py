@@ -18,8 +18,9 @@ from typing import Generic, TypeVar
 
 from storage import Store
 from storage.errors import AlreadyExists, Damaged, NotFound
+from trainer import strict
 from trainer.exits import UserError
-from trainer.header import PartReader, Sink
+from trainer.header import PartReader, Sink, tensor_names
 from trainer.manifest import MAX_BYTES, Manifest, PartRef, checkpoint_name, from_json, parse_name
 from trainer.settings import Json, is_run_name
 
@@ -42,8 +43,8 @@ class Absent(Bad):
 class Superseded(Exception):
     """A newer attempt has taken the run over: this one may commit nothing more."""
 
-    def __init__(self, attempt: int) -> None:
-        super().__init__(f"attempt {attempt} has taken this run over")
+    def __init__(self, attempt: int, why: str = "") -> None:
+        super().__init__(why or f"attempt {attempt} has taken this run over")
         self.attempt = attempt
 
 
@@ -69,6 +70,13 @@ class History:
     def __init__(self, store: Store, run: str) -> None:
         self.store = store
         self.run = run
+        self._claims: dict[int, bytes] = {}  # those made here: attempt -> its record, with its UUID
+
+    def through(self, store: Store) -> History:
+        """The same run, with the same claims, through another wrapper of its store."""
+        other = History(store, self.run)
+        other._claims = self._claims
+        return other
 
     def key(self, *names: str) -> str:
         return "/".join((self.run, *names))
@@ -94,15 +102,28 @@ class History:
             body = json.dumps(dict(mine, attempt=number), indent=1, sort_keys=True).encode()
             try:
                 self.create(self.key("attempts", f"{number:06d}.json"), body)
+                self._claims[number] = body
                 return number
             except AlreadyExists:
                 log.info("attempt %d was claimed by another container at the same moment", number)
 
     def check_fence(self, attempt: int) -> None:
-        """Raise `Superseded` if there is a higher attempt."""
+        """Raise `Superseded` if there is a higher attempt, or if a claim made here is not there any more.
+
+        That a run was deleted, and perhaps begun anew, shows in the latter alone: numbers begin at 1 again.
+        """
         newest = self.attempts()[-1:]
         if newest and newest[0] > attempt:
             raise Superseded(newest[0])
+        mine = self._claims.get(attempt)
+        if mine is None:
+            return
+        try:
+            found = self.read(self.key("attempts", f"{attempt:06d}.json"), len(mine) + 1)
+        except NotFound:
+            found = b""
+        if found != mine:
+            raise Superseded(attempt, f"the claim of attempt {attempt} is gone: the run was deleted meanwhile")
 
     def create(self, key: str, body: bytes) -> None:
         """Create a record once. Raises `AlreadyExists` if somebody else's is there.
@@ -124,8 +145,8 @@ class History:
     def read_record(self, *names: str) -> dict[str, Json] | None:
         """A small JSON object, or None where it isn't there or is none."""
         try:
-            record = json.loads(self.read(self.key(*names), MAX_RECORD_BYTES))
-        except (NotFound, ValueError, RecursionError):
+            record = strict.loads(self.read(self.key(*names), MAX_RECORD_BYTES))
+        except (NotFound, ValueError):
             return None
         return record if isinstance(record, dict) else None
 
@@ -205,10 +226,15 @@ class History:
         """Read and verify a checkpoint; parts in `known` (verified earlier) are not read again. Raises `Bad`."""
         manifest = self.manifest(name)
         data: dict[str, bytes] = {}
+        found: set[tuple[str, str]] = set()
         for ref in manifest.parts:
             check()
             if ref.sha256 not in data:
                 data[ref.sha256] = (known or {}).get(ref.sha256) or self.part(ref)
+            for tensor in tensor_names(data[ref.sha256]):
+                if (ref.section, tensor) in found:
+                    raise Bad(f"tensor {tensor!a:.60} is in two of its parts")
+                found.add((ref.section, tensor))
         return Checkpoint(manifest, data)
 
     def newest_good(
@@ -235,8 +261,20 @@ class History:
             )
         return None
 
-    def put_part(self, sha256: str, chunks: list[memoryview]) -> None:
+    def put_part(self, sha256: str, size: int, chunks: list[memoryview]) -> int:
+        """Put a part of so many bytes, whatever lies there; bytes sent."""
         self.store.put(self.key("parts", sha256), chunks)
+        return size
+
+    def keep_part(self, sha256: str, size: int, chunks: list[memoryview]) -> int:
+        """Put a part that should be there already, if it isn't; bytes sent.
+
+        Somebody's rule for old objects may have deleted it, and every later checkpoint would name it in vain.
+        """
+        with suppress(NotFound):
+            if self.store.stat(self.key("parts", sha256)).size == size:
+                return 0
+        return self.put_part(sha256, size, chunks)
 
     def commit(self, manifest: Manifest, check: Callable[[], None]) -> None:
         """Make a checkpoint exist. Its parts must be in the store. Raises `Superseded`, and what `check` raises.

@@ -8,6 +8,7 @@ import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from trainer import strict
 from trainer.settings import Json, is_run_name
 
 FORMAT = 1
@@ -98,10 +99,7 @@ def from_json(text: bytes, name: str) -> Manifest:
     """The manifest of checkpoint `name`. Raises ValueError, with what is wrong, for anything else."""
     if len(text) > MAX_BYTES:
         raise ValueError(f"{len(text)} bytes are too long for a manifest")
-    try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise ValueError("not JSON") from e
+    raw = strict.loads(text)
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise ValueError(f"not a manifest of format {FORMAT}")
     if raw.pop("checksum", None) != _hash(raw):
@@ -151,7 +149,7 @@ def _check(raw: dict[str, Any], name: str) -> None:
     for key, value in raw["sums"].items():
         try:
             float.fromhex(value)
-        except (TypeError, ValueError) as e:
+        except (TypeError, ValueError, OverflowError) as e:
             raise ValueError(f"sums: {key!r:.100} is no number") from e
     if type(raw["time"]) not in (int, float) or not 0 <= raw["time"] < 10**12 or type(raw["synthetic"]) is not bool:
         raise ValueError("time or synthetic: wrong type")

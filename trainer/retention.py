@@ -6,10 +6,16 @@ What makes it safe beside a running writer, a zombie and another cleaner:
   copy which doesn't know yet that it is superseded, a checkpoint that somebody has just begun to read.
 - A part's age is asked again right before it goes: a writer may have put the same bytes again since the listing.
 - A writer leaves out only parts that its own newest manifest names, and while it may still commit, that one is kept.
+- A save that has taken 12 h is given up before its manifest: its parts may have grown old unnamed.
 
-Not every store can delete on a condition, so one gap stays, as long as one request: a writer that puts the very bytes
-of a part which nothing has named for 24 h between that last question and the deletion. The checkpoint is then found
-bad, and its parent is taken.
+Two gaps stay, each between two requests; a process stopped right there can stretch it. Neither takes more than one
+checkpoint: it is found bad, its parent is taken, and the writer's next save looks whether what it leaves out is there.
+- In `remove`, between the last question for a part's age and its deletion: a writer puts the very bytes of a part that
+  nothing has named for 24 h, as who repeats the steps of a copy that died in its save does. S3 can delete on no
+  condition that would help: its ETag follows from the bytes, which are the same.
+- In `trainer.commit`, between the last look and the manifest: a copy without a successor is stopped there for a day,
+  and its parts are cleaned up meanwhile.
+`tests/chaos/test_protocol_model.py` goes through all orders of calls and finds no third one.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ class _Copying:
                 self._done.add(ref)
                 return
         data = self._source.part(ref)
-        self._target.put_part(ref.sha256, [memoryview(data)])
+        self._target.put_part(ref.sha256, ref.size, [memoryview(data)])
         self._copied.sent_parts += 1
         self._copied.sent_bytes += ref.size
         self._done.add(ref)

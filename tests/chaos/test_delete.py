@@ -13,7 +13,7 @@ from tests.checkpoints import DyingStore, age, chain, history
 from tests.runs import Lab, command
 from trainer.deletion import delete
 from trainer.exits import UserError
-from trainer.history import History
+from trainer.history import History, Superseded
 
 
 def made_run(folder: Path) -> History:
@@ -84,6 +84,21 @@ def test_a_run_that_shows_signs_of_life_is_refused_until_it_is_silent(tmp_path: 
     assert len(run.checkpoints()) == 3
     age(run, 100 / 3600)
     assert command("delete", "--store", run.store.url, "--run", "run", "--yes")[0] == 0
+
+
+def test_a_copy_of_a_deleted_run_writes_nothing_into_the_next_one_of_its_name(tmp_path: Path) -> None:
+    """The new one's first attempt has the same number as the old one's."""
+    zombie = history(tmp_path)
+    assert zombie.claim({"job": "cifar10"}) == 1
+    zombie.check_fence(1)
+    delete(history(tmp_path))
+    with pytest.raises(Superseded, match="the run was deleted meanwhile"):
+        zombie.check_fence(1)
+    heir = history(tmp_path)
+    assert heir.claim({"job": "cifar10"}) == 1
+    heir.check_fence(1)
+    with pytest.raises(Superseded, match="the run was deleted meanwhile"):
+        zombie.through(zombie.store).check_fence(1)
 
 
 def test_a_real_run_deleted_under_a_copy_that_lives_stops_that_copy(tmp_path: Path, small_cifar: Path) -> None:

@@ -82,7 +82,7 @@ def part(header: bytes, size: int | None = None) -> bytes:
 HOSTILE: dict[str, tuple[Callable[[History, Manifest], None], str]] = {
     "100 MB of JSON": (lambda r, m: text(r, m, b"[" + b"[]," * (33 * MEGABYTE) + b"[]]"), "too long for a manifest"),
     "JSON as long as allowed": (lambda r, m: text(r, m, b"[" + b"[]," * (2 * MEGABYTE) + b"[]]"), "not a manifest"),
-    "8 EB": (lambda r, m: put(r, replace(m, parts=[replace(m.parts[0], size=8 << 60)])), "parts: not a part"),
+    "8 EB": (lambda r, m: put(r, replace(m, parts=[replace(m.parts[0], size=8 << 60)])), "beyond 64 bits"),
     "a claim of 1 TB": (
         lambda r, m: put(r, replace(m, parts=[replace(m.parts[0], size=1 << 40), *m.parts[1:]])),
         "should have 1099511627776",
@@ -93,13 +93,44 @@ HOSTILE: dict[str, tuple[Callable[[History, Manifest], None], str]] = {
     ),
     "a parent that climbs": (lambda r, m: put(r, replace(m, parent="../../x")), "parent: not a checkpoint's name"),
     "a step that is text": (lambda r, m: put(r, replace(m, steps="100")), "steps: not a count"),  # type: ignore[arg-type]
-    "an enormous time": (lambda r, m: put(r, replace(m, time=10**400)), "time or synthetic: wrong type"),
+    "an enormous time": (lambda r, m: put(r, replace(m, time=10**400)), "beyond 64 bits"),
     "a header bomb": (
         lambda r, m: with_part(r, m, part(b'{"a":' + b"[]" * (25 * MEGABYTE) + b"}")),
         "is no part of a checkpoint",
     ),
     "a header past the end": (lambda r, m: with_part(r, m, part(b"{}", 1 << 62)), "is no part of a checkpoint"),
     "a pickle in disguise": (lambda r, m: with_part(r, m, pickle.dumps(Harmful())), "is no part of a checkpoint"),
+    "sums beyond all floats": (
+        lambda r, m: put(r, replace(m, sums={"loss": "0x1p99999"})),
+        "sums: 'loss' is no number",
+    ),
+    "a field twice": (
+        lambda r, m: text(r, m, m.to_json().replace(b'"step":', b'"step": 7, "step":', 1)),
+        "twice in one object",
+    ),
+    "a tensor twice in a part": (
+        lambda r, m: with_part(r, m, part(b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},' * 2 + b'"b":1}')),
+        "its header is not JSON",
+    ),
+    "a tensor in two parts": (
+        lambda r, m: put(r, replace(m, parts=[*m.parts, *m.parts])),
+        "is in two of its parts",
+    ),
+    "tensors that overlap": (
+        lambda r, m: with_part(
+            r,
+            m,
+            part(
+                b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
+                b'"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}'
+            ),
+        ),
+        "does not lie where its size says",
+    ),
+    "a cursor's commands": (
+        lambda r, m: put(r, replace(m, uuid="\x1b[2J\nerror: all is lost")),
+        "uuid: not a name",
+    ),
     "strides that are no object": (
         lambda r, m: with_part(
             r,
@@ -138,6 +169,8 @@ RECORDS = {
     "long": b'{"a": "' + b"x" * (100 * MEGABYTE) + b'"}',
     "deep": b"[" * 500_000,
     "of another type": b"[1, 2]",
+    "full of terminal commands": b'{"attempt": 1, "time": 1, "save_error": "\\u001b[2J\\n\\u202e", "host": "\\u001b"}',
+    "full of half characters": b'{"attempt": 1, "host": "\\ud800", "save_error": "\\ud800", "time": 1}',
     "full of markup": b'{"attempt": 1, "host": "[/red]", "metrics": {"accuracy": "[/x]"}, "save_error": 3, "time": 1}',
     "full of enormous numbers": b'{"attempt": 1, "time": 1' + b"0" * 400 + b', "step": 1' + b"0" * 40 + b"}",
     "full of no numbers": b'{"attempt": 1, "time": NaN, "steps": Infinity, "seconds_left": "x", "epochs": []}',
@@ -166,3 +199,4 @@ def test_hostile_records_take_status_neither_down_nor_much_memory(what: str, for
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "Traceback" not in done.stdout + done.stderr
+    assert "\x1b" not in done.stdout

@@ -180,7 +180,7 @@ def test_a_store_too_slow_for_the_deadline_ends_in_74_before_it_and_says_what_is
         cloud.proxy.bytes_per_s = 10_000.0  # a checkpoint has 500 KB
         assert container.wait_for("ends: accuracy", PATIENCE_S), container.text
         goes = service.notice(in_s=12.0)
-        code = container.wait()
+        code = container.wait(PATIENCE_S)
         late = time.time() - goes
         cloud.proxy.bytes_per_s = None
     assert code == 74, container.text
@@ -201,7 +201,7 @@ def test_a_rebalance_recommendation_saves_at_once_and_training_goes_on(tmp_path:
         assert container.wait_for("risk of interruption: saving now", PATIENCE_S), container.text
         assert container.wait_for("durable after", PATIENCE_S), container.text
         service.notice("spot")
-        assert container.wait() == 75, container.text
+        assert container.wait(PATIENCE_S) == 75, container.text
     end = json.loads((lab.store / "cifar10" / "attempts" / "000001.end.json").read_text())
     rebalance, spot = end["notices"]
     assert (rebalance["action"], rebalance["stopped"]) == ("save", None)
@@ -218,7 +218,7 @@ def test_azure_is_told_that_the_machine_may_go_once_all_is_on_record_and_only_wh
             container = lab.start(**variables(service))
             assert container.wait_for("to stop:", PATIENCE_S), container.text
             service.notice("Preempt", in_s=60.0, Resources=resources)
-            assert container.wait() == 75, container.text
+            assert container.wait(PATIENCE_S) == 75, container.text
             assert len(service.acknowledged) == acknowledged, container.text
             service.clear()
     end = json.loads((lab.store / "cifar10" / "attempts" / "000002.end.json").read_text())
@@ -230,7 +230,7 @@ def test_azure_is_told_that_the_machine_may_go_once_all_is_on_record_and_only_wh
 def test_a_drill_ends_as_an_eviction_does(name: str, tmp_path: Path, tiny: Path) -> None:
     lab = Lab(tmp_path, tiny, *OPTIONS)
     container = lab.start("--drill", f"{name}@4s")
-    assert container.wait() == 75, container.text
+    assert container.wait(PATIENCE_S) == 75, container.text
     assert "a drill: " in container.text
 
 
@@ -242,7 +242,7 @@ def test_a_token_that_never_comes_is_told_in_plain_words_and_the_rest_is_heard(t
         assert container.wait_for("--http-put-response-hop-limit 2", PATIENCE_S), container.text
         assert container.wait_for("ends: accuracy", PATIENCE_S), container.text
         (lab.halt / "halt").touch()
-        assert container.wait() == 0, container.text
+        assert container.wait(PATIENCE_S) == 0, container.text
     assert sum("hop-limit" in line for line in container.lines) == 1, container.text
     token = [entry["time"] for entry in service.log if "token" in entry["path"]]
     assert len(token) > 1, "it is tried again"

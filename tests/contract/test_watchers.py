@@ -17,7 +17,7 @@ from watcher_contract import Source, WatcherContract
 
 from tests.emulators.metadata import NOTICE_S, Fault, Metadata
 from watchers import HaltWatcher, Mailbox, Watch, Watcher, aws
-from watchers.cloud import CLOUDS
+from watchers.cloud import CLOUDS, find_and_watch
 from watchers.gcp import MAINTENANCE_S
 
 
@@ -168,6 +168,26 @@ def test_a_token_that_is_worth_nothing_any_more_is_replaced_within_the_look() ->
         service.notice()
         assert watcher.check() is not None
         assert len(service.asked("token", "PUT")) == 2
+
+
+def test_a_token_that_never_comes_is_named_in_plain_words_within_three_seconds(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def seconds() -> float:
+        caplog.clear()
+        watch, began = Watch([], Mailbox()), time.monotonic()
+        assert find_and_watch("aws", watch) is not None
+        while "--http-put-response-hop-limit 2" not in caplog.text:
+            assert time.monotonic() < began + 60
+            time.sleep(0.01)
+        took = time.monotonic() - began
+        watch.close()
+        return took
+
+    with Metadata("aws") as service, caplog.at_level("WARNING"):
+        monkeypatch.setenv("BATON_AWS_METADATA", service.url)
+        service.fault("hang", path="/latest/api/token")
+        assert any(seconds() < 3 for _ in range(3)), "a busy machine may be late once"
 
 
 def test_a_token_is_renewed_before_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,6 +98,17 @@ def test_what_did_not_change_at_all_is_not_sent_again(store: Counting) -> None:
     assert committed(store, task, 2, first).sent == 0
 
 
+def test_a_part_that_should_be_there_and_has_gone_is_sent_again(store: Counting) -> None:
+    """A rule of the bucket's for old objects has deleted the backbone, which every later checkpoint would name."""
+    task = HeadOnly()
+    first = committed(store, task, 1)
+    backbone = max(first.manifest.parts, key=lambda ref: ref.size)
+    store.store.delete(f"run/parts/{backbone.sha256}")
+    second = committed(store, task, 2, first)
+    assert second.sent == backbone.size
+    History(store, "run").load(second.manifest.name)
+
+
 def test_metric_lines_go_with_the_checkpoint_that_follows_them(store: Counting) -> None:
     task = HeadOnly()
     done = commit(

@@ -38,6 +38,10 @@ def named_parts(run: History) -> set[str]:
     return {ref.sha256 for name in names(run) for ref in run.manifest(name).parts}
 
 
+def put_part(run: History, body: bytes) -> None:
+    run.put_part("f" * 64, len(body), [memoryview(body)])
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> History:
     return history(tmp_path)
@@ -73,7 +77,7 @@ def test_what_is_younger_than_24_hours_by_the_stores_clock_stays(run: History) -
     chain(run, 1, [10, 20])
     age(run, 3)
     chain(run, 1, [30, 40, 50, 60], checkpoint_name(1, 20))
-    run.put_part("f" * 64, [memoryview(b"of a save that is under way")])
+    put_part(run, b"of a save that is under way")
     age(run, 22.5)
     clean(run, 2)
     assert names(run) == [checkpoint_name(1, step) for step in (30, 40, 50, 60)]
@@ -153,7 +157,7 @@ class SlowToDelete:
 
 def test_a_part_put_again_since_the_listing_stays(run: History) -> None:
     chain(run, 1, [10, 20])
-    run.put_part("f" * 64, [memoryview(b"the same bytes again")])
+    put_part(run, b"the same bytes again")
     age(run, 25)
     clean(History(SlowToDelete(run.store, run.key("parts", "f" * 64)), run.run), 2)  # type: ignore[arg-type]
     assert "f" * 64 in keys(run, "parts")
