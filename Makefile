@@ -1,6 +1,6 @@
 # Every task of the house. Wants python3 (3.11 or newer), git and make; `make image` wants Docker.
 .DEFAULT_GOAL := help
-.PHONY: help cifar10 test check format lint types image run bench soak lock clean dev-env
+.PHONY: help cifar10 test check format lint types image run relay bench soak lock clean dev-env
 MAKEFLAGS += --no-print-directory
 
 # Yours to set: make cifar10 ARGS="--epochs 3" CIFAR10=cifar-10-binary.tar.gz; make image FLAVOUR=cpu
@@ -54,6 +54,15 @@ run: ## run the image on halt/ and store/ here: the same line again goes on with
 	docker run --rm --user "$$(id -u):$$(id -g)" -v "$(CURDIR)/halt:/halt" -v "$(CURDIR)/store:/store" \
 	    $(if $(findstring cuda,$(FLAVOUR)),$(if $(wildcard /dev/nvidiactl),--gpus all)) $(IMAGE) cifar10 $(ARGS)
 
+# Yours to set: make relay SEED=3 STORE=s3 JOB=cifar10 ARGS="--logs"
+STORE ?= gs
+JOB ?= cifar10
+SEED ?=
+relay: dev-env ## one run over three simulated clouds, evicted and killed: STORE=gs|s3|az SEED=... ARGS=--logs
+	@docker image inspect $(IMAGE) >/dev/null 2>&1 || { \
+	    $(BIN)/python entrypoint.py data cifar10 $(if $(CIFAR10),--source '$(CIFAR10)') && $(MAKE) image; }
+	@$(BIN)/python -m tests.relay --image '$(IMAGE)' --store '$(STORE)' --job '$(JOB)' $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 bench: dev-env ## every figure that the README states, measured here
 	@$(BIN)/python entrypoint.py data cifar10 $(if $(CIFAR10),--source '$(CIFAR10)')
 	@set -e; for figure in "startup" "loop_overhead" "saving" "stores" "quick" "quick --steps 98 --predecessor"; do \
@@ -62,7 +71,7 @@ bench: dev-env ## every figure that the README states, measured here
 soak: dev-env ## the tests that kill, race and resume, in their whole counts, over and over: make soak ROUNDS=20
 	@set -e; for round in $$(seq $(or $(ROUNDS),5)); do echo "== round $$round"; \
 	    BATON_SOAK_SEED=$$round $(BIN)/python -m pytest -rs \
-	        tests/chaos tests/contract tests/unit/test_retention_interleaved.py $(ARGS); done
+	        tests/chaos tests/contract tests/relay tests/unit/test_retention_interleaved.py $(ARGS); done
 
 LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
     --no-header --no-emit-index-url --no-emit-find-links

@@ -19,5 +19,5 @@ run() {
     run -n auto --maxprocesses 4 --dist worksteal tests/unit tests/contract tests/chaos --ignore "$alone" "$@"
     exit $status
 ) || status=$?
-run "$alone" tests/container "$@"
+run "$alone" tests/container tests/relay "$@"
 exit $status

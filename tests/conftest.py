@@ -12,7 +12,10 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))  # tests import each other's drivers as tests.*
 
-pytest_plugins = ["tests.emulators.azurite", "tests.emulators.gcs", "tests.emulators.moto", "tests.clouds"]
+pytest_plugins = [
+    *("tests.emulators.azurite", "tests.emulators.gcs", "tests.emulators.moto", "tests.clouds"),
+    "tests.container.image",
+]
 
 os.environ.setdefault("BATON_CLOUD", "none")  # no test asks a real cloud's metadata service
 

@@ -106,6 +106,7 @@ class Attempt:
         self._ledger_before = list(ledger)
         self._first_step = position.step
         self._started = time.time()
+        self._first_step_made: float | None = None
         self._stall_s = 0.0
         self._saves = 0
         self._evaluation_s = 0.0
@@ -129,7 +130,8 @@ class Attempt:
 
     def boundary(self, *, evaluating: bool) -> None:
         now = CLOCK()
-        if self.position.step == self._first_step + 1 and not evaluating:
+        if self._first_step_made is None and self.position.step > self._first_step:
+            self._first_step_made = time.time()
             log.debug("first step made")
         if evaluating and self._evaluation_began is None:
             self._evaluation_began = now
@@ -207,6 +209,7 @@ class Attempt:
             "first_step": self._first_step,
             "last_step": self.position.step,
             "started": self._started,
+            "first_step_made": self._first_step_made,
             "seconds": time.time() - self._started,
             "evaluation_s": self._evaluation_s,
             "save_stall_s": self._stall_s,

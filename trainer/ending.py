@@ -26,7 +26,9 @@ def stop(request: Request, settings: Settings, attempt: Attempt) -> int:
     mailbox = request.mailbox
     assert mailbox.stop is not None
     attempt.stopped_at = time.time()
-    log.info("stopping at step %d: %s", attempt.position.step, mailbox.stop.detail)
+    # what a watcher saw with a deadline was told of when it came
+    known = mailbox.stop.deadline is not None and not mailbox.stop.source.startswith("SIG")
+    log.info("stopping at step %d%s", attempt.position.step, "" if known else f": {mailbox.stop.detail}")
     saved = attempt.save_last(final=False)
     if (notice := request.halt.check()) is not None:  # an operator's halt outranks the SIGTERM that came with it
         mailbox.post(notice)
@@ -38,6 +40,7 @@ def stop(request: Request, settings: Settings, attempt: Attempt) -> int:
         code, outcome = exit_code_for(Stopped(mailbox.stop), settings), "stopped"
         spare = f", {mailbox.deadline - time.time():.1f} s before the deadline" if mailbox.deadline else ""
         log.info("last checkpoint durable at step %d, 0 steps lost%s", last.step if last else 0, spare)
+        log.info("to go on: start it again, here or anywhere (exit code %d)", code)
     else:
         code, outcome = ExitCode.NOT_DURABLE, "not durable"
         log.error(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -315,7 +316,7 @@ def _say_start(
         "bf16" if plan.bf16 else "fp32",
         ready.data.name,
     )
-    store, every = request.history.store, settings.checkpoint_every
+    store, every = request.history.store, re.sub(r"(?<=[0-9])(?=[a-z])", " ", settings.checkpoint_every)
     every = "as often as pays" if every == "auto" else f"every {every}"
     log.info("checkpoints: %s/%s, %s", store.url, request.history.run, every)
     if (caveat := store.caveat()) is not None:

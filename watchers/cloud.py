@@ -22,6 +22,7 @@ from watchers.runner import Watch
 log = logging.getLogger("baton.watchers")
 
 BOUND_S = 0.8  # for all that is asked at the start
+LATER_S = (3.0, 10.0, 30.0)  # the same for looks beside training, where that was too short
 DMI = Path("/sys/class/dmi/id")
 FIELDS = ("sys_vendor", "product_name", "bios_version", "chassis_asset_tag")
 
@@ -47,18 +48,36 @@ def base_of(name: str) -> str:
 
 
 def find_and_watch(choice: str, watch: Watch) -> Instance | None:
-    """As `find`; what is found is told of, and watched for its cloud's notices from then on."""
+    """As `find`; what is found is told of, and watched for its cloud's notices from then on.
+
+    Where nothing is found it is looked for again, beside what follows: on a busy machine, or one that has only just
+    started, an answer may take longer, and whoever is never watched for is never heard.
+    """
     instance = find(choice)
     if instance is not None:
-        watch.add(CLOUDS[instance.cloud].sources(base_of(instance.cloud)))
-        life = "" if instance.spot is None else "spot" if instance.spot else "on demand"
-        facts = filter(None, (instance.cloud, instance.instance_type, instance.zone, life))
-        log.info("machine: %s; its notices are watched for", ", ".join(facts))
+        _watch(instance, watch)
+    elif choice == "auto":
+        threading.Thread(target=_find_later, args=(watch,), name="find-later", daemon=True).start()
     return instance
 
 
-def find(choice: str, *, dmi: Path = DMI) -> Instance | None:
-    """This machine, or None if it is of no cloud that is known here; after 0.8 s at the latest.
+def _find_later(watch: Watch) -> None:
+    for bound_s in LATER_S:
+        instance = find("auto", bound_s=bound_s)
+        if instance is not None:
+            _watch(instance, watch)
+            return
+
+
+def _watch(instance: Instance, watch: Watch) -> None:
+    watch.add(CLOUDS[instance.cloud].sources(base_of(instance.cloud)))
+    life = "" if instance.spot is None else "spot" if instance.spot else "on demand"
+    facts = filter(None, (instance.cloud, instance.instance_type, instance.zone, life))
+    log.info("machine: %s; its notices are watched for", ", ".join(facts))
+
+
+def find(choice: str, *, dmi: Path = DMI, bound_s: float = BOUND_S) -> Instance | None:
+    """This machine, or None if it is of no cloud that is known here; after `bound_s` at the latest.
 
     `choice`: auto, none, or the cloud that it is. The firmware is asked first; where it names none, as in some
     sandboxes, all metadata services are, at once. Raises `ValueError` for an address of no use.
@@ -66,7 +85,7 @@ def find(choice: str, *, dmi: Path = DMI) -> Instance | None:
     if choice == "none":
         return None
     sure = [choice] if choice != "auto" else _named_in(dmi)
-    until = time.monotonic() + BOUND_S
+    until = time.monotonic() + bound_s
     services = {name: Service(base_of(name), until=until) for name in sure or CLOUDS}
     found: queue.Queue[Instance | None] = queue.Queue()
 

@@ -165,13 +165,14 @@ class Container:
         return int(self.engine("wait", self.name, timeout=timeout_s))
 
     def started_at(self) -> float:
-        return _seconds(self.state()["StartedAt"])
+        return seconds(self.state()["StartedAt"])
 
     def ended_at(self) -> float:
         """By Docker's clock, which is this machine's; seconds since the epoch."""
-        return _seconds(self.state()["FinishedAt"])
+        return seconds(self.state()["FinishedAt"])
 
 
-def _seconds(docker_time: str) -> float:
+def seconds(docker_time: str) -> float:
+    """Seconds since the epoch."""
     # nine decimals, of which Python reads six
     return datetime.fromisoformat(docker_time[:26].rstrip("Z") + "+00:00").timestamp()

@@ -33,17 +33,18 @@ def find() -> str | None:
 
 
 class Azurite:
-    """Its data and its log lie in `folder`. It listens on loopback, on a free port unless one is given."""
+    """Its data and its log lie in `folder`. It listens on `host`, on a free port unless one is given."""
 
-    def __init__(self, folder: Path, *, port: int = 0, options: tuple[str, ...] = ()) -> None:
+    def __init__(self, folder: Path, *, host: str = "127.0.0.1", port: int = 0, options: tuple[str, ...] = ()) -> None:
         self.folder = folder
-        self.port = port or _free_port()
+        self.host = host
+        self.port = port or _free_port(host)
         self.options = options
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}/{ACCOUNT}"
+        return f"http://{self.host}:{self.port}/{ACCOUNT}"
 
     @property
     def env(self) -> dict[str, str]:
@@ -58,7 +59,7 @@ class Azurite:
         if program is None:
             raise FileNotFoundError("azurite-blob is not installed")
         self.folder.mkdir(parents=True, exist_ok=True)
-        command = [program, "--blobHost", "127.0.0.1", "--blobPort", str(self.port), "--location", str(self.folder)]
+        command = [program, "--blobHost", self.host, "--blobPort", str(self.port), "--location", str(self.folder)]
         command += ["--skipApiVersionCheck", "--disableTelemetry", "--silent", *self.options]
         with (self.folder / "azurite.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -70,7 +71,7 @@ class Azurite:
             )
         end = time.monotonic() + 60
         while time.monotonic() < end and self._process.poll() is None:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+            with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), timeout=1):
                 return
             time.sleep(0.05)
         raise RuntimeError(f"azurite did not start: {(self.folder / 'azurite.log').read_text()[-500:]}")
@@ -110,8 +111,8 @@ class Azurite:
         return f"az://{ACCOUNT}/{bucket}/{prefix}".rstrip("/")
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as probe:
         return int(probe.getsockname()[1])
 
 

@@ -18,23 +18,23 @@ import pytest
 class GoogleEmulator:
     """Objects that were put and open multipart uploads outlast `kill` and `start`; half-sent resumable ones don't."""
 
-    def __init__(self, folder: Path, *, port: int = 0) -> None:
+    def __init__(self, folder: Path, *, host: str = "127.0.0.1", port: int = 0) -> None:
         self.folder = folder
-        self.port = port or _free_port()
+        self.host = host
+        self.port = port or _free_port(host)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def env(self) -> dict[str, str]:
         # without the second, a client with no emulator in sight would look for a metadata server
-        return {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{self.port}", "NO_GCE_CHECK": "true"}
+        return {"STORAGE_EMULATOR_HOST": f"http://{self.host}:{self.port}", "NO_GCE_CHECK": "true"}
 
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         script = Path(__file__).with_name("gcs_server.py")
         with open(self.folder / "log", "ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, script, "--port", str(self.port), "--data", self.folder], stdout=log, stderr=log
-            )
+            command = [sys.executable, script, "--host", self.host, "--port", str(self.port), "--data", self.folder]
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
         end = time.monotonic() + 30
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > end:
@@ -43,7 +43,7 @@ class GoogleEmulator:
 
     def _answers(self) -> bool:
         try:
-            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            socket.create_connection((self.host, self.port), timeout=1).close()
         except OSError:
             return False
         return True
@@ -69,7 +69,7 @@ class GoogleEmulator:
 
     def make_bucket(self, name: str) -> None:
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/storage/v1/b?project=test",
+            f"http://{self.host}:{self.port}/storage/v1/b?project=test",
             json.dumps({"name": name}).encode(),
             {"Content-Type": "application/json"},
         )
@@ -84,8 +84,8 @@ class GoogleEmulator:
         return [name for bucket, name in begun if self.url(bucket, name).startswith(f"{url}/")]
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
 

@@ -26,8 +26,9 @@ import pytest
 class MotoS3:
     """`start` it, or use it in a with; its data is gone after `stop` or `kill`, its buckets are made anew."""
 
-    def __init__(self, port: int = 0) -> None:
-        self.port = port or _free_port()
+    def __init__(self, port: int = 0, *, host: str = "127.0.0.1") -> None:
+        self.host = host
+        self.port = port or _free_port(host)
         self.log = Path(tempfile.mkstemp(prefix="moto-", suffix=".log")[1])
         self._process: subprocess.Popen[bytes] | None = None
         self._buckets: list[str] = []
@@ -35,7 +36,7 @@ class MotoS3:
     @property
     def env(self) -> dict[str, str]:
         return {
-            "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{self.port}",
+            "AWS_ENDPOINT_URL_S3": f"http://{self.host}:{self.port}",
             "AWS_ACCESS_KEY_ID": "key",
             "AWS_SECRET_ACCESS_KEY": "secret",
             "AWS_REGION": "us-east-1",
@@ -47,7 +48,7 @@ class MotoS3:
     def start(self) -> None:
         with self.log.open("ab") as log:
             # -P: this file's folder is not searched, where `moto` would be this file
-            command = [sys.executable, "-P", __file__, str(self.port)]
+            command = [sys.executable, "-P", __file__, self.host, str(self.port)]
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         end = time.monotonic() + 60
         while not self._answers():
@@ -58,7 +59,7 @@ class MotoS3:
             self._make(bucket)
 
     def _answers(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+        with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), timeout=1):
             return True
         return False
 
@@ -108,13 +109,13 @@ def moto_emulator() -> Iterator[MotoS3]:
         yield emulator
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as sock:
         port: int = sock.getsockname()[1]
     return port
 
 
-def _serve(port: int) -> None:
+def _serve(host: str, port: int) -> None:
     import base64
     import threading
     import zlib
@@ -151,8 +152,8 @@ def _serve(port: int) -> None:
         setattr(S3Response, name, checked(alone(getattr(S3Response, name))))
     for name in ("get_object", "head_object", "delete_object", "list_objects_v2", "_key_response_post"):
         setattr(S3Response, name, alone(getattr(S3Response, name)))
-    main(["-H", "127.0.0.1", "-p", str(port)])
+    main(["-H", host, "-p", str(port)])
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]))
+    _serve(sys.argv[1], int(sys.argv[2]))

@@ -93,6 +93,21 @@ def test_no_cloud_costs_nothing_after_the_start(monkeypatch: pytest.MonkeyPatch,
     assert threading.active_count() == before
 
 
+def test_a_service_too_slow_at_the_start_is_found_and_heard_later(service: Metadata) -> None:
+    service.fault("delay", seconds=0.95)
+    mailbox = Mailbox()
+    watch = Watch([], mailbox)
+    try:
+        assert find_and_watch("auto", watch) is None
+        service.heal()
+        service.notice()
+        assert mailbox.wait(60)
+        assert mailbox.stop is not None
+        assert mailbox.stop.source == service.cloud
+    finally:
+        watch.close()
+
+
 def test_who_names_the_cloud_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     with Metadata("aws") as gone:
         pass

@@ -1,0 +1,72 @@
+"""One run on machines of three clouds, evicted and killed: it ends with the bits of a run that nobody disturbed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.container.engine import REPOSITORY, Engine
+from tests.relay.relay import Options, Relay
+from tests.relay.telling import Story, comparison, table
+
+pytestmark = pytest.mark.timeout(1800)  # the first one also builds the image
+
+SEED = int(os.environ.get("BATON_SOAK_SEED", "1"))  # `make soak` sets others
+
+
+def test_handed_over_five_times_a_run_loses_nothing_but_what_a_kill_takes_and_no_bit(engine: Engine, image: str):
+    options = Options(image, seed=SEED, more=("--batch-size", "64"))
+    print(f"seed {SEED}")
+    outcome = Relay(options, engine, Story()).run()
+    assert not outcome.wrong, "\n".join(outcome.wrong)
+    print(f"{table(outcome)}\n{comparison(outcome)}")
+    assert [leg.exit_code for leg in outcome.legs] == [75, 75, 137, 75, 0]
+    assert [leg.attempt for leg in outcome.legs] == [1, 2, 3, 4, 5]
+    for before, after in zip(outcome.legs, outcome.legs[1:], strict=False):
+        assert after.began_at == before.reached > before.began_at
+    for leg in outcome.legs:
+        assert "Traceback" not in leg.machine.log.text
+
+
+MAKES_AND_WAITS = """
+import sys, time
+from tests.container.engine import Engine
+from tests.relay.janitor import Janitor
+with Janitor(sys.argv[1]) as janitor:
+    engine = Engine(sys.argv[1])
+    engine("network", "create", "--label", janitor.label, f"baton-relay-{janitor.id}")
+    engine("run", "-d", "--label", janitor.label, "--network", f"baton-relay-{janitor.id}",
+           "--entrypoint", "sleep", sys.argv[2], "600")
+    print(janitor.label, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+def test_whatever_ends_a_relay_it_leaves_no_container_and_no_network(engine: Engine, image: str, end: signal.Signals):
+    relay = subprocess.Popen(
+        [sys.executable, "-c", MAKES_AND_WAITS, engine.client, image],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    assert relay.stdout is not None
+    label = relay.stdout.readline().strip()
+
+    def left() -> str:
+        of_it = ("-q", "--filter", f"label={label}")
+        return engine("ps", "-a", *of_it) + engine("network", "ls", *of_it)
+
+    assert len(left().split()) == 2
+    relay.send_signal(end)
+    relay.wait(60)
+    until = time.monotonic() + 60
+    while left() and time.monotonic() < until:
+        time.sleep(0.2)
+    assert left() == ""
