@@ -1,0 +1,192 @@
+"""`make scan`: look for secrets in every file of every layer of an image, and in what the image says of itself.
+
+    python make/scan.py IMAGE [DOCKER]
+
+A layer keeps what a later one deletes or overwrites, so each is looked at by itself. What counts as a secret is told by
+detect-secrets' plugins for the keys and tokens that people have beside this image, and by patterns here for those that
+it has no plugin for. Its guesses by entropy and by names such as `password` are left out: in 1 GB of other people's code
+they would cry wolf some thousand times. A value is never printed. Exit code 0, or 78 where something was found.
+
+Not looked into: archives and compressed files inside a layer, and secrets that were encoded (base64 and the like).
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO
+
+from detect_secrets.plugins.aws import AWSKeyDetector
+from detect_secrets.plugins.azure_storage_key import AzureStorageKeyDetector
+from detect_secrets.plugins.base import RegexBasedDetector
+from detect_secrets.plugins.github_token import GitHubTokenDetector
+from detect_secrets.plugins.gitlab_token import GitLabTokenDetector
+from detect_secrets.plugins.jwt import JwtTokenDetector
+from detect_secrets.plugins.npm import NpmDetector
+from detect_secrets.plugins.openai import OpenAIDetector
+from detect_secrets.plugins.pypi_token import PypiTokenDetector
+from detect_secrets.plugins.slack import SlackDetector
+
+PIECE = 8 << 20  # bytes read at once
+BEFORE, AFTER = 200, 4096  # bytes of a line that a plugin is shown around what gave it away
+
+
+class GoogleDetector(RegexBasedDetector):  # type: ignore[misc]
+    secret_type = "Google token, key or client secret"
+    denylist = (re.compile(r"\bya29\.[\w-]{30,}|\bAIza[\w-]{35}\b|\bGOCSPX-[\w-]{28}\b"),)
+
+
+class HuggingFaceDetector(RegexBasedDetector):  # type: ignore[misc]
+    secret_type = "Hugging Face token"
+    denylist = (re.compile(r"\bhf_[A-Za-z0-9]{34}\b"),)
+
+
+class AzureSignatureDetector(RegexBasedDetector):  # type: ignore[misc]
+    secret_type = "Azure shared access signature"
+    denylist = (re.compile(r"\bsig=[A-Za-z0-9%/+]{40,60}(?:%3D|=)", re.IGNORECASE),)
+
+
+class AWSSecretDetector(RegexBasedDetector):  # type: ignore[misc]
+    """As it stands in a credentials file or the environment, without the quotes that the plugin wants."""
+
+    secret_type = "AWS secret access key"
+    denylist = (re.compile(r"secret_?access_?key[\"']?\s*[=:]\s*[\"']?[0-9A-Za-z/+]{40}(?![0-9A-Za-z/+])", re.IGNORECASE),)
+
+
+class PrivateKeyDetector(RegexBasedDetector):  # type: ignore[misc]
+    """With some of the key after its first line: libraries that read and write keys hold that line as well."""
+
+    secret_type = "private key"
+    denylist = (re.compile(r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----(?:\\n|\\r|\s|[A-Za-z-]+: [^\n]*)*[A-Za-z0-9+/=]{60}"),)
+
+
+class PasswordInAddressDetector(RegexBasedDetector):  # type: ignore[misc]
+    """As of a package index or a proxy. Documentation is full of made-up ones, so packages' own files don't count."""
+
+    secret_type = "password in an address"
+    denylist = (re.compile(r"https?://[^\s/:@\"']{1,100}:[^\s/:@\"']{3,200}@[\w.-]+"),)
+
+
+# what gives each away, in bytes that can be looked for fast -> what then has the last word
+LOOKED_FOR: tuple[tuple[RegexBasedDetector, tuple[bytes, ...]], ...] = (
+    (AWSKeyDetector(), (b"AKIA", b"ASIA")),
+    (AWSSecretDetector(), (b"ecret_access_key", b"ecretAccessKey", b"SECRET_ACCESS_KEY")),
+    (PrivateKeyDetector(), (b"PRIVATE KEY",)),
+    (AzureStorageKeyDetector(), (b"AccountKey=",)),
+    (AzureSignatureDetector(), (b"sig=",)),
+    (GoogleDetector(), (b"ya29.", b"AIza", b"GOCSPX-")),
+    (GitHubTokenDetector(), (b"ghp_", b"gho_", b"ghs_", b"github_pat_")),
+    (GitLabTokenDetector(), (b"glpat-",)),
+    (HuggingFaceDetector(), (b"hf_",)),
+    (JwtTokenDetector(), (b"eyJ",)),
+    (NpmDetector(), (b"_authToken",)),
+    (OpenAIDetector(), (b"T3BlbkFJ",)),
+    (PypiTokenDetector(), (b"pypi-AgE",)),
+    (SlackDetector(), (b"xoxb-", b"xoxp-", b"hooks.slack.com")),
+    (PasswordInAddressDetector(), (b"://",)),
+)
+# Published on purpose, in their makers' own documentation and in programs that follow it.
+PUBLIC = {
+    "AKIAIOSFODNN7EXAMPLE": "the key of AWS's examples",
+}
+_IN_PACKAGE = re.compile(r"/(?:site|dist)-packages/(?!.*\bdirect_url\.json$)")
+
+
+@dataclass(frozen=True, order=True)
+class Found:
+    layer: str
+    path: str
+    kind: str
+
+
+def secrets_in(file: IO[bytes], path: str) -> set[str]:
+    """Kinds of the secrets in one file."""
+    detectors = [
+        (detector, literals)
+        for detector, literals in LOOKED_FOR
+        if not (isinstance(detector, PasswordInAddressDetector) and _IN_PACKAGE.search(path))
+    ]
+    kinds: set[str] = set()
+    before = b""
+    while piece := file.read(PIECE):
+        text = before + piece
+        for detector, literals in detectors:
+            if any(_confirmed(detector, text, literal) for literal in literals):
+                kinds.add(detector.secret_type)
+        before = text[-(BEFORE + AFTER) :]
+    return kinds
+
+
+def _confirmed(detector: RegexBasedDetector, text: bytes, literal: bytes) -> bool:
+    at = text.find(literal)
+    while at >= 0:
+        shown = text[max(0, at - BEFORE) : at + AFTER]
+        if isinstance(detector, PrivateKeyDetector):
+            end = at + AFTER  # the one that has more than one line
+        else:
+            start = text.rfind(b"\n", max(0, at - BEFORE), at) + 1 or max(0, at - BEFORE)
+            end = text.find(b"\n", at, at + AFTER)
+            end = end if end >= 0 else at + AFTER
+            shown = text[start:end]
+        if any(secret not in PUBLIC for secret in detector.analyze_string(shown.decode("latin-1"))):
+            return True
+        at = text.find(literal, end)
+    return False
+
+
+def scan(image: IO[bytes]) -> Iterator[tuple[str, str, set[str]]]:
+    """(layer, path, kinds of secrets) of every file in what `docker save` writes, with what it says of the image."""
+    with tarfile.open(fileobj=image, mode="r|") as outer:
+        for member in outer:
+            content = outer.extractfile(member) if member.isfile() else None
+            if content is None:
+                continue
+            name = member.name.removeprefix("blobs/sha256/").split("/")[0][:12]
+            # layer.tar by Docker up to 24; from then on blobs/sha256/..., of which the small ones may be JSON
+            if member.name.endswith("layer.tar") or (member.name.startswith("blobs/") and member.size > PIECE):
+                yield from _scan_layer(content, name)
+                continue
+            whole = io.BytesIO(content.read())
+            try:
+                yield from list(_scan_layer(whole, name))
+            except tarfile.ReadError:
+                whole.seek(0)
+                yield "image", member.name, secrets_in(whole, member.name)
+
+
+def _scan_layer(content: IO[bytes], name: str) -> Iterator[tuple[str, str, set[str]]]:
+    with tarfile.open(fileobj=content, mode="r|*") as layer:
+        for entry in layer:
+            file = layer.extractfile(entry) if entry.isreg() else None
+            if file is not None:
+                yield name, "/" + entry.name, secrets_in(file, "/" + entry.name)
+
+
+def main(image: str, docker: str = "docker") -> int:
+    files, layers, found = 0, set(), set()
+    with subprocess.Popen([docker, "save", image], stdout=subprocess.PIPE) as saving:
+        assert saving.stdout is not None
+        try:
+            for layer, path, kinds in scan(saving.stdout):
+                files += 1
+                layers.add(layer)
+                found |= {Found(layer, path, kind) for kind in kinds}
+        except tarfile.ReadError as e:
+            saving.kill()
+            print(f"{image} can't be read: {e}; is there such an image? (make image)", file=sys.stderr)
+            return 78
+    for one in sorted(found):
+        print(f"{one.kind}: {one.path} in layer {one.layer}")
+    print(f"{image}: {files} files in {len(layers) - 1} layers, {len(found)} secrets")
+    if found:
+        print("whoever has the image has them: take them back where they were made, then keep them out of the build")
+    return 78 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
