@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,7 +21,11 @@ from storage.retry import Retrying
 from trainer.exits import ExitCode, UserError
 from trainer.names import dataset_of, job_names
 from trainer.settings import Settings, choices, fields_of, kind
-from watchers import HaltWatcher, Mailbox, Stopped, Watch, signals
+from watchers import HaltWatcher, Mailbox, Stopped, Watch, drill, signals
+from watchers.drill import DrillWatcher
+
+if TYPE_CHECKING:
+    from watchers.metadata import Instance
 
 log = logging.getLogger("baton")
 
@@ -110,6 +114,7 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int
     from console.progress import Lines, Live
     from trainer.data.pack import locate
     from trainer.early import Early
+    from trainer.ending import exit_code_for
     from trainer.history import History
 
     settings = Settings.of(given)
@@ -132,7 +137,9 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int
         return ExitCode.DONE if notice.source == "halt" else settings.preempted_exit_code
     store = open_store(settings.store, patience=patience)
     history = History(Retrying(store, lambda tried: START_TRY_S - tried, pause), settings.run or job)
-    watch = Watch([halt], mailbox)
+    drills = [DrillWatcher(*one) for one in drill.parse(settings.drill)]
+    watch = Watch([halt, *drills], mailbox)
+    instance = Early(lambda: find_cloud(settings.cloud, watch), "cloud")
     checkpoint = Early(lambda: history.newest_good(check=mailbox.check), "newest-checkpoint")
 
     dataset = dataset_of(job)
@@ -159,6 +166,8 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int
             mailbox=mailbox,
             stop_grace_s=grace,
             halt=halt,
+            watch=watch,
+            instance=instance,
             show=display.show,
             show_every_s=display.every_s,
         )
@@ -168,10 +177,20 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int
             mailbox.post(notice)
         stop = mailbox.stop or e.notice
         log.info("stopped before training: %s; the run's checkpoints are as they were", stop.detail)
-        return run.exit_code_for(Stopped(stop), settings)
+        return exit_code_for(Stopped(stop), settings)
     finally:
         display.close()
         watch.close()
+
+
+def find_cloud(choice: str, watch: Watch) -> Instance | None:
+    """The machine that this is; its cloud's notices are watched for from then on."""
+    from watchers import cloud  # in a thread beside torch's import, which takes longer
+
+    try:
+        return cloud.find_and_watch(choice, watch)
+    except ValueError as e:
+        raise UserError(str(e), ExitCode.USAGE) from e
 
 
 def patient_store(url: str) -> Store:
@@ -355,6 +374,7 @@ def variable_of(error: click.UsageError) -> str:
 
 def warn_of_unknown_variables() -> None:
     known = {"BATON_" + f.name.upper() for f in fields_of()}
+    known |= {"BATON_AWS_METADATA", "BATON_GCP_METADATA", "BATON_AZURE_METADATA", "BATON_GCP_NOTICE"}
     known |= {"BATON_STOP_GRACE", "BATON_DEBUG", "BATON_REVISION", "BATON_ALLOW_CHANGE", "BATON_TEST_DATA"}
     for name in sorted(os.environ):
         if name.startswith("BATON_") and name not in known:

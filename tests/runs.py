@@ -22,9 +22,9 @@ HASHES = ("weights_sha256", "state_sha256", "order_sha256")
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """This process's environment without any setting of Baton's own, and with `extra`."""
+    """This process's environment without any setting of Baton's own, and with `extra`. No test asks a real cloud."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("BATON_")}
-    return {**clean, **extra}
+    return {**clean, "BATON_CLOUD": "none", **extra}
 
 
 def command(*arguments: str, **variables: str) -> tuple[int, str]:

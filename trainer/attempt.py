@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
@@ -17,6 +18,7 @@ from storage.retry import Retrying, bare
 from trainer.cadence import Cadence, best_interval_s, lifetime_s
 from trainer.checkpoint import HostBuffers, Position, take
 from trainer.commit import Committed, RunFacts, Save
+from trainer.ending import record_end, told
 from trainer.history import SIGN_S, History, Superseded
 from trainer.job import Task
 from trainer.loop import Plan, seen_this_epoch
@@ -47,6 +49,13 @@ class Progress:
     durable: Durable | None
     save_error: str | None
     evaluating: bool
+
+
+class Answer(NamedTuple):
+    """A checkpoint that a notice led to."""
+
+    step: int
+    at: float  # when it was durable, in seconds since 1970
 
 
 class Attempt:
@@ -84,6 +93,8 @@ class Attempt:
         self._show = show
         self._show_every_s = show_every_s
         self.superseded: Superseded | None = None
+        self.stopped_at: float | None = None  # when a notice had stopped the loop, in seconds since 1970
+        self.answers: dict[str, Answer] = {}  # a notice's id -> the first state saved that is as new as it
         self._stop_grace_s = stop_grace_s
         self._lines: list[tuple[int, str]] = []  # metric lines that no manifest has yet, each with its step
         self._buffers = HostBuffers()
@@ -199,6 +210,9 @@ class Attempt:
 
     def _on_durable(self, done: Committed) -> None:
         del self._lines[: len(done.lines)]
+        for notice in list(self._mailbox.notices):
+            if done.taken >= notice.seen:
+                self.answers.setdefault(notice.id, Answer(done.manifest.step, time.time()))
         if self._cadence.auto and self._saves:
             self._choose_interval()
 
@@ -352,9 +366,7 @@ class Attempt:
         """Put the end on record. A store that is away is no reason not to end."""
         self._closed.set()
         try:
-            record_end(
-                self.history, self.facts.attempt, exit_code, outcome, self._mailbox, self.position.step, self.saver
-            )
+            record_end(self.history, self.facts.attempt, exit_code, outcome, self._mailbox, self)
             if outcome != "superseded":
                 self._sign_thread.join(1.0)
                 self.write_status("finished" if outcome == "finished" else "stopped", exit_code)
@@ -362,41 +374,6 @@ class Attempt:
             log.warning("the end of this attempt could not be put on record: %s", e)
 
 
-def record_end(
-    history: History,
-    attempt: int,
-    exit_code: int,
-    outcome: str,
-    mailbox: Mailbox,
-    step: int | None = None,
-    saver: Saver | None = None,
-) -> None:
-    """How an attempt ended: <run>/attempts/000003.end.json. May raise `StoreError`."""
-    last = saver.durable if saver else None
-    history.write_record(
-        {
-            "attempt": attempt,
-            "exit": exit_code,
-            "outcome": outcome,
-            "step": step,
-            "durable_step": last.step if last else None,
-            "notices": [
-                {"source": n.source, "action": n.action, "seen": n.seen, "deadline": n.deadline}
-                for n in mailbox.notices
-            ],
-            "time": time.time(),
-        },
-        "attempts",
-        f"{attempt:06d}.end.json",
-    )
-
-
 def finite(values: Mapping[str, float]) -> dict[str, Json]:
     """JSON has no NaN and no infinity: null in their place."""
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
-
-
-def told(metrics: Json) -> str:
-    """Metrics for people: names and values."""
-    pairs = metrics.items() if isinstance(metrics, dict) else ()
-    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in pairs if isinstance(value, float))

@@ -7,7 +7,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from trainer.checkpoint import Snapshot
@@ -50,6 +50,7 @@ class Save:
     metrics: dict[str, Json]
     ledger: list[dict[str, Json]]
     lines: Callable[[], list[str]]  # metric lines, JSON, since the manifest before; asked for when they are sent
+    taken: float = field(default_factory=time.time)  # when the state was this one, in seconds since 1970
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class Committed:
     manifest: Manifest
     lines: list[str]  # metric lines that went with it
     sent: int  # bytes of parts
+    taken: float  # as the save's
 
 
 def commit(
@@ -99,7 +101,7 @@ def commit(
     )
     manifest = unhashed.with_state_hash()
     history.commit(manifest, lambda: check(committing=True))
-    return Committed(manifest, lines, sent)
+    return Committed(manifest, lines, sent, save.taken)
 
 
 def _encoded(snapshot: Snapshot) -> Iterator[tuple[str, Part]]:

@@ -11,29 +11,35 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from storage.errors import StoreError, Transient
+from storage.errors import StoreError
 from trainer import job as jobs
 from trainer import machine
-from trainer.attempt import Attempt, Progress, record_end, told
+from trainer.attempt import Attempt, Progress
 from trainer.cadence import Cadence
 from trainer.checkpoint import Position, restore, take
 from trainer.commit import RunFacts
 from trainer.data.packed import Packed
 from trainer.early import Early
+from trainer.ending import exit_code_for, finish, record_end, stop, told
 from trainer.exits import ExitCode, UserError
 from trainer.history import Checkpoint, History
 from trainer.loop import Loop, Plan
 from trainer.manifest import Manifest
 from trainer.settings import Json, Settings, difference
 from trainer.startup import put_off_compiler
-from watchers import Mailbox, Stopped, Watcher
+from watchers import Mailbox, Stopped, Watch, Watcher
+
+if TYPE_CHECKING:
+    from watchers.metadata import Instance
 
 log = logging.getLogger("baton")
+
+FIRST_LOOKS_S = 1.0  # a machine that is told to go takes no run; one whose metadata service hangs may
 
 # A run's place in the data is counted in its batches, and a checkpoint's tensors are those of its network.
 UNCHANGEABLE = ("model", "batch_size")
@@ -52,6 +58,8 @@ class Request:
     mailbox: Mailbox
     stop_grace_s: float  # between a SIGTERM and the kill that follows
     halt: Watcher
+    watch: Watch
+    instance: Early[Instance | None]  # the cloud's machine that this is; once known, its notices are watched for
     show: Callable[[Progress], None]
     show_every_s: float
 
@@ -77,6 +85,7 @@ def train(request: Request) -> int:
     if _is_finished(request.history, ready, newest):
         return ExitCode.DONE
     _check_room(request.history, ready)
+    request.watch.first_looks(FIRST_LOOKS_S)
     request.mailbox.check()
     attempt = _begin(request, ready, newest)
     del newest  # its bytes are in the model now
@@ -84,9 +93,9 @@ def train(request: Request) -> int:
     try:
         loop = Loop(ready.task, ready.plan, attempt.position, request.mailbox, attempt)
         loop.run(evaluated_at=evaluated_at if isinstance(evaluated_at, int) else None)
-        return _finish(request, ready, attempt)
+        return finish(request, ready.settings, attempt)
     except Stopped:
-        return _stop(request, ready, attempt)
+        return stop(request, ready.settings, attempt)
     except UserError as e:
         attempt.end(e.code, "not set up")
         raise
@@ -137,9 +146,11 @@ def _prepare(request: Request) -> tuple[Prepared, Checkpoint | None]:
     if newest is not None:
         _check_same_run(newest.manifest, request, shape, plan, request.allow_change)
         restore(task, newest)  # does it fit this image's network? once more after the claim
+    instance = request.instance.result(request.mailbox)
     facts = {
         **machine.facts(device, threads),
-        "instance_type": settings.instance_type or None,
+        **(asdict(instance) if instance else {}),
+        "instance_type": settings.instance_type or (instance.instance_type if instance else None),
         "price_per_hour": settings.price_per_hour if settings.price_per_hour == settings.price_per_hour else None,
     }
     return Prepared(settings, shape, data, task, plan, facts), newest
@@ -333,71 +344,3 @@ def _warn_of_other_machine(theirs: dict[str, Json], mine: dict[str, Json]) -> No
             "another kind of machine than before (%s): the same samples in the same order, but last bits may differ",
             ", ".join(f"{name} {theirs.get(name)} -> {mine.get(name)}" for name in odd),
         )
-
-
-def _stop(request: Request, ready: Prepared, attempt: Attempt) -> int:
-    """Save what a notice stopped, and say what became of it. Returns the exit code."""
-    mailbox = request.mailbox
-    assert mailbox.stop is not None
-    log.info("stopping at step %d: %s", attempt.position.step, mailbox.stop.detail)
-    saved = attempt.save_last(final=False)
-    if (notice := request.halt.check()) is not None:  # an operator's halt outranks the SIGTERM that came with it
-        mailbox.post(notice)
-    last, step = attempt.saver.durable, attempt.position.step
-    if attempt.superseded is not None:  # whatever else came: the run is no longer this copy's to halt or to save
-        code, outcome = ready.settings.superseded_exit_code, "superseded"
-        log.info("superseded: %s; nothing more is saved here", attempt.superseded)
-    elif saved:
-        code, outcome = exit_code_for(Stopped(mailbox.stop), ready.settings), "stopped"
-        spare = f", {mailbox.deadline - time.time():.1f} s before the deadline" if mailbox.deadline else ""
-        log.info("last checkpoint durable at step %d, 0 steps lost%s", last.step if last else 0, spare)
-    else:
-        code, outcome = ExitCode.NOT_DURABLE, "not durable"
-        log.error(
-            "the last state could not be saved (%s): %d steps since step %d are lost",
-            attempt.saver.error or "no time left",
-            step - (last.step if last else 0),
-            last.step if last else 0,
-        )
-    attempt.end(code, outcome)
-    return code
-
-
-def exit_code_for(ending: Stopped | UserError | StoreError, settings: Settings) -> int:
-    """The exit code of a container that ended so, with nothing lost."""
-    match ending:
-        case UserError():
-            return ending.code
-        case StoreError():
-            return ExitCode.NOT_DURABLE if isinstance(ending, Transient) else ExitCode.SETUP
-        case Stopped(notice=notice):
-            codes = {"halt": ExitCode.DONE, "SIGINT": ExitCode.INTERRUPTED}
-            return codes.get(notice.source, settings.preempted_exit_code)
-
-
-def _finish(request: Request, ready: Prepared, attempt: Attempt) -> int:
-    """The run is at its end: make that durable, and write the result."""
-    if not attempt.save_last(final=True):
-        if attempt.superseded is not None:
-            return _stop(request, ready, attempt)
-        return _end_without(attempt, f"the last state could not be saved: {attempt.saver.error or 'no time left'}")
-    try:
-        attempt.write_result()
-    except StoreError as e:
-        return _end_without(attempt, f"its result could not be written: {e}")
-    attempt.end(ExitCode.DONE, "finished")
-    log.info(
-        "finished: %d steps, %s; result in %s/%s/result.json",
-        attempt.position.step,
-        told(attempt.metrics),
-        request.history.store.url,
-        request.history.run,
-        extra={"fields": {"step": attempt.position.step, **attempt.metrics}},
-    )
-    return ExitCode.DONE
-
-
-def _end_without(attempt: Attempt, what: str) -> int:
-    log.error("trained to the end, but %s; start it again, and it goes on from what is saved", what)
-    attempt.end(ExitCode.NOT_DURABLE, "not durable")
-    return ExitCode.NOT_DURABLE

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from trainer.cadence import Cadence
 from trainer.exits import ExitCode, UserError
+from watchers import drill
 
 Json = bool | int | float | str | None | list["Json"] | dict[str, "Json"]
 
@@ -51,10 +52,14 @@ class Settings:
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to compute")
     checkpoint_every: str = setting("auto", "how often to save: 30s, 200steps, 1epoch, or auto: as often as pays")
     keep: int = setting(3, "how many good checkpoints to keep; those of the last 24 hours stay anyhow")
+    cloud: Literal["auto", "aws", "gcp", "azure", "none"] = setting(
+        "auto", "whose machine this is, so whose notices are watched for; auto: found out"
+    )
+    drill: str = setting("", "rehearse evictions: aws@300s,gcp@5m,azure@1h; a cloud's notice so long after the start")
     log: Literal["auto", "text", "json"] = setting(
         "auto", "text, or one JSON object a line; auto: a live display on a terminal, else text"
     )
-    instance_type: str = setting("", "this machine's type, for the ledger")
+    instance_type: str = setting("", "this machine's type, for the ledger; what its cloud says if not given")
     price_per_hour: float = setting(math.nan, "what this machine costs in an hour, for the ledger", low=0)
     preempted_exit_code: int = setting(int(ExitCode.PREEMPTED), "exit code when told to go by the machine", low=0)
     superseded_exit_code: int = setting(int(ExitCode.DONE), "exit code when a newer copy took the run over", low=0)
@@ -103,6 +108,11 @@ def check(name: str, value: Any) -> None:
         )
     if name == "checkpoint_every":
         Cadence.parse(value)
+    if name == "drill":
+        try:
+            drill.parse(value)
+        except ValueError as e:
+            raise UserError(f"{flag} {e}", ExitCode.USAGE) from e
     if name == "run" and not is_run_name(value):
         raise UserError(
             f"{flag} {value!r}: a run's name has letters, digits, '.', '_' and '-', "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 from watchers.protocol import Notice
 
@@ -32,33 +34,45 @@ class Mailbox:
         self._gate = threading.Lock()
         self._gate.acquire()
         self._saves = 0
+        self._news = 0  # counts what was news
         self.notices: list[Notice] = []
+        self.withdrawn: dict[str, float] = {}  # id of a notice -> when its source took it back, in seconds since 1970
         self.stop: Notice | None = None  # read without the lock in the training loop
         self.deadline: float | None = None  # the nearest one that any stop notice gave; set before `stop` is
 
     def post(self, notice: Notice) -> bool:
-        """Take a notice; False if it was told before."""
+        """Take a notice; False if it is no news: told before, with this deadline or a nearer one."""
         told, action = notice.id, notice.action  # before anything is kept: what is no notice may spoil nothing
         with self._lock:
-            if any(known.id == told for known in self.notices):
-                return False
-            self.notices.append(notice)
-            if action == "save":
-                self._saves += 1
+            for place, known in enumerate(self.notices):
+                if known.id == told:
+                    if action == "save" or not _nearer(notice.deadline, known.deadline):
+                        return False
+                    self.notices[place] = replace(known, detail=notice.detail, deadline=notice.deadline)
+                    break
             else:
+                self.notices.append(notice)
+                if action == "save":
+                    self._saves += 1
+            self._news += 1
+            if action != "save":
                 self._judge()
                 with suppress(RuntimeError):  # open since an earlier notice
                     self._gate.release()
             return True
 
+    def withdraw(self, notice: Notice) -> None:
+        """Its source takes a notice back. Who began to stop goes on: others may have acted on it already."""
+        self.withdrawn.setdefault(notice.id, time.time())
+
     def _judge(self) -> None:
-        """Settle which stop notice counts: the highest in rank, of equal ones the first."""
-        judged = 0
-        while judged != len(self.notices):  # a signal's notice may come in between: then again, with it
-            judged = len(self.notices)
-            stops = [notice for notice in self.notices[:judged] if notice.action != "save"]
+        """Settle which stop notice counts: the highest in rank, of these the most urgent, of these the first."""
+        judged = -1
+        while judged != self._news:  # a signal's notice may come in between: then again, with it
+            judged = self._news
+            stops = [notice for notice in list(self.notices) if notice.action != "save"]
             self.deadline = min((n.deadline for n in stops if n.deadline is not None), default=None)
-            self.stop = max(stops, key=lambda n: _RANK.get(n.source, 0))
+            self.stop = max(stops, key=_urgency)
 
     def take_save(self) -> bool:
         """True once after each time that a notice asked for a save."""
@@ -80,6 +94,14 @@ class Mailbox:
 
     def pause(self, seconds: float) -> None:
         """Sleep, but no longer than until the next notice of any kind, whatever came before."""
-        known, end = len(self.notices), time.monotonic() + seconds
-        while len(self.notices) == known and (left := end - time.monotonic()) > 0:
+        known, end = self._news, time.monotonic() + seconds
+        while self._news == known and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, 0.05))
+
+
+def _nearer(deadline: float | None, known: float | None) -> bool:
+    return deadline is not None and (known is None or deadline < known)
+
+
+def _urgency(notice: Notice) -> tuple[int, float]:
+    return _RANK.get(notice.source, 0), -math.inf if notice.deadline is None else -notice.deadline

@@ -75,7 +75,7 @@ def test_the_deadline_is_known_before_the_stop_is_seen() -> None:
 def test_the_same_notice_is_taken_once() -> None:
     mailbox = Mailbox()
     assert mailbox.post(stop("aws", 120.0)) is True
-    assert mailbox.post(stop("aws", 60.0)) is False
+    assert mailbox.post(stop("aws", 120.0)) is False
     assert mailbox.post(save()) is True
     assert mailbox.post(save()) is False
     assert [n.id for n in mailbox.notices] == ["aws", "save"]

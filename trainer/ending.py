@@ -1,0 +1,150 @@
+"""How a container's part in a run ends: finished, stopped or failed; what is said, put on record, and exited with."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from storage.errors import StoreError, Transient
+from trainer.exits import ExitCode, UserError
+from trainer.history import History
+from trainer.settings import Json, Settings
+from watchers import Mailbox, Notice, Stopped
+
+if TYPE_CHECKING:
+    from trainer.attempt import Attempt
+    from trainer.run import Request
+
+log = logging.getLogger("baton")
+
+
+def stop(request: Request, settings: Settings, attempt: Attempt) -> int:
+    """Save what a notice stopped, and say what became of it. Returns the exit code."""
+    mailbox = request.mailbox
+    assert mailbox.stop is not None
+    attempt.stopped_at = time.time()
+    log.info("stopping at step %d: %s", attempt.position.step, mailbox.stop.detail)
+    saved = attempt.save_last(final=False)
+    if (notice := request.halt.check()) is not None:  # an operator's halt outranks the SIGTERM that came with it
+        mailbox.post(notice)
+    last, step = attempt.saver.durable, attempt.position.step
+    if attempt.superseded is not None:  # whatever else came: the run is no longer this copy's to halt or to save
+        code, outcome = settings.superseded_exit_code, "superseded"
+        log.info("superseded: %s; nothing more is saved here", attempt.superseded)
+    elif saved:
+        code, outcome = exit_code_for(Stopped(mailbox.stop), settings), "stopped"
+        spare = f", {mailbox.deadline - time.time():.1f} s before the deadline" if mailbox.deadline else ""
+        log.info("last checkpoint durable at step %d, 0 steps lost%s", last.step if last else 0, spare)
+    else:
+        code, outcome = ExitCode.NOT_DURABLE, "not durable"
+        log.error(
+            "the last state could not be saved (%s): %d steps since step %d are lost",
+            attempt.saver.error or "no time left",
+            step - (last.step if last else 0),
+            last.step if last else 0,
+        )
+    attempt.end(code, outcome)
+    if outcome == "stopped":
+        _acknowledge(mailbox)
+    return code
+
+
+def _acknowledge(mailbox: Mailbox) -> None:
+    """Tell the cloud that the machine may go, now that all is durable and on record: it may go at this moment."""
+    for notice in mailbox.notices:
+        if notice.acknowledge is None or notice.id in mailbox.withdrawn:
+            continue
+        try:
+            notice.acknowledge()
+            log.info("told %s that this machine may go", notice.source)
+        except Exception as e:
+            log.warning("%s could not be told that this machine may go, and will wait: %s", notice.source, e)
+
+
+def exit_code_for(ending: Stopped | UserError | StoreError, settings: Settings) -> int:
+    """The exit code of a container that ended so, with nothing lost."""
+    match ending:
+        case UserError():
+            return ending.code
+        case StoreError():
+            return ExitCode.NOT_DURABLE if isinstance(ending, Transient) else ExitCode.SETUP
+        case Stopped(notice=notice):
+            codes = {"halt": ExitCode.DONE, "SIGINT": ExitCode.INTERRUPTED}
+            return codes.get(notice.source, settings.preempted_exit_code)
+
+
+def finish(request: Request, settings: Settings, attempt: Attempt) -> int:
+    """The run is at its end: make that durable, and write the result."""
+    if not attempt.save_last(final=True):
+        if attempt.superseded is not None:
+            return stop(request, settings, attempt)
+        return _end_without(attempt, f"the last state could not be saved: {attempt.saver.error or 'no time left'}")
+    try:
+        attempt.write_result()
+    except StoreError as e:
+        return _end_without(attempt, f"its result could not be written: {e}")
+    attempt.end(ExitCode.DONE, "finished")
+    log.info(
+        "finished: %d steps, %s; result in %s/%s/result.json",
+        attempt.position.step,
+        told(attempt.metrics),
+        request.history.store.url,
+        request.history.run,
+        extra={"fields": {"step": attempt.position.step, **attempt.metrics}},
+    )
+    return ExitCode.DONE
+
+
+def _end_without(attempt: Attempt, what: str) -> int:
+    log.error("trained to the end, but %s; start it again, and it goes on from what is saved", what)
+    attempt.end(ExitCode.NOT_DURABLE, "not durable")
+    return ExitCode.NOT_DURABLE
+
+
+def record_end(
+    history: History, number: int, exit_code: int, outcome: str, mailbox: Mailbox, attempt: Attempt | None = None
+) -> None:
+    """How attempt `number` ended: <run>/attempts/000003.end.json. `attempt`: None if it never came to train.
+
+    May raise `StoreError`.
+    """
+    last = attempt.saver.durable if attempt else None
+    history.write_record(
+        {
+            "attempt": number,
+            "exit": exit_code,
+            "outcome": outcome,
+            "step": attempt.position.step if attempt else None,
+            "durable_step": last.step if last else None,
+            "notices": [_record(notice, mailbox, attempt) for notice in mailbox.notices],
+            "time": time.time(),
+        },
+        "attempts",
+        f"{number:06d}.end.json",
+    )
+
+
+def _record(notice: Notice, mailbox: Mailbox, attempt: Attempt | None) -> dict[str, Json]:
+    """A notice and what followed; times in seconds since 1970.
+
+    `durable`: when a state that was taken after the notice came was in the store. The exit is the record's own time.
+    """
+    answer = attempt.answers.get(notice.id) if attempt else None
+    return {
+        "source": notice.source,
+        "action": notice.action,
+        "detail": notice.detail,
+        "seen": notice.seen,
+        "deadline": notice.deadline,
+        "withdrawn": mailbox.withdrawn.get(notice.id),
+        "stopped": attempt.stopped_at if attempt and notice.action == "stop" else None,
+        "durable": answer.at if answer else None,
+        "durable_step": answer.step if answer else None,
+    }
+
+
+def told(metrics: Json) -> str:
+    """Metrics for people: names and values."""
+    pairs = metrics.items() if isinstance(metrics, dict) else ()
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in pairs if isinstance(value, float))
