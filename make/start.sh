@@ -5,6 +5,7 @@
 #   JOB        job and its options (cifar10)         NAME       the VM's name (baton)
 #   TAG        the image's tag (the flavour)         MAX_HOURS  hours that the VM may be on in all (24)
 #   BATON_RUN  the run's name (the job's)            GPU=1      a machine with one
+#   OUT        folder for what the VM is told (.build/start)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=make/docker.sh
@@ -20,7 +21,7 @@ read_settings
 want BATON_STORE gs://BUCKET/runs "docs/stores.md"
 [[ $MAX_HOURS =~ ^[1-9][0-9]{0,3}$ ]] || die "MAX_HOURS=$MAX_HOURS: a whole number of hours, for example MAX_HOURS=24"
 [[ $NAME =~ ^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$ ]] || die "NAME=$NAME: small letters, digits and '-', for example NAME=baton"
-user_data=$PWD/.build/start/$cloud.yaml
+user_data=${OUT:-$PWD/.build/start}/$cloud.yaml
 where=() create=() again=() watch=() remove=() registry="" tool="" grace=""
 # shellcheck source=launch/cloud-init/gcp.sh
 . "launch/cloud-init/$cloud.sh"
