@@ -236,17 +236,29 @@ def clean(store: str | None, run: str | None, keep: int | None, yes: bool) -> in
     return clean_up(patient_store(settings.store), settings.run or None, settings.keep, yes=yes)
 
 
-@options(["store"])
-@baton.command(short_help="is this machine ready to train: its store and credentials")
+@options(["store", "run", "halt", "cloud"])
+@baton.command(short_help="is this machine ready to train, and what mends it if not")
 @click.option("--json", "as_json", is_flag=True, help="as JSON, a list of checks")
-def doctor(store: str | None, as_json: bool) -> int:
-    """Try all that training needs of the store, and say how to mend what fails. Takes 15 seconds at most.
+@click.option("--seconds", type=click.FloatRange(4, 3600), default=15.0, help="give up what hangs after these; 15")
+def doctor(as_json: bool, seconds: float, **values: Any) -> int:
+    """Look at all that training needs, and say how to mend what fails. Takes 15 seconds at most.
 
-    Writes a few bytes under .baton-doctor/ and deletes them. Exit code 0, or 78 if a check failed.
+    The store is really written to: some bytes under .baton-doctor/, for a second and a half to measure its speed, which
+    are deleted again. Exit code 0, or 78 if a check failed.
     """
+    from console.checks.examination import Patient
     from console.doctor import doctor as examine
 
-    return examine(Settings.of(those_given({"store": store})).store, as_json=as_json)
+    settings = Settings.of(those_given(values))
+    patient = Patient(
+        settings.store,
+        run=settings.run,
+        halt=settings.halt,
+        data=DATA,
+        cloud=settings.cloud,
+        environment=os.environ,
+    )
+    return examine(patient, seconds, as_json=as_json)
 
 
 @options(["run"])

@@ -37,22 +37,22 @@ PIECE = 8 << 20  # bytes read at once
 BEFORE, AFTER = 200, 4096  # bytes of a line that a plugin is shown around what gave it away
 
 
-class GoogleDetector(RegexBasedDetector):  # type: ignore[misc]
+class GoogleDetector(RegexBasedDetector):
     secret_type = "Google token, key or client secret"
     denylist = (re.compile(r"\bya29\.[\w-]{30,}|\bAIza[\w-]{35}\b|\bGOCSPX-[\w-]{28}\b"),)
 
 
-class HuggingFaceDetector(RegexBasedDetector):  # type: ignore[misc]
+class HuggingFaceDetector(RegexBasedDetector):
     secret_type = "Hugging Face token"
     denylist = (re.compile(r"\bhf_[A-Za-z0-9]{34}\b"),)
 
 
-class AzureSignatureDetector(RegexBasedDetector):  # type: ignore[misc]
+class AzureSignatureDetector(RegexBasedDetector):
     secret_type = "Azure shared access signature"
     denylist = (re.compile(r"\bsig=[A-Za-z0-9%/+]{40,60}(?:%3D|=)", re.IGNORECASE),)
 
 
-class AWSSecretDetector(RegexBasedDetector):  # type: ignore[misc]
+class AWSSecretDetector(RegexBasedDetector):
     """As it stands in a credentials file or the environment, without the quotes that the plugin wants."""
 
     secret_type = "AWS secret access key"
@@ -61,7 +61,7 @@ class AWSSecretDetector(RegexBasedDetector):  # type: ignore[misc]
     )
 
 
-class PrivateKeyDetector(RegexBasedDetector):  # type: ignore[misc]
+class PrivateKeyDetector(RegexBasedDetector):
     """With some of the key after its first line: libraries that read and write keys hold that line as well."""
 
     secret_type = "private key"
@@ -72,7 +72,7 @@ class PrivateKeyDetector(RegexBasedDetector):  # type: ignore[misc]
     )
 
 
-class PasswordInAddressDetector(RegexBasedDetector):  # type: ignore[misc]
+class PasswordInAddressDetector(RegexBasedDetector):
     """As of a package index or a proxy. Documentation is full of made-up ones, so packages' own files don't count."""
 
     secret_type = "password in an address"
