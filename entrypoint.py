@@ -342,6 +342,19 @@ def data(job: str, source: str | None, out: Path | None) -> int:
     return ExitCode.DONE
 
 
+@baton.command("help", short_help="this list, or what a job or command can do")
+@click.argument("name", required=False)
+@click.pass_context
+def help_(ctx: click.Context, name: str | None) -> None:
+    """As --help says it, for whoever tries the plain word first."""
+    about: click.Command = baton
+    group = ctx.find_root()
+    if name is not None:
+        about = baton.resolve_command(group, [name])[1] or baton
+        group = click.Context(about, info_name=name, parent=group)
+    click.echo(about.get_help(group))
+
+
 for _name in job_names():
     baton.add_command(job_command(_name))
 

@@ -105,14 +105,17 @@ PUBLIC = {
 _IN_PACKAGE = re.compile(r"/(?:site|dist)-packages/(?!.*\bdirect_url\.json$)")
 
 
-@dataclass(frozen=True, order=True)
-class Found:
+@dataclass(frozen=True)
+class File:
+    """One in a layer, also where a later one hides it; in the layer "image": what the image says of itself."""
+
     layer: str
     path: str
-    kind: str
+    size: int  # bytes
+    secrets: frozenset[str]  # their kinds
 
 
-def secrets_in(file: IO[bytes], path: str) -> set[str]:
+def secrets_in(file: IO[bytes], path: str) -> frozenset[str]:
     """Kinds of the secrets in one file."""
     detectors = [
         (detector, literals)
@@ -127,7 +130,7 @@ def secrets_in(file: IO[bytes], path: str) -> set[str]:
             if any(_confirmed(detector, text, literal) for literal in literals):
                 kinds.add(detector.secret_type)
         before = text[-(BEFORE + AFTER) :]
-    return kinds
+    return frozenset(kinds)
 
 
 def _confirmed(detector: RegexBasedDetector, text: bytes, literal: bytes) -> bool:
@@ -161,8 +164,8 @@ def _holds(detector: RegexBasedDetector, text: str) -> bool:
     return False
 
 
-def scan(image: IO[bytes]) -> Iterator[tuple[str, str, set[str]]]:
-    """(layer, path, kinds of secrets) of every file in what `docker save` writes, with what it says of the image."""
+def scan(image: IO[bytes]) -> Iterator[File]:
+    """Every file in what `docker save` writes. Raises `tarfile.ReadError` where it wrote nothing."""
     with tarfile.open(fileobj=image, mode="r|") as outer:
         for member in outer:
             content = outer.extractfile(member) if member.isfile() else None
@@ -178,33 +181,36 @@ def scan(image: IO[bytes]) -> Iterator[tuple[str, str, set[str]]]:
                 yield from list(_scan_layer(whole, name))
             except tarfile.ReadError:
                 whole.seek(0)
-                yield "image", member.name, secrets_in(whole, member.name)
+                yield File("image", member.name, member.size, secrets_in(whole, member.name))
 
 
-def _scan_layer(content: IO[bytes], name: str) -> Iterator[tuple[str, str, set[str]]]:
+def _scan_layer(content: IO[bytes], name: str) -> Iterator[File]:
     with tarfile.open(fileobj=content, mode="r|*") as layer:
         for entry in layer:
+            path = "/" + entry.name.removeprefix("./")
             file = layer.extractfile(entry) if entry.isreg() else None
             if file is not None:
-                yield name, "/" + entry.name, secrets_in(file, "/" + entry.name)
+                yield File(name, path, entry.size, secrets_in(file, path))
+            elif not entry.isdir():
+                yield File(name, path, 0, frozenset())
 
 
 def main(image: str, docker: str = "docker") -> int:
-    files, layers, found = 0, set(), set()
+    files, layers, found = 0, set(), 0
     with subprocess.Popen([docker, "save", image], stdout=subprocess.PIPE) as saving:
         assert saving.stdout is not None
         try:
-            for layer, path, kinds in scan(saving.stdout):
+            for file in scan(saving.stdout):
                 files += 1
-                layers.add(layer)
-                found |= {Found(layer, path, kind) for kind in kinds}
-        except tarfile.ReadError as e:
+                layers.add(file.layer)
+                for kind in sorted(file.secrets):
+                    found += 1
+                    print(f"{kind}: {file.path} in layer {file.layer}")
+        except tarfile.ReadError:
             saving.kill()
-            print(f"{image} can't be read: {e}; is there such an image? (make image)", file=sys.stderr)
+            print(f"{image} can't be read: is there such an image? (make image)", file=sys.stderr)
             return 78
-    for one in sorted(found):
-        print(f"{one.kind}: {one.path} in layer {one.layer}")
-    print(f"{image}: {files} files in {len(layers) - 1} layers, {len(found)} secrets")
+    print(f"{image}: {files} files in {len(layers - {'image'})} layers, {found or 'no'} secrets")
     if found:
         print("whoever has the image has them: take them back where they were made, then keep them out of the build")
     return 78 if found else 0

@@ -29,14 +29,12 @@ FILES = {
 }
 
 
-@pytest.fixture(scope="module")
-def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Every file at once: importing SkyPilot takes longer than all of them."""
+def parsed(folder: Path) -> dict[str, Any]:
+    """What SkyPilot makes of every file, all at once: importing it takes longer than they do."""
     if os.environ.get("CI") == "true":
         subprocess.run(["make/venv.sh", str(VENV), str(LOCK)], cwd=REPOSITORY, check=True)
     if not (VENV / "bin" / "sky").exists():
         pytest.skip("no SkyPilot here: make/venv.sh .build/skypilot launch/requirements-skypilot.lock")
-    folder = tmp_path_factory.mktemp("sky")
     paths = []
     for number, text in enumerate(FILES.values()):
         paths.append(folder / f"{number}.yaml")
@@ -52,7 +50,19 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return dict(zip(FILES, found, strict=True))
 
 
-def test_it_is_a_spot_job_on_any_of_three_clouds_that_is_started_again_on_74_and_75_alone(tasks: dict[str, Any]):
+def good_shell(script: str, file: Path) -> None:
+    file.write_text(f"#!/usr/bin/env bash\n{script}")
+    # SC2154: SkyPilot and `envs` set them
+    command = [REPOSITORY / ".venv" / "bin" / "shellcheck", "-e", "SC2154", file]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_it_is_a_spot_job_on_any_of_three_clouds_started_again_on_74_and_75_alone_and_mistakes_are_found(
+    tmp_path: Path,
+):
+    """One test, so that one process imports SkyPilot."""
+    tasks = parsed(tmp_path)
     task = tasks["as it is"]
     assert task["error"] is None
     assert task["clouds"] == ["AWS", "Azure", "GCP"]
@@ -63,26 +73,15 @@ def test_it_is_a_spot_job_on_any_of_three_clouds_that_is_started_again_on_74_and
         assert not recovery.get("max_restarts_on_errors")
     assert task["nodes"] == 1
 
+    several = tasks["several machines"]
+    assert several["error"] is None
+    assert several["nodes"] == 2
+    launcher = "launcher=(--entrypoint /opt/venv/bin/torchrun)"
+    assert launcher in several["run"].splitlines()
+    assert launcher not in task["run"].splitlines()
 
-def test_its_variant_for_several_machines_starts_torchrun_on_each(tasks: dict[str, Any]):
-    task = tasks["several machines"]
-    assert task["error"] is None
-    assert task["nodes"] == 2
-    assert "--entrypoint /opt/venv/bin/torchrun" in task["run"]
-    assert "torchrun" not in tasks["as it is"]["run"].replace("#multi-node", "").split("launcher=() program=()")[0]
+    for number, script in enumerate((task["setup"], task["run"], several["run"])):
+        good_shell(script, tmp_path / f"script-{number}")
 
-
-@pytest.mark.parametrize("variant", ["as it is", "several machines"])
-def test_its_scripts_are_good_shell(variant: str, tasks: dict[str, Any], tmp_path: Path):
-    for part in ("setup", "run"):
-        script = tmp_path / part
-        script.write_text(f"#!/usr/bin/env bash\n{tasks[variant][part]}")
-        # SC2154: SkyPilot and `envs` set them
-        command = [REPOSITORY / ".venv" / "bin" / "shellcheck", "-e", "SC2154", script]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout
-
-
-@pytest.mark.parametrize("broken", list(FILES)[2:])
-def test_a_mistake_in_it_is_found(broken: str, tasks: dict[str, Any]):
-    assert tasks[broken]["error"]
+    for broken in list(FILES)[2:]:
+        assert tasks[broken]["error"], broken
