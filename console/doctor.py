@@ -79,4 +79,9 @@ def _print(found: list[Found]) -> None:
     if failed:
         console.print(Text(f"{failed} of {len(found)} checks failed: not ready to train", style="bold red"))
     else:
-        console.print(Text("ready to train" + (f", with {warned} warnings" if warned else ""), style="bold green"))
+        console.print(
+            Text(
+                "ready to train" + (f", with {warned} warning{'s' * (warned > 1)}" if warned else ""),
+                style="bold green",
+            )
+        )

@@ -119,6 +119,9 @@ class Desk:
         self.home = folder / "home"
         self.home.mkdir()
         self.stand_ins = StandIns(folder / "bin")
+        # in a file: what a stand-in's own shell is told would be traced with the rest
+        self.token = folder / "token"
+        self.token.write_text(TOKEN + "\n")
         self.image = f"baton-test:push-{uuid.uuid4().hex[:12]}"
         engine.made.append(("rmi", "-f", self.image))
         self.git("init", "-q")
@@ -169,7 +172,7 @@ def desk(engine: Engine, registry: Registry, tmp_path: Path) -> Iterator[Desk]:
 
 @pytest.mark.parametrize("cloud", USERS)
 def test_it_builds_logs_in_as_the_cloud_wants_it_pushes_and_says_how_to_run_it(cloud: str, desk: Desk):
-    desk.stand_ins.add(TOOLS[cloud], f"echo {TOKEN}")
+    desk.stand_ins.add(TOOLS[cloud], f"cat {desk.token}")
     code, said = desk.push(cloud, BATON_STORE="gs://bucket/runs")
     assert code == 0, said
     digest = re.search(r"^digest: (sha256:[0-9a-f]{64})$", said, re.MULTILINE)
@@ -188,7 +191,7 @@ def test_it_builds_logs_in_as_the_cloud_wants_it_pushes_and_says_how_to_run_it(c
 
 
 def test_a_second_push_after_a_code_change_sends_less_than_a_megabyte_and_an_unchanged_commit_nothing(desk: Desk):
-    desk.stand_ins.add("gcloud", f"echo {TOKEN}")
+    desk.stand_ins.add("gcloud", f"cat {desk.token}")
     before = desk.registry.stored()
     code, said = desk.push("gcp")
     assert code == 0, said
@@ -207,7 +210,7 @@ def test_a_second_push_after_a_code_change_sends_less_than_a_megabyte_and_an_unc
 
 
 def test_changes_that_no_commit_holds_are_pushed_under_a_name_that_says_so(desk: Desk):
-    desk.stand_ins.add("gcloud", f"echo {TOKEN}")
+    desk.stand_ins.add("gcloud", f"cat {desk.token}")
     (desk.tree / "entrypoint.py").write_text("# changed\n")
     code, said = desk.push("gcp")
     desk.engine.made.append(
