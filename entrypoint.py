@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from console import logs
+from console.commands import Commands, help_command
 from storage import PATIENCE_S, Store, open_store
 from storage.errors import StoreError, Transient
 from storage.retry import Retrying
@@ -32,26 +33,6 @@ log = logging.getLogger("baton")
 DATA = Path(__file__).parent / "data"
 START_TRY_S = 60.0  # how long a store that is away is waited for before the first step
 COMMAND_TRY_S = 30.0  # and for a command
-
-
-class Commands(click.Group):
-    """Jobs and commands in one namespace; a wrong name gets the nearest right one."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if name not in self.commands:
-            near = difflib.get_close_matches(name, self.commands, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(self.commands)}"
-            raise click.UsageError(f"no job or command {name!r}; {hint}")
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        jobs = job_names()
-        for title, names in (("Jobs", jobs), ("Commands", [n for n in self.commands if n not in jobs])):
-            with formatter.section(title):
-                formatter.write_dl([(name, self.commands[name].get_short_help_str(80)) for name in names])
 
 
 def options(names: list[str]) -> Callable[[click.Command], click.Command]:
@@ -342,19 +323,7 @@ def data(job: str, source: str | None, out: Path | None) -> int:
     return ExitCode.DONE
 
 
-@baton.command("help", short_help="this list, or what a job or command can do")
-@click.argument("name", required=False)
-@click.pass_context
-def help_(ctx: click.Context, name: str | None) -> None:
-    """As --help says it, for whoever tries the plain word first."""
-    about: click.Command = baton
-    group = ctx.find_root()
-    if name is not None:
-        about = baton.resolve_command(group, [name])[1] or baton
-        group = click.Context(about, info_name=name, parent=group)
-    click.echo(about.get_help(group))
-
-
+baton.add_command(help_command)
 for _name in job_names():
     baton.add_command(job_command(_name))
 
