@@ -78,7 +78,8 @@ if [[ -z $GO ]]; then
     exit 0
 fi
 want_tool "$tool"
-read -r found instance <<<"$(look)" || true
+state=$(look) || die "$tool can't tell whether $NAME is there already: nothing was started"
+read -r found instance <<<"$state" || true
 case $found in
     stopped)
         again=("${again[@]/#INSTANCE/${instance:-}}")

@@ -32,20 +32,27 @@ create=(
     --tag-specifications "[{\"ResourceType\": \"instance\", \"Tags\": [{\"Key\": \"Name\", \"Value\": \"$NAME\"}]}]"
     --user-data "file://$user_data"
 )
-named=(--filters "Name=tag:Name,Values=$NAME" --output text)
-query='Reservations[].Instances[].InstanceId'
+# AWS refuses this to an instance that it has stopped itself: that one it starts itself, when there is room
 again=(aws ec2 start-instances "${where[@]}" --instance-ids INSTANCE)
 watch=(aws ec2 get-console-output "${where[@]}" --latest --output text --instance-id INSTANCE)
 remove=(aws ec2 cancel-spot-instance-requests "${where[@]}" --spot-instance-request-ids REQUEST "&&"
     aws ec2 terminate-instances "${where[@]}" --instance-ids INSTANCE)
 
+# in_state STATE,...: the instance of that name, if there is one
+in_state() {
+    local found
+    found=$(aws ec2 describe-instances "${where[@]}" --output text --query 'Reservations[].Instances[].InstanceId' \
+        --filters "Name=tag:Name,Values=$NAME" "Name=instance-state-name,Values=$1") || return 1
+    [[ $found == None ]] || echo "$found"
+}
+
 look() {
-    local instance
-    instance=$(aws ec2 describe-instances "${where[@]}" "${named[@]}" Name=instance-state-name,Values=stopped --query "$query")
-    if [[ -n $instance && $instance != None ]]; then
-        echo "stopped $instance"
-        return
+    local stopped there
+    stopped=$(in_state stopped,stopping) || return 1
+    there=$(in_state pending,running) || return 1
+    if [[ -n $stopped ]]; then
+        echo "stopped $stopped"
+    elif [[ -n $there ]]; then
+        echo there
     fi
-    instance=$(aws ec2 describe-instances "${where[@]}" "${named[@]}" Name=instance-state-name,Values=pending,running,stopping --query "$query")
-    [[ -z $instance || $instance == None ]] || echo there
 }

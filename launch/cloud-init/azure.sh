@@ -35,7 +35,10 @@ watch=(az vm boot-diagnostics get-boot-log "${where[@]}")
 remove=(az vm delete "${where[@]}" --yes)
 
 look() {
-    case $(az vm show "${where[@]}" --show-details --query powerState --output tsv --only-show-errors 2>/dev/null || true) in
+    local power
+    power=$(az vm list --resource-group "$AZURE_GROUP" --show-details --query "[?name=='$NAME'].powerState" \
+        --output tsv --only-show-errors) || return 1
+    case $power in
         "") ;;
         "VM deallocated" | "VM stopped") echo stopped ;;
         *) echo there ;;

@@ -37,9 +37,12 @@ again=(gcloud compute instances start "$NAME" "${where[@]}")
 watch=(gcloud compute instances get-serial-port-output "$NAME" "${where[@]}")
 remove=(gcloud compute instances delete "$NAME" "${where[@]}")
 
-# "stopped" or "there"; nothing where there is no such VM
+# "stopped" or "there"; nothing where there is no such VM. Fails where Google can't be asked: better than a second VM.
 look() {
-    case $(gcloud compute instances describe "$NAME" "${where[@]}" --format='value(status)' 2>/dev/null || true) in
+    local status
+    status=$(gcloud compute instances list "--project=$GCP_PROJECT" "--filter=name=$NAME AND zone:$GCP_ZONE" \
+        --format='value(status)') || return 1
+    case $status in
         "") ;;
         TERMINATED) echo stopped ;;
         *) echo there ;;

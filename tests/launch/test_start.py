@@ -119,7 +119,7 @@ FOUND = {
     "aws": {
         "": "echo None",
         "stopped": '[[ "$*" != *stopped* ]] || echo i-0123',
-        "there": '[[ "$*" == *stopped* ]] || echo i-0123',
+        "there": '[[ "$*" != *running* ]] || echo i-0123',
     },
     "azure": {"": "", "stopped": 'echo "VM deallocated"', "there": 'echo "VM running"'},
 }
@@ -141,6 +141,15 @@ def test_with_go_it_is_created_or_where_an_eviction_stopped_it_started_again(clo
             assert last[-1] == "i-0123"
         if state == "there":
             assert "nothing to do" in said
+
+
+@pytest.mark.parametrize("cloud", SETTINGS)
+def test_where_the_cloud_cant_say_what_is_there_nothing_is_started(cloud: str, stand_ins: StandIns):
+    stand_ins.add(TOOLS[cloud], "echo 'not logged in' >&2; exit 1")
+    code, said = start(stand_ins, cloud, **SETTINGS[cloud], **STORE, GO="1")
+    assert code != 0
+    assert "nothing was started" in said
+    assert len(stand_ins.calls) == 1
 
 
 @pytest.mark.parametrize("cloud", SETTINGS)
