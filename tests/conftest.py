@@ -14,6 +14,8 @@ sys.path.insert(0, str(REPOSITORY))  # tests import each other's drivers as test
 
 pytest_plugins = ["tests.emulators.azurite", "tests.emulators.gcs", "tests.emulators.moto", "tests.clouds"]
 
+os.environ.setdefault("BATON_CLOUD", "none")  # no test asks a real cloud's metadata service
+
 TEST_DATA = Path(os.environ.get("BATON_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
 
 

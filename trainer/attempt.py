@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import torch
 
-from storage.errors import StoreError
 from storage.retry import Retrying, bare
 from trainer.cadence import Cadence, best_interval_s, lifetime_s
 from trainer.checkpoint import HostBuffers, Position, take
@@ -33,6 +32,7 @@ log = logging.getLogger("baton")
 TRY_S = 30.0  # how long one save meets faults by trying again; the next one has a newer state to save
 LAST_TRY_S = 60.0  # the same for the last save, where no deadline is known
 SPARE_S = 1.0  # kept before a deadline, for the end of the process
+RECORD_S = 0.3  # for the end's record where even that is over, and of it for what comes after
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -363,14 +363,25 @@ class Attempt:
         )
 
     def end(self, exit_code: int, outcome: str) -> None:
-        """Put the end on record. A store that is away is no reason not to end."""
+        """Put the end on record. A store that is away, or too slow for the deadline, is no reason not to end."""
         self._closed.set()
+        # a daemon, and left behind at the deadline: one request to a slow store may last longer than all that is left
+        thread = threading.Thread(target=self._put_end_on_record, args=(exit_code, outcome), name="end", daemon=True)
+        thread.start()
+        began = CLOCK()
+        while thread.is_alive():
+            if self._time_left() < RECORD_S - SPARE_S and CLOCK() - began > RECORD_S:
+                log.warning("no time is left to put the end of this attempt on record")
+                return
+            thread.join(0.05)
+
+    def _put_end_on_record(self, exit_code: int, outcome: str) -> None:
         try:
             record_end(self.history, self.facts.attempt, exit_code, outcome, self._mailbox, self)
             if outcome != "superseded":
                 self._sign_thread.join(1.0)
                 self.write_status("finished" if outcome == "finished" else "stopped", exit_code)
-        except StoreError as e:
+        except Exception as e:
             log.warning("the end of this attempt could not be put on record: %s", e)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -19,9 +19,12 @@ class Source:
 
     open: Callable[[], Watcher]
     stop: Callable[[], None]  # from now on it says that the machine goes
-    fail: Callable[[], None]  # from now on it can't be asked
+    withdraw: Callable[[], None]  # from now on it says so no more
+    faults: dict[str, Callable[[], None]]  # from now on it can't be asked, or answers what it should not
     heal: Callable[[], None]  # it can be asked again, and is as it was before
     deadline_s: float | None  # how long after `stop` the machine goes; None if nobody says
+    stop_late: Callable[[], None] | None = None  # it says that the machine went already
+    hang: Callable[[], None] = field(default=lambda: None)  # it takes what it is asked, and says nothing
     bound_s: float = 2.0  # no look takes longer, whatever its source does
 
 
@@ -65,35 +68,82 @@ class WatcherContract:
         assert len(ids) == 1
 
     def test_a_notice_is_seen_within_an_interval_and_told_once(self, source: Source) -> None:
+        def seconds() -> float:
+            watcher, mailbox = source.open(), Mailbox()
+            watch = Watch([watcher], mailbox)
+            try:
+                time.sleep(watcher.interval_s * 0.6)
+                assert mailbox.stop is None
+                told = time.monotonic()
+                source.stop()
+                assert mailbox.wait(30)
+                took = time.monotonic() - told
+                time.sleep(watcher.interval_s * 2)
+                assert len(stops(mailbox)) == 1
+            finally:
+                watch.close()
+            source.withdraw()
+            return took - watcher.interval_s
+
+        # a busy machine may delay one try by itself; a watcher that is late is late each time
+        assert any(seconds() < 0.1 for _ in range(5))
+
+    def test_what_goes_wrong_ends_nothing_tells_nothing_and_hides_nothing(self, source: Source, fault: str) -> None:
         watcher, mailbox = source.open(), Mailbox()
+        with suppress(Exception):  # the watch bears it, and says it once
+            assert watcher.check() is None
+        source.faults[fault]()
+        began = time.monotonic()
+        notice = None
+        with suppress(Exception):
+            notice = watcher.check()
+        assert notice is None
+        assert time.monotonic() - began < source.bound_s + 10, "bounded; the rest is for a busy machine"
         watch = Watch([watcher], mailbox)
         try:
-            time.sleep(watcher.interval_s * 0.6)
-            assert mailbox.stop is None
-            told = time.monotonic()
+            time.sleep(min(0.5, watcher.interval_s * 2))
+            assert mailbox.notices == []
+            source.heal()
             source.stop()
-            assert mailbox.wait(watcher.interval_s + 0.1)
-            assert time.monotonic() - told < watcher.interval_s + 0.1
-            time.sleep(watcher.interval_s * 2)
+            assert mailbox.wait(30)
             assert len(stops(mailbox)) == 1
         finally:
             watch.close()
 
-    def test_a_source_that_fails_ends_nothing_and_is_heard_again_once_it_works(self, source: Source) -> None:
+    def test_a_notice_that_is_taken_back_is_not_told_on_and_said_to_be(self, source: Source) -> None:
         watcher, mailbox = source.open(), Mailbox()
-        source.fail()
-        began = time.monotonic()
-        notice = None
-        with suppress(Exception):  # the watch bears it, and says it once
-            notice = watcher.check()
-        assert notice is None
-        assert time.monotonic() - began < source.bound_s
         watch = Watch([watcher], mailbox)
         try:
-            time.sleep(watcher.interval_s * 2)
-            assert mailbox.notices == []
-            source.heal()
             source.stop()
-            assert mailbox.wait(source.bound_s + watcher.interval_s + 0.1)
+            assert mailbox.wait(30)
+            source.withdraw()
+            end = time.monotonic() + 30
+            while not mailbox.withdrawn and time.monotonic() < end:
+                time.sleep(0.01)
         finally:
             watch.close()
+        assert [*mailbox.withdrawn] == [stops(mailbox)[0].id]
+        assert mailbox.stop is not None, "who began to stop goes on"
+
+    def test_what_is_late_already_is_told_without_a_deadline(self, source: Source) -> None:
+        if source.stop_late is None:
+            return  # its notices never say when
+        source.stop_late()
+        notice = source.open().check()
+        assert notice is not None
+        assert (notice.action, notice.deadline) == ("stop", None)
+
+    def test_its_thread_ends_within_a_second_whatever_it_waits_for(self, source: Source) -> None:
+        def seconds() -> float:
+            watcher = source.open()
+            watch = Watch([watcher], Mailbox())
+            watch.first_looks(30)
+            source.hang()
+            time.sleep(watcher.interval_s + 0.2)
+            began = time.monotonic()
+            watch.close()
+            assert not any(thread.is_alive() for thread in watch._threads)
+            source.heal()
+            return time.monotonic() - began
+
+        assert any(seconds() < 1 for _ in range(3))

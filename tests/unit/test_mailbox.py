@@ -82,6 +82,41 @@ def test_the_same_notice_is_taken_once() -> None:
     assert mailbox.deadline == 120.0
 
 
+def test_the_same_event_told_again_with_a_nearer_deadline_replaces_it_and_with_a_later_one_does_not() -> None:
+    mailbox = Mailbox()
+    for deadline, news in ((None, True), (120.0, True), (60.0, True), (90.0, False), (None, False)):
+        assert mailbox.post(stop("aws", deadline)) is news
+    assert mailbox.deadline == 60.0
+    assert [n.deadline for n in mailbox.notices] == [60.0]
+
+
+def test_of_equal_ranks_the_most_urgent_counts() -> None:
+    for order in itertools.permutations([("aws", 120.0), ("SIGTERM", 10.0), ("preempt", None)]):
+        mailbox = Mailbox()
+        for source, deadline in order:
+            mailbox.post(stop(source, deadline))
+        assert mailbox.stop is not None
+        assert mailbox.stop.source == "SIGTERM"
+
+
+def test_a_pause_ends_with_a_nearer_deadline_for_what_was_known() -> None:
+    mailbox = Mailbox()
+    mailbox.post(stop("aws", 120.0))
+    threading.Timer(0.1, mailbox.post, [stop("aws", 60.0)]).start()
+    began = time.monotonic()
+    mailbox.pause(60)
+    assert time.monotonic() - began < 30
+
+
+def test_a_notice_taken_back_is_put_down_and_stops_all_the_same() -> None:
+    mailbox = Mailbox()
+    notice = stop("aws", 120.0)
+    mailbox.post(notice)
+    mailbox.withdraw(notice)
+    assert [*mailbox.withdrawn] == [notice.id]
+    assert mailbox.stop is notice
+
+
 def test_a_save_notice_asks_for_one_save_and_stops_nothing() -> None:
     mailbox = Mailbox()
     assert mailbox.take_save() is False

@@ -53,6 +53,7 @@ def test_flag_beats_environment_beats_preset_beats_default(monkeypatch: pytest.M
         {"run": ".hidden"},
         {"run": "x" * 101},
         {"checkpoint_every": "never"},
+        {"drill": "ibm@3s"},
         {"preempted_exit_code": 256},
         {"momentum": -0.1},
         {"price_per_hour": -1.0},
@@ -69,7 +70,7 @@ def test_values_out_of_range_are_wrong_command_lines(wrong: dict[str, object]) -
 def test_what_shapes_a_run_is_recorded_and_where_it_lives_is_not() -> None:
     shape = Settings(lr=0.1, store="file:///x").that_shape_the_run()
     assert shape["lr"] == 0.1
-    assert not {"store", "halt", "device", "checkpoint_every", "log", "data"} & shape.keys()
+    assert not {"store", "halt", "device", "cloud", "drill", "checkpoint_every", "log", "data"} & shape.keys()
     other = Settings(lr=0.2, store="file:///y").that_shape_the_run()
     assert difference(other, shape) == {"lr": (0.2, 0.1)}
 
