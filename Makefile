@@ -1,6 +1,7 @@
 # Every task of the house. Wants python3 (3.11 or newer), git and make; `make image` wants Docker.
 .DEFAULT_GOAL := help
-.PHONY: help cifar10 test check format lint types image run relay bench soak lock clean dev-env
+.PHONY: help cifar10 test check format lint types image run relay push-gcp push-aws push-azure start-gcp start-aws \
+    start-azure sbom scan bench soak lock clean dev-env
 MAKEFLAGS += --no-print-directory
 
 # Yours to set: make cifar10 ARGS="--epochs 3" CIFAR10=cifar-10-binary.tar.gz; make image FLAVOUR=cpu
@@ -16,10 +17,10 @@ export CIFAR10 FLAVOUR BASE_IMAGE IMAGE
 
 VENV := .venv
 BIN := $(VENV)/bin
-SCRIPTS := $(wildcard make/*.sh .ci/run)
+SCRIPTS := $(wildcard make/*.sh launch/cloud-init/*.sh .ci/run)
 
 help: ## this list
-	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-8s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9 -]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-8s %s\n", $$1, $$2 }'
 
 cifar10: ## train on CIFAR-10 here and now, or go on training; stop it with: touch halt/halt
 	@make/venv.sh $(VENV) requirements.lock
@@ -40,7 +41,7 @@ format: dev-env ## rewrite the Python files as ruff would have them
 lint: dev-env ## ruff, shellcheck, hadolint
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/shellcheck $(SCRIPTS)
+	@$(BIN)/shellcheck -x $(SCRIPTS)
 	@$(BIN)/hadolint Dockerfile
 
 types: dev-env ## mypy, strict
@@ -48,6 +49,21 @@ types: dev-env ## mypy, strict
 
 image: ## build the image: FLAVOUR=cuda|cpu BASE_IMAGE=... CIFAR10=path|address|synthetic IMAGE=tag
 	@make/image.sh
+
+push-gcp push-aws push-azure: ## build if needed and push to the cloud's registry: TAG=tag, settings in launch/registries.env
+	@make/push.sh $(@:push-%=%)
+
+start-gcp start-aws start-azure: ## show how a spot VM is started that trains until it is done; GO=1 does it
+	@make/start.sh $(@:start-%=%)
+
+sbom: dev-env ## what is in the image: .build/sbom-FLAVOUR.json, CycloneDX
+	@mkdir -p .build
+	@PYTHONWARNINGS=ignore $(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible -o .build/sbom-$(FLAVOUR).json \
+	    $(if $(findstring cpu,$(FLAVOUR)),requirements-cpu.lock,requirements.lock)
+	@echo .build/sbom-$(FLAVOUR).json
+
+scan: dev-env ## look for secrets in every layer of IMAGE
+	@$(BIN)/python make/scan.py $(IMAGE)
 
 run: ## run the image on halt/ and store/ here: the same line again goes on with the run
 	@mkdir -p halt store
@@ -81,6 +97,7 @@ lock: dev-env ## choose dependencies' versions anew, into requirements*.lock; th
 	@UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" UV_EXTRA_INDEX_URL="$${PIP_EXTRA_INDEX_URL:-}" \
 	    $(LOCK) pyproject.toml --overrides requirements-cpu.in --no-emit-package torchvision -o requirements-cpu.lock
 	@grep '^uv==' requirements-dev.lock | cut -d' ' -f1 | $(LOCK) - -o requirements-uv.lock
+	@echo skypilot | $(LOCK) - -o launch/requirements-skypilot.lock
 
 clean: ## delete what was built and cached here; the data, the store and the runs in it stay
 	rm -rf $(VENV) .build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from console import logs
+from console.commands import Commands, help_command
 from storage import PATIENCE_S, Store, open_store
 from storage.errors import StoreError, Transient
 from storage.retry import Retrying
@@ -32,26 +33,6 @@ log = logging.getLogger("baton")
 DATA = Path(__file__).parent / "data"
 START_TRY_S = 60.0  # how long a store that is away is waited for before the first step
 COMMAND_TRY_S = 30.0  # and for a command
-
-
-class Commands(click.Group):
-    """Jobs and commands in one namespace; a wrong name gets the nearest right one."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if name not in self.commands:
-            near = difflib.get_close_matches(name, self.commands, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(self.commands)}"
-            raise click.UsageError(f"no job or command {name!r}; {hint}")
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        jobs = job_names()
-        for title, names in (("Jobs", jobs), ("Commands", [n for n in self.commands if n not in jobs])):
-            with formatter.section(title):
-                formatter.write_dl([(name, self.commands[name].get_short_help_str(80)) for name in names])
 
 
 def options(names: list[str]) -> Callable[[click.Command], click.Command]:
@@ -249,17 +230,29 @@ def clean(store: str | None, run: str | None, keep: int | None, yes: bool) -> in
     return clean_up(patient_store(settings.store), settings.run or None, settings.keep, yes=yes)
 
 
-@options(["store"])
-@baton.command(short_help="is this machine ready to train: its store and credentials")
+@options(["store", "run", "halt", "cloud"])
+@baton.command(short_help="is this machine ready to train, and what mends it if not")
 @click.option("--json", "as_json", is_flag=True, help="as JSON, a list of checks")
-def doctor(store: str | None, as_json: bool) -> int:
-    """Try all that training needs of the store, and say how to mend what fails. Takes 15 seconds at most.
+@click.option("--seconds", type=click.FloatRange(4, 3600), default=15.0, help="give up what hangs after these; 15")
+def doctor(as_json: bool, seconds: float, **values: Any) -> int:
+    """Look at all that training needs, and say how to mend what fails. Takes 15 seconds at most.
 
-    Writes a few bytes under .baton-doctor/ and deletes them. Exit code 0, or 78 if a check failed.
+    The store is really written to: some bytes under .baton-doctor/, for a second and a half to measure its speed, which
+    are deleted again. Exit code 0, or 78 if a check failed.
     """
+    from console.checks.examination import Patient
     from console.doctor import doctor as examine
 
-    return examine(Settings.of(those_given({"store": store})).store, as_json=as_json)
+    settings = Settings.of(those_given(values))
+    patient = Patient(
+        settings.store,
+        run=settings.run,
+        halt=settings.halt,
+        data=DATA,
+        cloud=settings.cloud,
+        environment=os.environ,
+    )
+    return examine(patient, seconds, as_json=as_json)
 
 
 @options(["run"])
@@ -367,6 +360,7 @@ def weights(job: str, source: str | None, out: Path | None, model: str | None) -
     return ExitCode.DONE
 
 
+baton.add_command(help_command)
 for _name in job_names():
     baton.add_command(job_command(_name))
 

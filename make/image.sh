@@ -8,22 +8,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-die() {
-    echo "$*" >&2
-    exit 78
-}
-
-# The first docker on the path that has BuildKit: a newer client without its buildx plug-in has not.
-find_docker() {
-    local candidate
-    while read -r candidate; do
-        if DOCKER_BUILDKIT=1 "$candidate" build --help 2>/dev/null | grep -q -e --secret; then
-            echo "$candidate"
-            return
-        fi
-    done < <(type -ap docker)
-    die "No docker with BuildKit on the path (a docker client newer than 22 also wants its buildx plug-in)."
-}
+# shellcheck source=make/docker.sh
+. make/docker.sh
 
 # A hard link where one can be made (the build context then costs no disk), else a copy.
 lay() {
@@ -90,10 +76,9 @@ secrets() {
 }
 
 stamp_revision() {
-    git rev-parse --verify -q HEAD >/dev/null || return 0
     local revision source
-    revision=$(git rev-parse HEAD)
-    [[ -z $(git status --porcelain) ]] || revision+=-dirty
+    revision=$(revision)
+    [[ -n $revision ]] || return 0
     source=$(git remote get-url origin 2>/dev/null || true)
     [[ $source == https://* && $source != *@* ]] || source="" # no local folders, no tokens
     build+=(--build-arg "REVISION=$revision" --build-arg "CREATED=$(git show -s --format=%cI HEAD)"

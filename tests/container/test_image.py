@@ -5,31 +5,28 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tarfile
 from pathlib import Path
 
 import pytest
 
+from make.scan import File, scan
 from tests.container.engine import REPOSITORY, Engine
 
 pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="session")
-def files(engine: Engine, image: str) -> dict[str, int]:
-    """Every file in any of the image's layers, also those that a later one hides, with its size."""
-    found: dict[str, int] = {}
+def content(engine: Engine, image: str) -> list[File]:
+    """Every file in any of the image's layers, looked through for secrets as `make scan` does."""
     with subprocess.Popen([engine.client, "save", image], stdout=subprocess.PIPE) as saving:
         assert saving.stdout is not None
-        with tarfile.open(fileobj=saving.stdout, mode="r|") as outer:
-            for member in outer:
-                # layer.tar by Docker up to 24; blobs/sha256/... from then on, of which the small ones are JSON
-                if member.isfile() and (member.name.endswith("layer.tar") or member.name.startswith("blobs/")):
-                    try:
-                        with tarfile.open(fileobj=outer.extractfile(member), mode="r|") as layer:
-                            found |= {"/" + entry.name: entry.size for entry in layer if not entry.isdir()}
-                    except tarfile.ReadError:
-                        continue
+        return list(scan(saving.stdout))
+
+
+@pytest.fixture(scope="session")
+def files(content: list[File]) -> dict[str, int]:
+    """Every file in any of the image's layers, also those that a later one hides, with its size."""
+    found = {file.path: file.size for file in content if file.layer != "image"}
     assert "/app/entrypoint.py" in found
     return found
 
@@ -60,6 +57,11 @@ def test_no_layer_holds_a_compiler_a_cache_pip_or_a_secret(files: dict[str, int]
     assert [name for name in holding("/run/secrets", "/etc/pip.conf") if files[name]] == []
     assert holding("/.git/", "/app/tests", "/app/.build") == []
     assert [name for name in holding("/opt/", "/app/") if name.endswith(".whl")] == []
+
+
+def test_no_layer_and_nothing_that_the_image_says_of_itself_holds_a_secret(content: list[File]):
+    assert [file for file in content if file.secrets] == []
+    assert any(file.layer == "image" for file in content)
 
 
 def test_no_secret_stands_in_the_image_history(engine: Engine, image: str):

@@ -1,0 +1,90 @@
+"""Time: whether a save is over before a notice is."""
+
+from __future__ import annotations
+
+import time
+
+from console.checks.examination import Check, Patient, Trouble, Warn
+from storage.errors import NotFound, StoreError
+from trainer.history import History, runs
+
+MEASURE_S = 1.5  # seconds of writing that give the speed
+PIECE = 1 << 18  # bytes of the first object; each next is twice as large
+MOST = 32 << 20
+GRACE_S = 10.0  # docker's own, between SIGTERM and the kill
+NOTICE_S = {"aws": 120.0, "gcp": 30.0, "azure": 30.0}
+SHORTEST_S = min(NOTICE_S.values())
+
+
+def upload(patient: Patient) -> str:
+    """Bytes of which no two objects are alike, so that no cache or deduplication flatters the speed."""
+    seed, size, sent = int.from_bytes(patient.folder.encode()[-8:]), PIECE, 0
+    begun = time.monotonic()
+    names = []
+    while size <= MOST and time.monotonic() - begun < MEASURE_S:
+        names.append(f"speed-{size}")
+        patient.store.put(patient.key(names[-1]), (seed + size).to_bytes(16) * (size // 16))
+        sent += size
+        size *= 2
+    seconds = time.monotonic() - begun
+    for name in names:
+        patient.store.delete(patient.key(name))
+    patient.bytes_per_s = sent / max(seconds, 1e-6)
+    return f"{patient.bytes_per_s / 1e6:.1f} MB/s, by {sent / 1e6:.1f} MB"
+
+
+def save(patient: Patient) -> str:
+    """The newest checkpoint's size at that speed, against the shortest time in which a machine may go."""
+    assert patient.bytes_per_s is not None
+    size, whose = _checkpoint_bytes(patient)
+    if size is None:
+        hundred = 100e6 / patient.bytes_per_s
+        return f"no checkpoint there yet; one of 100 MB would need {hundred:.1f} s"
+    needs = size / patient.bytes_per_s + 1.0  # two small requests more, and the manifest's own
+    grace = stop_grace_s(patient)
+    told = f"a save of {size / 1e6:.1f} MB ({whose}) needs {needs:.1f} s at most"
+    if needs > SHORTEST_S:
+        raise Trouble(
+            f"{told}; Google's and Azure's notices give {SHORTEST_S:.0f} s, AWS's {NOTICE_S['aws']:.0f}",
+            "take a store in this machine's region, a machine with more network, or save more often "
+            "(--checkpoint-every 60s): what is lost then is at most that",
+            "warning" if needs <= NOTICE_S["aws"] else "failed",
+        )
+    if needs > grace:
+        raise Warn(
+            f"{told}; docker stop gives {grace:.0f} s",
+            f"docker run --stop-timeout {needs + 5:.0f} -e BATON_STOP_GRACE={needs + 5:.0f}",
+        )
+    return f"{told}, the shortest notice gives {SHORTEST_S:.0f}, docker stop {grace:.0f}"
+
+
+def stop_grace_s(patient: Patient) -> float:
+    """BATON_STOP_GRACE; what can't be read is told by the container's own check."""
+    try:
+        return float(patient.environment.get("BATON_STOP_GRACE", GRACE_S))
+    except ValueError:
+        return GRACE_S
+
+
+def _checkpoint_bytes(patient: Patient) -> tuple[int | None, str]:
+    """Bytes of the newest checkpoint of the run, or of the largest of all runs; and which that is."""
+    best: tuple[int | None, str] = (None, "")
+    for run in [patient.run] if patient.run else runs(patient.store)[:20]:
+        history = History(patient.store, run)
+        try:
+            newest = max(history.checkpoints(), default=None)
+            if newest is None:
+                continue
+            manifest = history.manifest(f"{newest[0]:06d}-{newest[1]:08d}")
+        except (NotFound, StoreError, ValueError):
+            continue
+        size = sum(part.size for part in manifest.parts)
+        if size > (best[0] or 0):
+            best = size, f"{run}, step {manifest.step}"
+    return best
+
+
+CHECKS = (
+    Check("time", "upload", upload, ("write", "delete")),
+    Check("time", "save", save, ("upload",)),
+)

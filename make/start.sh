@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# make/start.sh gcp|aws|azure: show the command that starts a spot VM with the image on it; with GO=1 run it. Where the VM
+# is there already, stopped by an eviction, it is started again. Settings (launch/registries.env or the environment): those
+# that launch/registries.env.example lists; and from make:
+#   JOB        job and its options (cifar10)         NAME       the VM's name (baton)
+#   TAG        the image's tag (the flavour)         MAX_HOURS  hours that the VM may be on in all (24)
+#   BATON_RUN  the run's name (the job's)            GPU=1      a machine with one
+#   OUT        folder for what the VM is told (.build/start)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=make/docker.sh
+. make/docker.sh
+# shellcheck source=make/settings.sh
+. make/settings.sh
+
+cloud=${1:-}
+[[ $cloud == gcp || $cloud == aws || $cloud == azure ]] || die "usage: make start-gcp, make start-aws or make start-azure"
+read_settings
+: "${FLAVOUR:=cuda}" "${GO:=}" "${GPU:=}" "${NAME:=baton}" "${JOB:=cifar10}" "${MAX_HOURS:=24}"
+: "${TAG:=$FLAVOUR}" "${BATON_RUN:=${JOB%% *}}"
+want BATON_STORE gs://BUCKET/runs "docs/stores.md"
+[[ $MAX_HOURS =~ ^[1-9][0-9]{0,3}$ ]] || die "MAX_HOURS=$MAX_HOURS: a whole number of hours, for example MAX_HOURS=24"
+[[ $NAME =~ ^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$ ]] || die "NAME=$NAME: small letters, digits and '-', for example NAME=baton"
+user_data=${OUT:-$PWD/.build/start}/$cloud.yaml
+where=() create=() again=() watch=() remove=() registry="" tool="" grace=""
+# shellcheck source=launch/cloud-init/gcp.sh
+. "launch/cloud-init/$cloud.sh"
+: "${IMAGE:=$registry/baton:$TAG}"
+[[ $IMAGE == */* ]] || IMAGE=$registry/baton:$TAG # make's own name for the image here means nothing there
+
+# Into the file that the VM is given. What is filled in are words: nothing in them is run, or breaks out of its line.
+fill_in() {
+    local text name value
+    text=$(<launch/cloud-init/user-data.yaml)
+    for name in IMAGE JOB MAX_HOURS GRACE STOP_S BATON_STORE BATON_RUN; do
+        value=${!name}
+        [[ $value =~ ^[A-Za-z0-9_.,:/@=+\ -]+$ ]] || die "$name=$value: only letters, digits, spaces and _ . , : / @ = + -"
+        text=${text//@$name@/$value}
+    done
+    mkdir -p "${user_data%/*}"
+    printf '%s\n' "$text" >"$user_data"
+}
+
+# As one would type it, an option to a line.
+show() {
+    local word text=""
+    for word in "$@"; do
+        # shellcheck disable=SC1003 # a backslash at a line's end is meant
+        case $word in
+            --*) text+=$(printf ' \\\n    %q' "$word") ;;
+            "&&") text+=" &&" ;;
+            *) text+=" $(quoted "$word")" ;;
+        esac
+    done
+    echo "${text# }"
+}
+
+quoted() {
+    if [[ $1 =~ [^A-Za-z0-9_.,:/@=+-] ]]; then
+        printf "'%s'" "${1//\'/\'\\\'\'}"
+    else
+        printf '%s' "$1"
+    fi
+}
+
+export GRACE=$grace STOP_S=$((grace + 15))
+fill_in
+if [[ -z $GO ]]; then
+    echo "# The first time:"
+    show "${create[@]}"
+    echo "# After an eviction, while the VM is there:"
+    show "${again[@]}"
+    echo "# To see what it does:"
+    show "${watch[@]}"
+    echo "# To be rid of it:"
+    show "${remove[@]}"
+    echo "# Nothing was run: GO=1 make start-$cloud does the first or the second, whichever it is. What the VM is told: ${user_data#"$PWD/"}"
+    exit 0
+fi
+want_tool "$tool"
+state=$(look) || die "$tool can't tell whether $NAME is there already: nothing was started"
+read -r found instance <<<"$state" || true
+case $found in
+    stopped)
+        again=("${again[@]/#INSTANCE/${instance:-}}")
+        show "${again[@]}"
+        "${again[@]}"
+        ;;
+    there) echo "$NAME is there already, and on: nothing to do" ;;
+    *)
+        show "${create[@]}"
+        "${create[@]}"
+        ;;
+esac

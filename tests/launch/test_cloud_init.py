@@ -1,0 +1,275 @@
+"""The VM's first boot is valid, and what it installs runs the image until nothing is left to do, then stops paying.
+
+docker, systemctl and curl are stand-ins here: the script's own decisions are what is tested.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.launch.parsers import LAUNCH, REPOSITORY, program
+from tests.launch.stand_ins import StandIns
+from tests.launch.test_start import SETTINGS, STORE, start
+
+USER_DATA = LAUNCH / "cloud-init" / "user-data.yaml"
+AZURES_TAG = "7783-7084-3265-9085-8269-3286-77"
+
+
+def written() -> dict[str, str]:
+    """The files that it writes, by their path."""
+    return {file["path"]: file["content"] for file in yaml.safe_load(USER_DATA.read_text())["write_files"]}
+
+
+def schema(file: Path) -> tuple[int, str]:
+    done = subprocess.run(
+        [program("cloud-init"), "schema", "--config-file", file],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize("cloud", SETTINGS)
+def test_what_each_clouds_vm_is_told_is_valid_and_has_every_blank_filled_in(cloud: str, tmp_path: Path):
+    stand_ins = StandIns(tmp_path / "bin")
+    code, said = start(stand_ins, cloud, **SETTINGS[cloud], **STORE, JOB="cifar10 --epochs 20")
+    assert code == 0, said
+    file = stand_ins.folder / f"{cloud}.yaml"
+    code, said = schema(file)
+    assert code == 0, said
+    files = {one["path"]: one["content"] for one in yaml.safe_load(file.read_text())["write_files"]}
+    settings = dict(line.split("=", 1) for line in files["/etc/baton/settings"].splitlines())
+    assert settings["JOB"] == "cifar10 --epochs 20"
+    assert settings["BATON_RUN"] == "cifar10"
+    assert settings["MAX_HOURS"] == "24"
+    unit = files["/etc/systemd/system/baton.service"]
+    stop_s = int(unit.split("TimeoutStopSec=")[1].split()[0])
+    assert stop_s > int(settings["GRACE"])  # systemd leaves time for the last save
+    assert "@" not in settings["IMAGE"] + unit
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("write_files:", "write_files: /etc/baton/settings\nfiles:"),
+        ("runcmd:", "runcmd: 7\ncommands:"),
+        ("  - path: /etc/baton/settings", "  - pathh: x"),
+    ],
+)
+def test_a_mistake_in_it_is_found(right: str, wrong: str, tmp_path: Path):
+    text = USER_DATA.read_text()
+    assert right in text
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(text.replace(right, wrong, 1))
+    code, said = schema(broken)
+    assert code != 0, said
+
+
+def test_its_script_is_good_shell(tmp_path: Path):
+    script = tmp_path / "baton-vm"
+    script.write_text(written()["/usr/local/bin/baton-vm"])
+    # SC2153: /etc/baton/settings has them; SC2086: $JOB is a job and its options
+    command = [REPOSITORY / ".venv" / "bin" / "shellcheck", "-e", "SC2086,SC2153", script]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+class Machine:
+    """A VM: the script, its state on disk, and stand-ins for what it calls."""
+
+    def __init__(self, folder: Path) -> None:
+        self.state = folder / "state"
+        self.script = folder / "baton-vm"
+        self.script.write_text(written()["/usr/local/bin/baton-vm"])
+        self.stand_ins = StandIns(folder / "bin")
+        self.dmi = folder / "dmi"
+        self.dmi.mkdir()
+        self.codes = folder / "codes"
+        # `docker run` gives the next exit code of the list, the last one for ever
+        self.stand_ins.add(
+            "docker",
+            f'''
+[[ $1 == run ]] || exit 0
+read -r code rest <"{self.codes}"
+[[ -z $rest ]] || echo "$rest" >"{self.codes}"
+exit "$code"''',
+        )
+        self.stand_ins.add("systemctl")
+        self.stand_ins.add("curl", "cat >/dev/null")
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        return self.stand_ins.environment | {
+            "BATON_STATE": str(self.state),
+            "BATON_DMI": str(self.dmi),
+            "BATON_OFF_AFTER": "0",
+            "BATON_AGAIN_AFTER": "0",
+            "IMAGE": "registry.example/baton:cpu",
+            "JOB": "cifar10 --epochs 20",
+            "MAX_HOURS": "2",
+            "GRACE": "25",
+            "BATON_STORE": "gs://bucket/runs",
+            "BATON_RUN": "cifar10",
+            **extra,
+        }
+
+    def boot(self, *codes: int, command: str = "work", **extra: str) -> str:
+        """What it said until it turned itself off."""
+        self.codes.write_text(" ".join(map(str, codes)) + "\n")
+        done = subprocess.run(
+            ["bash", self.script, command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=self.environment(**extra),
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    @property
+    def runs(self) -> list[list[str]]:
+        return [call[2:] for call in self.stand_ins.calls if call[:2] == ["docker", "run"]]
+
+    @property
+    def turned_off(self) -> int:
+        return sum(call == ["systemctl", "poweroff"] for call in self.stand_ins.calls)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_when_the_run_is_finished_the_vm_turns_itself_off_and_the_next_boot_asks_again(machine: Machine):
+    said = machine.boot(0)
+    assert (len(machine.runs), machine.turned_off) == (1, 1)
+    assert "exit code 0" in said
+    assert machine.runs[0][-3:] == ["cifar10", "--epochs", "20"]
+    machine.boot(0)
+    assert len(machine.runs) == 2
+
+
+@pytest.mark.parametrize("code", [64, 78])
+def test_what_a_person_must_mend_turns_it_off_and_is_not_tried_again_until_one_has(code: int, machine: Machine):
+    machine.boot(code)
+    assert (len(machine.runs), machine.turned_off) == (1, 1)
+    said = machine.boot(0)
+    assert (len(machine.runs), machine.turned_off) == (1, 2)
+    assert f"exit code {code}" in said
+    (machine.state / "given-up").unlink()
+    machine.boot(0)
+    assert len(machine.runs) == 2
+
+
+def test_after_74_and_75_it_goes_on_however_often(machine: Machine):
+    machine.boot(*[75, 74] * 4, 0)
+    assert (len(machine.runs), machine.turned_off) == (9, 1)
+
+
+def test_a_defect_is_tried_three_times_in_a_row(machine: Machine):
+    machine.boot(1, 1, 75, 1, 137, 1)
+    assert (len(machine.runs), machine.turned_off) == (6, 1)
+    assert (machine.state / "given-up").exists()
+
+
+def test_after_its_hours_over_all_boots_it_is_stopped_and_off_for_good(machine: Machine):
+    machine.state.mkdir()
+    (machine.state / "minutes").write_text("118\n")  # of 120
+    machine.boot(0, command="hours")
+    assert machine.turned_off == 0
+    machine.boot(0, command="hours")
+    assert machine.turned_off == 1
+    assert ["docker", "stop", "--time", "25", "baton"] in machine.stand_ins.calls
+    machine.boot(0)
+    assert machine.runs == []
+
+
+def test_a_shutdown_becomes_a_docker_stop_that_is_waited_for(machine: Machine, tmp_path: Path):
+    going, stopped = tmp_path / "going", tmp_path / "stopped"
+    machine.stand_ins.add(
+        "docker",
+        f'''
+case $1 in
+run) touch "{going}"; until [[ -e "{stopped}" ]]; do sleep 0.05; done; echo saved; exit 75 ;;
+stop) touch "{stopped}" ;;
+esac''',
+    )
+    process = subprocess.Popen(
+        ["bash", machine.script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=machine.environment(BATON_AGAIN_AFTER="60"),
+    )
+    try:
+        until = time.monotonic() + 60
+        while not going.exists():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert "saved" in said
+    assert ["docker", "stop", "--time", "25", "baton"] in machine.stand_ins.calls
+    assert machine.turned_off == 0
+
+
+def test_on_azure_it_deallocates_itself_by_a_token_that_no_argument_holds(machine: Machine, tmp_path: Path):
+    (machine.dmi / "chassis_asset_tag").write_text(AZURES_TAG + "\n")
+    heard = tmp_path / "heard"
+    machine.stand_ins.add(
+        "curl",
+        'case "$*" in\n*oauth2/token*) echo \'{"access_token": "a-token"}\' ;;\n'
+        f"*resourceId*) echo -n /subscriptions/s/vm ;;\n*deallocate*) cat >{heard} ;;\nesac",
+    )
+    machine.boot(0)
+    posted = [call for call in machine.stand_ins.calls if call[0] == "curl" and "deallocate" in " ".join(call)]
+    assert posted[0][-1].startswith("https://management.azure.com/subscriptions/s/vm/deallocate")
+    assert heard.read_text() == "Authorization: Bearer a-token\n"
+    assert "a-token" not in str(machine.stand_ins.calls)
+    assert machine.turned_off == 1
+
+
+LOGINS = {
+    "europe-west4-docker.pkg.dev/p/baton/baton:cpu": ("oauth2accesstoken", "europe-west4-docker.pkg.dev"),
+    "name.azurecr.io/baton:cpu": ("00000000-0000-0000-0000-000000000000", "name.azurecr.io"),
+}
+
+
+@pytest.mark.parametrize("image", LOGINS)
+def test_it_logs_in_to_its_clouds_registry_as_itself_by_a_token_on_standard_input(image: str, machine: Machine):
+    user, host = LOGINS[image]
+    heard = machine.state / "heard"
+    machine.stand_ins.add("docker", f'[[ $1 != login ]] || cat >"{heard}"\nexit 0')
+    machine.stand_ins.add("curl", 'echo \'{"access_token": "a-token", "refresh_token": "a-token"}\'')
+    machine.boot(0, IMAGE=image)
+    assert ["docker", "login", "--username", user, "--password-stdin", host] in machine.stand_ins.calls
+    assert heard.read_text() == "a-token\n"
+    assert "a-token" not in str(machine.stand_ins.calls)
+
+
+def test_on_aws_the_instances_role_is_asked_by_amazons_helper(machine: Machine):
+    machine.stand_ins.add("docker-credential-ecr-login")
+    machine.boot(0, IMAGE="123456789012.dkr.ecr.eu-west-1.amazonaws.com/baton:cpu")
+    config: Any = yaml.safe_load((machine.state / "docker" / "config.json").read_text())
+    assert config == {"credHelpers": {"123456789012.dkr.ecr.eu-west-1.amazonaws.com": "ecr-login"}}
+    assert len(machine.runs) == 1
+
+
+def test_where_docker_stands_still_the_vm_is_off_all_the_same(machine: Machine):
+    """No registry login: three tries, then off, for nobody is watching."""
+    machine.stand_ins.add("curl", "exit 7")
+    machine.boot(0, IMAGE="name.azurecr.io/baton:cpu")
+    assert (len(machine.runs), machine.turned_off) == (0, 1)
+    assert os.path.getsize(machine.state / "given-up")

@@ -1,0 +1,93 @@
+"""Kubernetes understands launch/kubernetes.yaml, and its Job does on each exit code what DESIGN promises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.launch.parsers import LAUNCH, several_machines
+
+SPEC = (LAUNCH / "kubernetes.yaml").read_text()
+
+
+def objects(text: str) -> dict[str, Any]:
+    """By kind, each as the API server's own schema has it. Raises what the validator does."""
+    found = [document for document in yaml.safe_load_all(text) if document]
+    for document in found:
+        kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
+    return {document["kind"]: document for document in found}
+
+
+@pytest.fixture(scope="module")
+def job() -> Any:
+    return objects(SPEC)["Job"]["spec"]
+
+
+def test_each_exit_code_is_answered_as_it_should_be(job: Any):
+    rules = job["podFailurePolicy"]["rules"]
+
+    def answer(code: int, *, disrupted: bool = False) -> str:
+        for rule in rules:
+            conditions = [c["type"] for c in rule.get("onPodConditions", [])]
+            if disrupted and "DisruptionTarget" in conditions:
+                return str(rule["action"])
+            if code in rule.get("onExitCodes", {}).get("values", []):
+                return str(rule["action"])
+        return "counted"
+
+    # Ignore: a new pod, not counted against backoffLimit
+    assert {code: answer(code) for code in (74, 75, 76)} == {74: "Ignore", 75: "Ignore", 76: "Ignore"}
+    assert {code: answer(code) for code in (64, 78)} == {64: "FailJob", 78: "FailJob"}
+    assert {answer(code, disrupted=True) for code in (0, 1, 64, 75, 78, 137)} == {"Ignore"}
+    assert answer(1) == "counted"
+    # the names that the API server checks and the schema doesn't
+    template = job["template"]["spec"]
+    assert {rule["onExitCodes"]["containerName"] for rule in rules if "onExitCodes" in rule} == {"baton"}
+    assert template["containers"][0]["name"] == "baton"
+    assert template["restartPolicy"] == "Never"
+    args = template["containers"][0]["args"]
+    assert args[args.index("--superseded-exit-code") + 1] == "76"
+
+
+def test_a_pod_has_time_to_save_runs_on_each_clouds_spot_nodes_and_is_locked_down(job: Any):
+    pod = job["template"]["spec"]
+    container = pod["containers"][0]
+    env = {one["name"]: one.get("value") for one in container["env"]}
+    assert pod["terminationGracePeriodSeconds"] > float(env["BATON_STOP_GRACE"])
+    tolerated = {one["key"] for one in pod["tolerations"]}
+    assert tolerated >= {
+        "cloud.google.com/gke-spot",
+        "eks.amazonaws.com/capacityType",
+        "kubernetes.azure.com/scalesetpriority",
+    }
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/tmp", "/halt"}
+
+
+def test_its_variant_for_several_nodes_is_valid_too_and_its_pods_find_each_other():
+    found = objects(several_machines(SPEC))
+    job = found["Job"]["spec"]
+    pod = job["template"]["spec"]
+    assert (job["completionMode"], job["completions"], job["parallelism"]) == ("Indexed", 2, 2)
+    assert any("torchrun" in word for word in pod["containers"][0]["command"])
+    assert pod["subdomain"] == found["Service"]["metadata"]["name"]
+    assert found["Service"]["spec"]["selector"].items() <= job["template"]["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("backoffLimit: 4", "backoffLimits: 4"),
+        ("terminationGracePeriodSeconds: 60", "terminationGracePeriodSeconds: a minute"),
+        ("action: FailJob", "onExit: FailJob"),
+        ('{name: BATON_STOP_GRACE, value: "15"}', "{name: BATON_STOP_GRACE, value: 15}"),
+    ],
+)
+def test_a_mistake_in_it_is_found(right: str, wrong: str):
+    assert right in SPEC
+    with pytest.raises(kubernetes_validate.ValidationError):
+        objects(SPEC.replace(right, wrong))

@@ -1,0 +1,87 @@
+"""SkyPilot understands launch/skypilot.yaml, as what it is meant to be.
+
+SkyPilot has an environment of its own, .build/skypilot, made from its lock: in CI by this test, elsewhere by
+
+    make/venv.sh .build/skypilot launch/requirements-skypilot.lock
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.launch.parsers import LAUNCH, REPOSITORY, several_machines
+
+VENV = REPOSITORY / ".build" / "skypilot"
+LOCK = LAUNCH / "requirements-skypilot.lock"
+SPEC = (LAUNCH / "skypilot.yaml").read_text()
+FILES = {
+    "as it is": SPEC,
+    "several machines": several_machines(SPEC),
+    "a key misspelt": SPEC.replace("use_spot:", "use_spott:"),
+    "a cloud that isn't one": SPEC.replace("infra: gcp", "infra: gpc"),
+    "a code that isn't one": SPEC.replace("[74, 75]", "[74, seventy-five]"),
+}
+
+
+def parsed(folder: Path) -> dict[str, Any]:
+    """What SkyPilot makes of every file, all at once: importing it takes longer than they do."""
+    if os.environ.get("CI") == "true":
+        subprocess.run(["make/venv.sh", str(VENV), str(LOCK)], cwd=REPOSITORY, check=True)
+    if not (VENV / "bin" / "sky").exists():
+        pytest.skip("no SkyPilot here: make/venv.sh .build/skypilot launch/requirements-skypilot.lock")
+    paths = []
+    for number, text in enumerate(FILES.values()):
+        paths.append(folder / f"{number}.yaml")
+        paths[-1].write_text(text)
+    done = subprocess.run(
+        [VENV / "bin" / "python", Path(__file__).with_name("sky_parse.py"), *paths],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HOME": str(folder), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"},
+    )
+    found = [json.loads(line[5:]) for line in done.stdout.splitlines() if line.startswith("TASK ")]
+    assert len(found) == len(FILES), done.stdout + done.stderr
+    return dict(zip(FILES, found, strict=True))
+
+
+def good_shell(script: str, file: Path) -> None:
+    file.write_text(f"#!/usr/bin/env bash\n{script}")
+    # SC2154: SkyPilot and `envs` set them
+    command = [REPOSITORY / ".venv" / "bin" / "shellcheck", "-e", "SC2154", file]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_it_is_a_spot_job_on_any_of_three_clouds_started_again_on_74_and_75_alone_and_mistakes_are_found(
+    tmp_path: Path,
+):
+    """One test, so that one process imports SkyPilot."""
+    tasks = parsed(tmp_path)
+    task = tasks["as it is"]
+    assert task["error"] is None
+    assert task["clouds"] == ["AWS", "Azure", "GCP"]
+    assert task["regions"] == ["None"] * 3
+    assert task["spot"] == [True] * 3
+    for recovery in task["recovery"]:
+        assert recovery["recover_on_exit_codes"] == [74, 75]
+        assert not recovery.get("max_restarts_on_errors")
+    assert task["nodes"] == 1
+
+    several = tasks["several machines"]
+    assert several["error"] is None
+    assert several["nodes"] == 2
+    launcher = "launcher=(--entrypoint /opt/venv/bin/torchrun)"
+    assert launcher in several["run"].splitlines()
+    assert launcher not in task["run"].splitlines()
+
+    for number, script in enumerate((task["setup"], task["run"], several["run"])):
+        good_shell(script, tmp_path / f"script-{number}")
+
+    for broken in list(FILES)[2:]:
+        assert tasks[broken]["error"], broken

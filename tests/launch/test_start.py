@@ -1,0 +1,188 @@
+"""`make start-gcp`, `start-aws`, `start-azure` show the right create command, and run it when told to."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.loaders import Loader
+from botocore.model import ServiceModel
+from botocore.validate import ParamValidator
+
+from tests.launch.parsers import REPOSITORY
+from tests.launch.stand_ins import StandIns
+
+SETTINGS = {
+    "gcp": {
+        "GCP_PROJECT": "project",
+        "GCP_ZONE": "europe-west4-a",
+        "GCP_REGISTRY": "europe-west4-docker.pkg.dev/project/baton",
+        "GCP_SERVICE_ACCOUNT": "baton@project.iam.gserviceaccount.com",
+    },
+    "aws": {
+        "AWS_REGION": "eu-west-1",
+        "AWS_REGISTRY": "123456789012.dkr.ecr.eu-west-1.amazonaws.com",
+        "AWS_INSTANCE_PROFILE": "baton",
+    },
+    "azure": {
+        "AZURE_GROUP": "baton",
+        "AZURE_LOCATION": "westeurope",
+        "AZURE_REGISTRY": "name.azurecr.io",
+        "AZURE_IDENTITY": "baton",
+    },
+}
+STORE = {"BATON_STORE": "gs://bucket/runs"}
+TOOLS = {"gcp": "gcloud", "aws": "aws", "azure": "az"}
+# what must stand in each create command: spot, stopped rather than deleted, notices, identity
+NEEDED = {
+    "gcp": (
+        "--provisioning-model=SPOT --instance-termination-action=STOP --preemption-notice-duration=120s "
+        "--max-run-duration=24h --service-account=baton@project.iam.gserviceaccount.com"
+    ),
+    "aws": (
+        '"SpotInstanceType": "persistent" "InstanceInterruptionBehavior": "stop" "HttpPutResponseHopLimit": 2 '
+        '"HttpTokens": "required" --iam-instance-profile --instance-initiated-shutdown-behavior'
+    ),
+    "azure": (
+        "--priority --eviction-policy --additional-scheduled-events --enable-user-reboot-scheduled-events "
+        "--enable-user-redeploy-scheduled-events --assign-identity"
+    ),
+}
+
+
+@pytest.fixture
+def stand_ins(tmp_path: Path) -> StandIns:
+    return StandIns(tmp_path / "bin")
+
+
+def start(stand_ins: StandIns, cloud: str, **settings: str) -> tuple[int, str]:
+    """`make start-CLOUD`; what the VM would be told is written beside the stand-ins."""
+    settings["OUT"] = str(stand_ins.folder)
+    done = subprocess.run(
+        ["make", f"start-{cloud}", *(f"{name}={value}" for name, value in settings.items())],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=stand_ins.environment,
+    )
+    return done.returncode, done.stdout
+
+
+def create_command(shown: str) -> list[str]:
+    """The first command that is shown, as a shell would understand it."""
+    return shlex.split(re.split(r"^#.*\n", shown, flags=re.MULTILINE)[1].replace("\\\n", " "))
+
+
+@pytest.mark.parametrize("cloud", SETTINGS)
+def test_the_create_command_is_shown_whole_and_not_run(cloud: str, stand_ins: StandIns):
+    stand_ins.add(TOOLS[cloud])
+    code, said = start(stand_ins, cloud, **SETTINGS[cloud], **STORE)
+    assert code == 0, said
+    command = create_command(said)
+    assert command[0] == TOOLS[cloud]
+    for needed in re.findall(r'"\w+": \S+|\S+', NEEDED[cloud]):
+        assert needed in " ".join(command), needed
+    assert "GO=1" in said
+    assert stand_ins.calls == []
+    user_data = (stand_ins.folder / f"{cloud}.yaml").read_text()
+    assert "BATON_STORE=gs://bucket/runs" in user_data
+    assert "/baton:cuda" in user_data
+
+
+def test_awss_own_description_of_the_request_accepts_the_command(stand_ins: StandIns):
+    """By the model that aws and boto3 share, as the command line's options name its members."""
+    _, said = start(stand_ins, "aws", **SETTINGS["aws"], **STORE)
+    words = create_command(said)[3:]
+    given: dict[str, Any] = {}
+    for option, value in zip(words[::2], words[1::2], strict=True):
+        name = "".join(part.capitalize() for part in option.removeprefix("--").split("-"))
+        given[name] = json.loads(value) if value[0] in "[{" else value
+    assert given.pop("Region") == "eu-west-1"
+    count = int(given.pop("Count"))
+    given |= {"MinCount": count, "MaxCount": count}
+    model = ServiceModel(Loader().load_service_model("ec2", "service-2"))
+    shape = model.operation_model("RunInstances").input_shape
+    report = ParamValidator().validate(given, shape)
+    assert not report.has_errors(), report.generate_report()
+    given["MetadataOptions"]["HttpPutResponseHopLimits"] = given["MetadataOptions"].pop("HttpPutResponseHopLimit")
+    assert ParamValidator().validate(given, shape).has_errors()
+
+
+FOUND = {
+    "gcp": {"": "", "stopped": "echo TERMINATED", "there": "echo RUNNING"},
+    "aws": {
+        "": "echo None",
+        "stopped": '[[ "$*" != *stopped* ]] || echo i-0123',
+        "there": '[[ "$*" != *running* ]] || echo i-0123',
+    },
+    "azure": {"": "", "stopped": 'echo "VM deallocated"', "there": 'echo "VM running"'},
+}
+STARTS = {"gcp": ["compute", "instances", "start"], "aws": ["ec2", "start-instances"], "azure": ["vm", "start"]}
+
+
+@pytest.mark.parametrize("cloud", SETTINGS)
+def test_with_go_it_is_created_or_where_an_eviction_stopped_it_started_again(cloud: str, stand_ins: StandIns):
+    for state in ("", "stopped", "there"):
+        stand_ins.add(TOOLS[cloud], FOUND[cloud][state])
+        before = len(stand_ins.calls)
+        code, said = start(stand_ins, cloud, **SETTINGS[cloud], **STORE, GO="1")
+        assert code == 0, said
+        last = stand_ins.calls[before:][-1][1:]
+        created = any("create" in word or word == "run-instances" for word in last[:4])
+        assert created == (state == ""), last
+        assert (last[: len(STARTS[cloud])] == STARTS[cloud]) == (state == "stopped"), last
+        if state == "stopped" and cloud == "aws":
+            assert last[-1] == "i-0123"
+        if state == "there":
+            assert "nothing to do" in said
+
+
+@pytest.mark.parametrize("cloud", SETTINGS)
+def test_where_the_cloud_cant_say_what_is_there_nothing_is_started(cloud: str, stand_ins: StandIns):
+    stand_ins.add(TOOLS[cloud], "echo 'not logged in' >&2; exit 1")
+    code, said = start(stand_ins, cloud, **SETTINGS[cloud], **STORE, GO="1")
+    assert code != 0
+    assert "nothing was started" in said
+    assert len(stand_ins.calls) == 1
+
+
+@pytest.mark.parametrize("cloud", SETTINGS)
+def test_each_missing_setting_is_one_line_with_what_mends_it(cloud: str, stand_ins: StandIns):
+    for missing in (*SETTINGS[cloud], *STORE):
+        settings = {name: value for name, value in (SETTINGS[cloud] | STORE).items() if name != missing}
+        code, said = start(stand_ins, cloud, **settings)
+        line = said.splitlines()[0]
+        assert code != 0
+        assert line.startswith(f"{missing} is not set: echo '{missing}="), said
+        assert ">> launch/registries.env" in line
+
+
+@pytest.mark.parametrize("wrong", [{"MAX_HOURS": "soon"}, {"NAME": "My VM"}, {"JOB": "cifar10; rm -rf /"}])
+def test_what_would_break_out_of_its_place_is_refused(wrong: dict[str, str], stand_ins: StandIns):
+    code, said = start(stand_ins, "gcp", **SETTINGS["gcp"], **STORE, **wrong)
+    assert code != 0
+    assert said.startswith(f"{next(iter(wrong))}="), said
+
+
+def test_settings_come_from_the_file_and_the_environment_wins(stand_ins: StandIns, tmp_path: Path):
+    file = tmp_path / "registries.env"
+    file.write_text("# mine\n" + "".join(f"{name}={value}\n" for name, value in (SETTINGS["gcp"] | STORE).items()))
+    code, said = start(stand_ins, "gcp", REGISTRIES=str(file), GCP_ZONE="us-central1-b")
+    assert code == 0, said
+    assert "--zone=us-central1-b" in said
+    file.write_text("GCP_PROJECT = $(touch pwned)\n")
+    code, said = start(stand_ins, "gcp", REGISTRIES=str(file))
+    assert code != 0
+    assert f"{file}:1: must be NAME=value" in said
+
+
+def test_every_setting_that_the_scripts_read_is_in_the_example():
+    example = (REPOSITORY / "launch" / "registries.env.example").read_text()
+    for name in {name for settings in SETTINGS.values() for name in settings} | STORE.keys():
+        assert f"\n#{name}=" in example, name

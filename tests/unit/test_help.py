@@ -1,0 +1,32 @@
+"""Whoever runs the image without knowing what it can do is led on."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.runs import command
+
+
+@pytest.mark.parametrize("words", [(), ("help",), ("--help",)])
+def test_the_image_alone_says_what_it_can_do(words: tuple[str, ...]):
+    code, text = command(*words)
+    assert code == 0
+    assert "cifar10" in text
+    assert "doctor" in text
+
+
+def test_help_on_a_job_or_a_command_shows_its_options():
+    code, text = command("help", "cifar10")
+    assert code == 0
+    assert "--checkpoint-every" in text
+    code, text = command("help", "doctor")
+    assert code == 0
+    assert "--json" in text
+
+
+@pytest.mark.parametrize("words", [("cifr10",), ("help", "cifr10")])
+def test_a_misspelt_job_gets_the_nearest_right_one(words: tuple[str, ...]):
+    code, text = command(*words)
+    assert code == 64
+    assert "did you mean cifar10?" in text
+    assert len(text.splitlines()) == 1
