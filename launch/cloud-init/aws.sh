@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Sourced by make/start.sh: a spot instance on AWS. Who starts it again after an eviction: AWS itself, because the spot
-# request is persistent and the instance is stopped, not terminated, as soon as there is room for it again; or you, by
-# the same line. Its disk (64 GB) is charged for, and AWS goes on starting it, until it and its request are removed.
+# Sourced by make/start.sh: a spot instance on AWS. Who starts it again after an eviction: AWS itself, as soon as there
+# is room, because the spot request is persistent and the instance was stopped, not terminated. You start one that shut
+# itself down, by the same line. Its disk (64 GB) is charged for, and AWS goes on starting it, until both are removed.
 # shellcheck disable=SC2034,SC2154 # make/start.sh sets and reads these
 
 want AWS_REGION eu-west-1
