@@ -3,8 +3,8 @@
 # digest and how to run it there. Settings (launch/registries.env or the environment): GCP_REGISTRY, AWS_REGISTRY,
 # AZURE_REGISTRY, BATON_STORE; and from make: FLAVOUR, IMAGE, TAG, JOB.
 #
-# The cloud's own tool gives a token that lasts an hour or so. It goes to docker by a pipe, is kept in a folder that only
-# this script knows, and is deleted with it: no argument, no variable and no ~/.docker/config.json ever holds it.
+# The cloud's own tool gives a token that lasts an hour or so. It goes to docker by a pipe, is kept in a folder that
+# only this script knows, and is deleted with it: no argument, no variable and no ~/.docker/config.json ever holds it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=make/docker.sh

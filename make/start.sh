@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# make/start.sh gcp|aws|azure: show the command that starts a spot VM with the image on it; with GO=1 run it. Where the VM
-# is there already, stopped by an eviction, it is started again. Settings (launch/registries.env or the environment): those
-# that launch/registries.env.example lists; and from make:
+# make/start.sh gcp|aws|azure: show the command that starts a spot VM with the image on it; with GO=1 run it. Where the
+# VM is there already, stopped by an eviction, it is started again. Settings (launch/registries.env or the environment):
+# those that launch/registries.env.example lists; and from make:
 #   JOB        job and its options (cifar10)         NAME       the VM's name (baton)
 #   TAG        the image's tag (the flavour)         MAX_HOURS  hours that the VM may be on in all (24)
 #   BATON_RUN  the run's name (the job's)            GPU=1      a machine with one

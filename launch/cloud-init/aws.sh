@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Sourced by make/start.sh: a spot instance on AWS. Who starts it again after an eviction: AWS itself, because the spot
-# request is persistent and the instance is stopped, not terminated, as soon as there is room for it again; or you, by the
-# same line. Its disk (64 GB) is charged for, and AWS goes on starting it, until it and its request are removed.
+# Sourced by make/start.sh: a spot instance on AWS. Who starts it again after an eviction: AWS itself, as soon as there
+# is room, because the spot request is persistent and the instance was stopped, not terminated. You start one that shut
+# itself down, by the same line. Its disk (64 GB) is charged for, and AWS goes on starting it, until both are removed.
 # shellcheck disable=SC2034,SC2154 # make/start.sh sets and reads these
 
 want AWS_REGION eu-west-1
@@ -25,7 +25,8 @@ create=(
     --instance-market-options '{"MarketType": "spot", "SpotOptions": {"SpotInstanceType": "persistent", "InstanceInterruptionBehavior": "stop"}}'
     # a shutdown from within stops it too, and doesn't delete it
     --instance-initiated-shutdown-behavior stop
-    # hop limit 2: the metadata's token must cross docker's bridge as well, or the container sees neither role nor notice
+    # hop limit 2: the metadata's token must cross docker's bridge as well, or the container sees neither role nor
+    # notice
     --metadata-options '{"HttpEndpoint": "enabled", "HttpTokens": "required", "HttpPutResponseHopLimit": 2}'
     # the least rights: the role may read the registry and write the store
     --iam-instance-profile "{\"Name\": \"$AWS_INSTANCE_PROFILE\"}"

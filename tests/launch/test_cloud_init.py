@@ -46,6 +46,7 @@ def test_what_each_clouds_vm_is_told_is_valid_and_has_every_blank_filled_in(clou
     file = stand_ins.folder / f"{cloud}.yaml"
     code, said = schema(file)
     assert code == 0, said
+    assert file.stat().st_size <= 16384  # AWS takes no more
     files = {one["path"]: one["content"] for one in yaml.safe_load(file.read_text())["write_files"]}
     settings = dict(line.split("=", 1) for line in files["/etc/baton/settings"].splitlines())
     assert settings["JOB"] == "cifar10 --epochs 20"
