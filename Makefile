@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 SCRIPTS := $(wildcard make/*.sh launch/cloud-init/*.sh .ci/run)
 
 help: ## this list
-	@sed -n 's/^\([a-z0-9 -]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-8s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9 -]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %s\n", sprintf(length($$1) > 9 ? "%s\n               %s" : "%-9s %s", $$1, $$2) }'
 
 cifar10: ## train on CIFAR-10 here and now, or go on training; stop it with: touch halt/halt
 	@make/venv.sh $(VENV) requirements.lock
@@ -81,12 +81,13 @@ relay: dev-env ## one run over three simulated clouds, evicted and killed: STORE
 
 bench: dev-env ## every figure that the README states, measured here
 	@$(BIN)/python entrypoint.py data cifar10 $(if $(CIFAR10),--source '$(CIFAR10)')
-	@set -e; for figure in "startup" "loop_overhead" "saving" "stores" "quick" "quick --steps 98 --predecessor"; do \
+	@set -e; for figure in "startup" "loop_overhead" "saving" "stores" "watching" "eviction" "quick" \
+	    "quick --steps 98 --predecessor"; do \
 	    echo "== bench/$$figure"; $(BIN)/python bench/$${figure%% *}.py $$(echo "$$figure" | cut -s -d' ' -f2-); done
 
 soak: dev-env ## the tests that kill, race and resume, in their whole counts, over and over: make soak ROUNDS=20
 	@set -e; for round in $$(seq $(or $(ROUNDS),5)); do echo "== round $$round"; \
-	    BATON_SOAK_SEED=$$round $(BIN)/python -m pytest -rs \
+	    BATON_SOAK=1 BATON_SOAK_SEED=$$round $(BIN)/python -m pytest -rs \
 	        tests/chaos tests/contract tests/relay tests/unit/test_retention_interleaved.py $(ARGS); done
 
 LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
