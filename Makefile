@@ -11,9 +11,11 @@ ARGS ?=
 CIFAR10 ?=
 FLAVOUR ?= cuda
 BASE_IMAGE ?=
+# Pretrained weights that the image bakes in: WEIGHTS="imagenet:resnet18 bert:bert-base-uncased"
+WEIGHTS ?=
 IMAGE ?= baton:$(FLAVOUR)
 export PYTHON ?= python3
-export CIFAR10 FLAVOUR BASE_IMAGE IMAGE
+export CIFAR10 FLAVOUR BASE_IMAGE WEIGHTS IMAGE
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -47,7 +49,7 @@ lint: dev-env ## ruff, shellcheck, hadolint
 types: dev-env ## mypy, strict
 	@$(BIN)/mypy
 
-image: ## build the image: FLAVOUR=cuda|cpu BASE_IMAGE=... CIFAR10=path|address|synthetic IMAGE=tag
+image: ## build the image: FLAVOUR=cuda|cpu BASE_IMAGE=... CIFAR10=path|address|synthetic WEIGHTS=JOB:MODEL IMAGE=tag
 	@make/image.sh
 
 push-gcp push-aws push-azure: ## build if needed and push to the cloud's registry: TAG=tag, settings in launch/registries.env

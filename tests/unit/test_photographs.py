@@ -97,11 +97,11 @@ def test_packing_that_is_stopped_goes_on_and_skips_what_it_skipped(tmp_path: Pat
 
     stops = 0
     for _ in range(100):
-        journal = tmp_path / "out" / ".unfinished.places"
-        before = journal.stat().st_size if journal.exists() else 0
+        places = tmp_path / "out" / ".unfinished.places"
+        before = places.stat().st_size if places.exists() else 0
 
-        def check(before: int = before) -> None:
-            if journal.exists() and journal.stat().st_size > before:
+        def check(before: int = before, places: Path = places) -> None:
+            if places.exists() and places.stat().st_size > before:
                 raise Stop
 
         try:

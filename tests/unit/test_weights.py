@@ -50,7 +50,7 @@ def test_missing_ones_name_the_command_that_gets_them(tmp_path: Path, monkeypatc
     monkeypatch.setattr(weights, "BAKED", tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(UserError, match="entrypoint.py weights imagenet --model net") as caught:
+    with pytest.raises(UserError, match=r"entrypoint\.py weights imagenet --model net") as caught:
         weights.find(weights.Published("imagenet", "net", "https://example.invalid/net-00000000.pth"), nothing)
     assert caught.value.code == 78
 
