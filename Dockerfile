@@ -102,6 +102,32 @@ RUN --mount=type=secret,id=ca --mount=type=cache,target=/packed \
     find /layer/data/app -exec touch -h -d @0 {} +
 
 
+FROM deps AS weights
+COPY entrypoint.py /app/
+COPY trainer /app/trainer
+COPY storage /app/storage
+COPY watchers /app/watchers
+COPY console /app/console
+COPY requirements-uv.lock .build/weights*/ /source/
+ARG WEIGHTS=
+# JOB:MODEL, any number of them: from what `make image` found in weights/, else fetched and checked here.
+RUN --mount=type=secret,id=ca --mount=type=cache,target=/weights \
+    if [ -s /run/secrets/ca ]; then export SSL_CERT_FILE=/run/secrets/ca; fi; \
+    mkdir -p /layer/weights/app/weights; \
+    for wanted in $WEIGHTS; do \
+        model=${wanted#*:}; \
+        if ! [ -e "/source/$model" ] && ! [ -e "/source/$model.safetensors" ]; then \
+            if ! [ -s "/weights/$model.safetensors" ]; then \
+                /opt/venv/bin/python /app/entrypoint.py weights "${wanted%%:*}" --model "$model" --out /weights; \
+            fi; \
+            cp "/weights/$model.safetensors" /source/; \
+        fi; \
+        cp -r /source/"$model"* /layer/weights/app/weights/; \
+    done; \
+    chmod -R a+rX /layer/weights/app; \
+    find /layer/weights/app -exec touch -h -d @0 {} +
+
+
 FROM deps AS app
 COPY entrypoint.py /app/
 COPY trainer /app/trainer
@@ -119,6 +145,7 @@ RUN PYTHONHASHSEED=0 /opt/venv/bin/python -m compileall -q --invalidation-mode u
 FROM base
 COPY --from=deps /layer/ /
 COPY --from=data /layer/data/ /
+COPY --from=weights /layer/weights/ /
 COPY --from=app /layer/code/ /
 # All that libraries write for themselves goes to one place, which --read-only --tmpfs /tmp leaves writable. USER and
 # LOGNAME: torch asks for the user's name, and any number given with --user has none.

@@ -10,9 +10,11 @@ ARGS ?=
 CIFAR10 ?=
 FLAVOUR ?= cuda
 BASE_IMAGE ?=
+# Pretrained weights that the image bakes in: WEIGHTS="imagenet:resnet18 bert:bert-base-uncased"
+WEIGHTS ?=
 IMAGE ?= baton:$(FLAVOUR)
 export PYTHON ?= python3
-export CIFAR10 FLAVOUR BASE_IMAGE IMAGE
+export CIFAR10 FLAVOUR BASE_IMAGE WEIGHTS IMAGE
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -46,7 +48,7 @@ lint: dev-env ## ruff, shellcheck, hadolint
 types: dev-env ## mypy, strict
 	@$(BIN)/mypy
 
-image: ## build the image: FLAVOUR=cuda|cpu BASE_IMAGE=... CIFAR10=path|address|synthetic IMAGE=tag
+image: ## build the image: FLAVOUR=cuda|cpu BASE_IMAGE=... CIFAR10=path|address|synthetic WEIGHTS=JOB:MODEL IMAGE=tag
 	@make/image.sh
 
 run: ## run the image on halt/ and store/ here: the same line again goes on with the run

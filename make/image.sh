@@ -3,6 +3,7 @@
 #   FLAVOUR     cuda or cpu
 #   BASE_IMAGE  what to build on; empty for the flavour's own
 #   CIFAR10     archive, folder, packed.safetensors, address, or `synthetic`; empty for what `make cifar10` packed
+#   WEIGHTS     pretrained weights to bake in, JOB:MODEL JOB:MODEL ...; what lies in weights/ is taken from there
 #   IMAGE       the tag
 # Your pip settings and certificates go in as build secrets: no layer and no image history holds them.
 set -euo pipefail
@@ -46,6 +47,22 @@ lay_source() {
     else
         build+=(--build-arg "CIFAR10=$CIFAR10")
     fi
+}
+
+# Weights that are here already, as files or folders in .build/weights/; the build fetches the others.
+lay_weights() {
+    mkdir -p .build/weights
+    local wanted model
+    for wanted in $WEIGHTS; do
+        model=${wanted#*:}
+        [[ $wanted == *:* ]] || die "WEIGHTS: write JOB:MODEL, for example imagenet:resnet18, not $wanted"
+        if [[ -d weights/$model ]]; then
+            cp -rL "weights/$model" .build/weights/
+        elif [[ -f weights/$model.safetensors ]]; then
+            lay "weights/$model.safetensors" ".build/weights/$model.safetensors"
+        fi
+    done
+    build+=(--build-arg "WEIGHTS=$WEIGHTS")
 }
 
 # Wheels of CPU torch that lie in a folder which pip is told to look in; a served index needs nothing laid out.
@@ -100,7 +117,7 @@ stamp_revision() {
         --build-arg "SOURCE=$source")
 }
 
-: "${FLAVOUR:=cuda}" "${BASE_IMAGE:=}" "${CIFAR10:=}" "${IMAGE:=baton:$FLAVOUR}"
+: "${FLAVOUR:=cuda}" "${BASE_IMAGE:=}" "${CIFAR10:=}" "${WEIGHTS:=}" "${IMAGE:=baton:$FLAVOUR}"
 case $FLAVOUR in
     cuda) : "${BASE_IMAGE:=ubuntu:24.04}" ;;
     cpu) : "${BASE_IMAGE:=debian:bookworm-slim}" ;; # its Python 3.11 is the one that requirements-cpu.lock has a wheel for
@@ -108,8 +125,9 @@ case $FLAVOUR in
 esac
 docker=${DOCKER:-$(find_docker)}
 build=(--build-arg "BASE_IMAGE=$BASE_IMAGE" --build-arg "FLAVOUR=$FLAVOUR" -t "$IMAGE")
-rm -rf .build/source .build/wheels
+rm -rf .build/source .build/weights .build/wheels
 lay_source
+lay_weights
 [[ $FLAVOUR == cuda ]] || lay_wheels
 secrets
 stamp_revision

@@ -28,21 +28,13 @@ class Archive:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dataset:
-    """One data set of small pictures, published as the CIFAR sets are. A new one is a line in `DATASETS`."""
+class PictureSet:
+    """A data set of small pictures, all of one size."""
 
     name: str
     classes: tuple[str, ...]  # in the official order: a label is an index into it
     size: int  # pixels, each side
     channels: int
-    python: Archive  # pickles
-    binary: Archive  # raw bytes
-    train_files: tuple[str, ...]  # in the archives; with .bin in the binary one
-    test_files: tuple[str, ...]
-    train_count: int  # pictures in `train_files` together
-    test_count: int
-    label_key: bytes  # of the labels in a pickled batch
-    label_bytes: int  # before each picture in the binary files; the last is the label
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -53,6 +45,20 @@ class Dataset:
     def pixels(self) -> int:
         """Bytes of one picture."""
         return self.size * self.size * self.channels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset(PictureSet):
+    """One that is published as the CIFAR sets are. A new one is a line in `DATASETS`."""
+
+    python: Archive  # pickles
+    binary: Archive  # raw bytes
+    train_files: tuple[str, ...]  # in the archives; with .bin in the binary one
+    test_files: tuple[str, ...]
+    train_count: int  # pictures in `train_files` together
+    test_count: int
+    label_key: bytes  # of the labels in a pickled batch
+    label_bytes: int  # before each picture in the binary files; the last is the label
 
     def splits(self) -> tuple[tuple[str, tuple[str, ...], int], ...]:
         """(split, its files in the archives, pictures in these together), as published."""
@@ -74,7 +80,31 @@ CIFAR10 = Dataset(
     label_bytes=1,
 )
 
-DATASETS: Mapping[str, Dataset] = {d.name: d for d in (CIFAR10,)}
+CIFAR100 = Dataset(
+    name="cifar100",
+    classes=tuple(
+        """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
+        camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup
+        dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower
+        leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid
+        otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray
+        road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+        sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
+        wardrobe whale willow_tree wolf woman worm""".split()  # noqa: SIM905
+    ),
+    size=32,
+    channels=3,
+    python=Archive("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"),
+    binary=Archive("https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8"),
+    train_files=("train",),
+    test_files=("test",),
+    train_count=50_000,
+    test_count=10_000,
+    label_key=b"fine_labels",
+    label_bytes=2,  # coarse, fine
+)
+
+DATASETS: Mapping[str, Dataset] = {d.name: d for d in (CIFAR10, CIFAR100)}
 
 
 def named(name: str | Dataset) -> Dataset:
@@ -101,7 +131,7 @@ class Splits:
     train: Samples
     test: Samples
 
-    def check(self, dataset: Dataset, name: str) -> None:
+    def check(self, dataset: PictureSet, name: str) -> None:
         """Both splits hold every class. Raises `UserError`, which names the source."""
         for split, samples in (("train", self.train), ("test", self.test)):
             if not len(samples.labels):

@@ -29,7 +29,11 @@ class Packer(Protocol):
     def pack(self, source: str | None, folder: Path, options: Mapping[str, Any], pulse: Pulse) -> Packed: ...
 
 
-PACKERS = {"bert": "trainer.data.texts", "imagenet": "trainer.data.photographs"}  # imported where it is asked for
+PACKERS = {
+    "bert": "trainer.data.texts",
+    "imagenet": "trainer.data.photographs",
+    "mnist": "trainer.data.idx",
+}  # imported where it is asked for
 
 
 def packer(name: str | Dataset) -> Packer | None:

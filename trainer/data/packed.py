@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.dataset import Bytes, Dataset, Samples, Splits, shown
+from trainer.data.dataset import Bytes, PictureSet, Samples, Splits, shown
 from trainer.data.pulse import Pulse, told
 from trainer.data.scratch import replacing
 from trainer.exits import UserError
@@ -221,7 +221,7 @@ def _metadata(raw: Any) -> dict[str, Any]:
 
 def write_packed(
     folder: Path,
-    dataset: Dataset,
+    dataset: PictureSet,
     splits: Splits,
     origin: Origin,
     *,

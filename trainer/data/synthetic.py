@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.data.dataset import Bytes, Dataset, Samples, Splits
+from trainer.data.dataset import Bytes, PictureSet, Samples, Splits
 from trainer.data.pulse import Pulse
 
 TRAIN, TEST = 10_000, 2_000  # pictures
@@ -21,12 +21,12 @@ BLOCK = 500  # pictures made at a time
 _HEAD = 16  # bytes of chance for each picture, before those of its pixels
 
 
-def generate(dataset: Dataset, pulse: Pulse, train: int = TRAIN, test: int = TEST) -> Splits:
+def generate(dataset: PictureSet, pulse: Pulse, train: int = TRAIN, test: int = TEST) -> Splits:
     """Raises only what `pulse.check` does."""
     return Splits(_samples(dataset, "train", train, pulse), _samples(dataset, "test", test, pulse))
 
 
-def _samples(dataset: Dataset, split: str, count: int, pulse: Pulse) -> Samples:
+def _samples(dataset: PictureSet, split: str, count: int, pulse: Pulse) -> Samples:
     images = np.empty((count, *dataset.shape), np.uint8)
     labels = (np.arange(count) % len(dataset.classes)).astype(np.uint8)
     for start in range(0, count, BLOCK):
@@ -42,7 +42,7 @@ def _chance(name: str, rows: int, columns: int) -> Bytes:
     return np.frombuffer(raw, np.uint8).reshape(rows, columns)
 
 
-def _pictures(dataset: Dataset, labels: Any, chance: Bytes) -> Bytes:
+def _pictures(dataset: PictureSet, labels: Any, chance: Bytes) -> Bytes:
     """int16 [n] labels, uint8 [n, 16 + pixels] chance -> uint8 [n, size, size, channels]"""
     head = chance[:, :_HEAD].astype(np.int16)
     classes = len(dataset.classes)

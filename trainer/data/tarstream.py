@@ -56,11 +56,11 @@ def members(
     check: Callable[[], None],
     *,
     opener: Callable[[], BinaryIO] | None = None,
-    total_limit: int = TOTAL_LIMIT,
+    total_limit: int = 0,
 ) -> Iterator[Member]:
     """Each regular file in the tar. Raises `UserError` for damage, links, devices and names that climb out.
 
-    `opener`: opens it where `path` only names it. `total_limit`: bytes, decompressed.
+    `opener`: opens it where `path` only names it. `total_limit`: bytes, decompressed; `TOTAL_LIMIT` if 0.
     """
     with closing(_Stream(path, check, opener, total_limit)) as stream:
         try:
@@ -81,10 +81,10 @@ class _Stream:
         path: Path,
         check: Callable[[], None],
         opener: Callable[[], BinaryIO] | None = None,
-        total_limit: int = TOTAL_LIMIT,
+        total_limit: int = 0,
     ) -> None:
         self.path = path
-        self._total_limit = total_limit
+        self._total_limit = total_limit or TOTAL_LIMIT
         self.taken = 0  # bytes, decompressed
         self._check = check
         self._held = b""

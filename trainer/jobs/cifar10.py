@@ -72,7 +72,22 @@ RECIPES = {
 }  # fmt: skip
 SGD_MOMENTUM = 0.85
 BATCH_NORM_MOMENTUM = 0.4  # the weights move fast; so must the running statistics
-MEAN, STD = (125.31, 122.96, 113.86), (51.59, 50.85, 51.26)  # of the training pictures, by channel, of 255
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What tells one data set from another."""
+
+    mean: tuple[float, ...]  # of the training pictures, by channel, of 255
+    std: tuple[float, ...]
+    mirrors: bool = True  # whether a picture's mirror image is one of its class
+
+
+KINDS = {
+    "cifar10": Kind((125.31, 122.96, 113.86), (51.59, 50.85, 51.26)),
+    "cifar100": Kind((129.30, 124.07, 112.43), (68.17, 65.39, 70.42)),
+    "mnist": Kind((33.32,), (78.57,), mirrors=False),
+}
 
 
 def build(settings: Settings, data: Packed, device: torch.device) -> Task:
@@ -90,11 +105,15 @@ class Cifar(Task):
     unit = "images"
 
     def __init__(self, settings: Settings, data: Packed, device: torch.device) -> None:
-        self.settings = settings
+        self.settings, self.kind = settings, KINDS[data.name]
+        self.classes, self.channels = len(data.classes), len(self.kind.mean)
         self.train_images, self.train_labels, self.test_images, self.test_labels = (
             tensor_of(data.arrays[name], device)
             for name in ("train_images", "train_labels", "test_images", "test_labels")
         )
+        if (margin := (32 - self.train_images.shape[1]) // 2) > 0:
+            margins = (0, 0, margin, margin, margin, margin)
+            self.train_images, self.test_images = (F.pad(x, margins) for x in (self.train_images, self.test_images))
         self.train_size, self.eval_size = len(self.train_labels), len(self.test_labels)
 
     def sums(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -106,7 +125,7 @@ class Cifar(Task):
         return {**self.sums(logits, labels), "loss": F.cross_entropy(logits, labels, reduction="sum")}
 
     def predict(self, images: Tensor) -> Tensor:
-        """uint8 [n, 32, 32, 3] -> logits [n, 10], in evaluation."""
+        """uint8 [n, 32, 32, channels] -> logits [n, classes], in evaluation."""
         raise NotImplementedError
 
 
@@ -114,10 +133,10 @@ class Tutorial(Cifar):
     def __init__(self, settings: Settings, data: Packed, device: torch.device) -> None:
         super().__init__(settings, data, device)
         self.model = nn.Sequential(
-            nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(self.channels, 6, 5), nn.ReLU(), nn.MaxPool2d(2),
             nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
             nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(),
-            nn.Dropout(settings.dropout), nn.Linear(84, 10),
+            nn.Dropout(settings.dropout), nn.Linear(84, self.classes),
         ).to(device)  # fmt: skip
         sgd = torch.optim.SGD(
             self.model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
@@ -141,9 +160,9 @@ class Whitened(Cifar):
     def __init__(self, settings: Settings, data: Packed, device: torch.device, recipe: Recipe) -> None:
         super().__init__(settings, data, device)
         self.recipe = recipe
-        mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
+        mean, std = torch.tensor(self.kind.mean, device=device), torch.tensor(self.kind.std, device=device)
         self.scale, self.offset = 1 / std, -mean / std
-        net = Net(recipe, settings.dropout).to(device)
+        net = Net(recipe, settings.dropout, self.channels, self.classes).to(device)
         net.to(memory_format=torch.channels_last)
         net.set_whitening(self.normalized(self.train_images[:500]))
         self.model = self.net = net
@@ -187,7 +206,9 @@ class Whitened(Cifar):
         if side < 32:
             return self.logits(x)
         wider = F.pad(x, (1, 1, 1, 1), mode="reflect")
-        views = (x, x.flip(3), wider[:, :, :-2, :-2], wider[:, :, 2:, 2:].flip(3))
+        views = [x, x.flip(3), wider[:, :, :-2, :-2], wider[:, :, 2:, 2:].flip(3)]
+        if not self.kind.mirrors:
+            views = [x, wider[:, :, :-2, :-2], wider[:, :, 2:, 2:]]
         return torch.stack([self.logits(view) for view in views]).mean(0)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -196,23 +217,23 @@ class Whitened(Cifar):
 
     def cut(self, batch: Batch) -> Tensor:
         """The batch's pictures, each shifted (edges mirrored), every second one flipped, and the others in the next
-        epoch: one gather of pixels. float32 [n, 3, 32, 32] in channels_last memory order."""
+        epoch: one gather of pixels. float32 [n, channels, 32, 32] in channels_last memory order."""
         widest = self.recipe.shift
         down, right = (batch.random_below(2 * widest + 1, name) - widest for name in ("down", "right"))
-        flipped = (batch.random_once_below(2, "flip") + batch.epoch) % 2
+        flipped = (batch.random_once_below(2, "flip") + batch.epoch) % 2 * self.kind.mirrors
         down_, right_, flipped_ = (batch.on_device(values)[:, None] for values in (down, right, flipped))
         ramp = torch.arange(32, device=batch.device)
         rows = mirrored(ramp + down_)
         columns = mirrored(torch.where(flipped_ == 1, 31 - ramp, ramp) + right_)
         where = (batch.index[:, None, None] * 32 + rows[:, :, None]) * 32 + columns[:, None, :]
-        pixels = self.train_images.view(-1, 3).index_select(0, where.view(-1))
-        return self.normalized(pixels.view(-1, 32, 32, 3))
+        pixels = self.train_images.view(-1, self.channels).index_select(0, where.view(-1))
+        return self.normalized(pixels.view(-1, 32, 32, self.channels))
 
     def resized(self, x: Tensor, side: int) -> Tensor:
         return x if side == 32 else F.interpolate(x, size=(side, side), mode="bilinear")
 
     def normalized(self, images: Tensor) -> Tensor:
-        """uint8 [n, h, w, 3] -> float32 [n, 3, h, w] in channels_last memory order, without moving anything."""
+        """uint8 [n, h, w, channels] -> float32 [n, channels, h, w] in channels_last memory order, nothing moved."""
         return torch.addcmul(self.offset, images.float(), self.scale).permute(0, 3, 1, 2)
 
 
@@ -252,36 +273,37 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    def __init__(self, recipe: Recipe, dropout: float) -> None:
+    def __init__(self, recipe: Recipe, dropout: float, channels: int, classes: int) -> None:
         super().__init__()
         kernel, stride, padding = recipe.whiten
+        patches = min(recipe.patches, channels * kernel**2)
         # nothing below the first block learns, so no gradient need go through its many pixels
-        self.whiten = nn.Conv2d(3, 2 * recipe.patches, kernel, stride, padding, bias=False).requires_grad_(False)
+        self.whiten = nn.Conv2d(channels, 2 * patches, kernel, stride, padding, bias=False).requires_grad_(False)
         # of the pictures in the last step, in pixels: evaluations use the same; here, so that checkpoints hold it
         self.register_buffer("side", torch.tensor(32))
         self.side: Tensor
         self.gelu = recipe.gelu
-        widths = [2 * recipe.patches, *(channels for channels, _, _ in recipe.blocks)]
+        widths = [2 * patches, *(width for width, _, _ in recipe.blocks)]
         self.blocks = nn.Sequential(
             *(
-                Block(before, channels, halved, added, recipe.gelu)
-                for before, (channels, halved, added) in zip(widths, recipe.blocks, strict=False)
+                Block(before, width, halved, added, recipe.gelu)
+                for before, (width, halved, added) in zip(widths, recipe.blocks, strict=False)
             )
         )
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(widths[-1], 10, bias=False)
+        self.head = nn.Linear(widths[-1], classes, bias=False)
         self.head.weight.data.div_(self.head.weight.data.std())
 
     @torch.no_grad()
     def set_whitening(self, images: Tensor) -> None:
         """Look for the principal components of the images' patches, each scaled to unit variance, and for their
-        negatives. `images`: float32 [n, 3, h, w]."""
+        negatives. `images`: float32 [n, channels, h, w]."""
         size = self.whiten.kernel_size[0]
-        windows = images.cpu().unfold(2, size, 2).unfold(3, size, 2)  # [n, 3, rows, columns, size, size]
-        patches = windows.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * size * size)
+        windows = images.cpu().unfold(2, size, 2).unfold(3, size, 2)  # [n, channels, rows, columns, size, size]
+        patches = windows.permute(0, 2, 3, 1, 4, 5).reshape(-1, images.shape[1] * size * size)
         values, vectors = torch.linalg.eigh((patches.T @ patches / len(patches)).double())
         best = (vectors / (values + 5e-4).sqrt()).T.flip(0)[: len(self.whiten.weight) // 2]
-        kernels = best.reshape(-1, 3, size, size).float()
+        kernels = best.reshape(-1, images.shape[1], size, size).float()
         self.whiten.weight.copy_(torch.cat((kernels, -kernels)))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,62 @@
+"""Every job, small: who makes its data, and the options of a run of a few seconds. A new job is a line in `JOBS`."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tests.runs import command
+
+
+@dataclass(frozen=True)
+class Tiny:
+    source: Callable[[Path], str]  # makes what `data JOB --source` reads
+    options: tuple[str, ...]
+    packing: tuple[str, ...] = ()
+
+
+def photo(seed: int, size: tuple[int, int] = (60, 48), kind: str = "JPEG", mode: str = "RGB") -> bytes:
+    """Noise about a colour that belongs to the class seed % 2."""
+    noise = np.random.RandomState(seed).randint(0, 120, (*size[::-1], 3))
+    noise[..., seed % 2] += 120
+    out = io.BytesIO()
+    Image.fromarray(noise.astype(np.uint8)).convert(mode).save(out, kind)
+    return out.getvalue()
+
+
+def photos(folder: Path, train: int = 48, val: int = 12) -> str:
+    for split, count in (("train", train), ("val", val)):
+        for i in range(count):
+            path = folder / "photos" / split / ("owl", "newt")[i % 2] / f"{i:03}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(photo(i + 1000 * (split == "val")))
+    return str(folder / "photos")
+
+
+def stand_in(_folder: Path) -> str:
+    return "synthetic"
+
+
+SHORT = ("--checkpoint-every", "3steps")
+JOBS = {
+    "imagenet": Tiny(
+        photos,
+        ("--preset", "scratch", "--model", "shufflenet_v2_x0_5", "--size", "32", "--batch-size", "8", "--epochs", "3"),
+        ("--size", "32"),
+    ),
+    "cifar100": Tiny(stand_in, ("--preset", "quick", "--batch-size", "64", "--steps", "14", "--dropout", "0.1")),
+    "mnist": Tiny(stand_in, ("--preset", "tutorial", "--batch-size", "64", "--steps", "40", "--dropout", "0.1")),
+}
+
+
+def packed(job: str, folder: Path) -> Path:
+    """The job's small data, packed."""
+    tiny = JOBS[job]
+    code, said = command("data", job, "--source", tiny.source(folder), "--out", str(folder / "packed"), *tiny.packing)
+    assert code == 0, said
+    return folder / "packed"

@@ -1,0 +1,150 @@
+"""Photographs of every odd kind are packed upright and alike, wherever they come from and however often it stops."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.jobs import photo, photos
+from trainer.data.pack import pack
+from trainer.data.packed import FILE_NAME, Packed
+from trainer.data.photo import Broken, decode
+from trainer.exits import UserError
+
+
+def packed(source: str, out: Path, said: list[str] | None = None, **options: object) -> Packed:
+    lines = said if said is not None else []
+    return pack("imagenet", source, out, options={"size": 32, **options}, say=lines.append)
+
+
+def quarters(mode: str = "RGB") -> Image.Image:
+    """Red, green / blue, white."""
+    pixels = np.zeros((40, 40, 3), np.uint8)
+    pixels[:20, :20, 0] = pixels[:20, 20:, 1] = pixels[20:, :20, 2] = 255
+    pixels[20:, 20:] = 255
+    return Image.fromarray(pixels).convert(mode)
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def test_cmyk_palettes_animations_and_transparency_come_as_rgb() -> None:
+    wanted = decode(saved(quarters(), "PNG"), 40)
+    for data in (
+        saved(quarters("CMYK"), "JPEG", quality=100, subsampling=0),
+        saved(quarters("P"), "GIF", save_all=True, append_images=[quarters("P").rotate(90)]),
+        saved(quarters("RGBA"), "PNG"),
+    ):
+        assert np.abs(decode(data, 40).astype(int) - wanted)[5:15, 5:15].max() < 12
+
+
+def test_grey_and_16_bits_keep_their_brightness() -> None:
+    grey = decode(saved(Image.new("L", (50, 40), 77), "JPEG"), 40)
+    assert (grey.shape, int(grey.min()), int(grey.max())) == ((40, 40, 3), 77, 77)
+    deep = decode(saved(Image.fromarray(np.full((40, 50), 77 << 8, np.uint16)), "PNG"), 40)
+    assert (int(deep.min()), int(deep.max())) == (77, 77)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_stands_as_its_camera_was_held(orientation: int) -> None:
+    turns = {1: lambda i: i, 2: lambda i: i.transpose(0), 3: lambda i: i.transpose(3), 4: lambda i: i.transpose(1),
+             5: lambda i: i.transpose(5), 6: lambda i: i.transpose(2), 7: lambda i: i.transpose(6),
+             8: lambda i: i.transpose(4)}  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = turns[orientation](quarters())  # what a camera so held has stored of an upright scene
+    assert np.array_equal(decode(saved(stored, "PNG", exif=exif), 40), np.asarray(quarters()))
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>", photo(1)[:300], saved(Image.new("1", (9000, 9000)), "PNG")])
+def test_what_is_no_picture_is_told_and_a_bomb_is_not_decoded(data: bytes) -> None:
+    with pytest.raises(Broken):
+        decode(data, 32)
+
+
+def test_folder_and_tar_are_packed_alike(tmp_path: Path) -> None:
+    source = photos(tmp_path)
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as out:
+        for path in sorted(Path(source).rglob("*.jpg")):
+            out.add(path, "top/" + str(path.relative_to(source)))
+    folder, tar = packed(source, tmp_path / "a"), packed(str(tmp_path / "x.tar.gz"), tmp_path / "b")
+    assert folder.classes == ("newt", "owl")
+    assert folder.arrays["train_images"].shape == (48, 38, 38, 3)
+    assert folder.sha256 == tar.sha256
+    assert [p.name for p in (tmp_path / "a").iterdir()] == [FILE_NAME]
+
+
+class Stop(Exception):
+    pass
+
+
+def test_packing_that_is_stopped_goes_on_and_skips_what_it_skipped(tmp_path: Path) -> None:
+    source = photos(tmp_path, train=900)
+    broken = Path(source, "train", "owl", "000.jpg")
+    broken.write_bytes(broken.read_bytes()[:200])
+    said: list[str] = []
+    whole = packed(source, tmp_path / "whole", said)
+    assert whole.skipped == 1
+    assert any(line.startswith("skipped as broken: train/owl/000.jpg") for line in said)
+
+    stops = 0
+    for _ in range(100):
+        places = tmp_path / "out" / ".unfinished.places"
+        before = places.stat().st_size if places.exists() else 0
+
+        def check(before: int = before, places: Path = places) -> None:
+            if places.exists() and places.stat().st_size > before:
+                raise Stop
+
+        try:
+            result = pack("imagenet", source, tmp_path / "out", options={"size": 32}, check=check, say=said.append)
+            break
+        except Stop:
+            stops += 1
+    assert stops > 0
+    assert any("going on with picture" in line for line in said)
+    assert (result.sha256, result.skipped) == (whole.sha256, 1)
+
+
+def test_strict_stops_at_a_broken_picture_and_leaves_what_was_packed(tmp_path: Path) -> None:
+    source = photos(tmp_path)
+    before = packed(source, tmp_path / "out").path.read_bytes()
+    Path(source, "val", "newt", "001.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"val/newt/001\.jpg: broken picture .*mend or remove"):
+        packed(source, tmp_path / "out", strict=True)
+    assert (tmp_path / "out" / FILE_NAME).read_bytes() == before
+    assert packed(source, tmp_path / "out").skipped == 1
+
+
+def test_odd_classes_get_one_line_each(tmp_path: Path) -> None:
+    source = Path(photos(tmp_path))
+    extra = source / "train" / "lonely"
+    extra.mkdir()
+    (extra / "1.jpg").write_bytes(photo(5))
+    said: list[str] = []
+    packed(str(source), tmp_path / "out", said)
+    assert "photos: train has a single picture of lonely, from which little can be learnt" in said
+    assert "photos: val has no pictures of lonely, so the accuracy says nothing of these" in said
+    with pytest.raises(UserError, match="single picture of lonely"):
+        packed(str(source), tmp_path / "strict", strict=True)
+    stray = source / "val" / "stranger"
+    stray.mkdir()
+    (stray / "1.jpg").write_bytes(photo(6))
+    with pytest.raises(UserError, match="train has no pictures of stranger"):
+        packed(str(source), tmp_path / "other")
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+@pytest.mark.parametrize("source", [None, "/nowhere", "synthetic"])
+def test_no_source_is_told_in_a_line(source: str | None, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        pack("imagenet", source, tmp_path, options={}, say=lambda line: None)
+    assert str(caught.value).isprintable()

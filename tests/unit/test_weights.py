@@ -1,0 +1,92 @@
+"""Asked-for weights are used or refused in a line, never replaced; and no unchecked pickle is opened."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from trainer import weights
+from trainer.exits import UserError
+
+STATE = {"fc.weight": torch.arange(6.0).view(2, 3), "fc.bias": torch.ones(2)}
+
+
+def nothing() -> None:
+    pass
+
+
+def pth(folder: Path, content: object = STATE) -> Path:
+    """As torchvision publishes it: with the beginning of its SHA-256 in its name."""
+    torch.save(content, folder / "raw")
+    data = (folder / "raw").read_bytes()
+    path = folder / f"net-{hashlib.sha256(data).hexdigest()[:8]}.pth"
+    path.write_bytes(data)
+    return path
+
+
+def published(path: Path) -> weights.Published:
+    return weights.Published("imagenet", "net", f"https://example.invalid/{path.name}")
+
+
+def test_published_weights_are_kept_as_safetensors_and_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = pth(tmp_path)
+    monkeypatch.setattr(weights, "BAKED", tmp_path / "kept")
+    weights.get(published(path), str(path), weights.BAKED, nothing, lambda line: None)
+    found = weights.find(published(path), nothing)
+    assert all(found[name].equal(STATE[name]) for name in STATE)
+    kept = tmp_path / "kept" / "net.safetensors"
+    kept.write_bytes(kept.read_bytes()[:-1] + b"!")
+    with pytest.raises(UserError, match="changed since"):
+        weights.find(published(path), nothing)
+
+
+def test_missing_ones_name_the_command_that_gets_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "BAKED", tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"entrypoint\.py weights imagenet --model net") as caught:
+        weights.find(weights.Published("imagenet", "net", "https://example.invalid/net-00000000.pth"), nothing)
+    assert caught.value.code == 78
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch /tmp/baton-evil",)
+
+
+def test_a_pickle_is_opened_only_with_its_hash_and_makes_nothing_but_tensors(tmp_path: Path) -> None:
+    unnamed = tmp_path / "net.pth"
+    torch.save(STATE, unnamed)
+    with pytest.raises(UserError, match="not opened"):
+        weights.read(str(unnamed), nothing)
+    cut = pth(tmp_path)
+    cut.write_bytes(cut.read_bytes()[:-10])
+    with pytest.raises(UserError, match="cut short"):
+        weights.read(str(cut), nothing)
+    with pytest.raises(UserError, match="no weights"):
+        weights.read(str(pth(tmp_path, {"a": Evil()})), nothing)
+    assert not Path("/tmp/baton-evil").exists()
+    raw = pickle.dumps(Evil())
+    bare = tmp_path / f"net-{hashlib.sha256(raw).hexdigest()[:8]}.pth"
+    bare.write_bytes(raw)
+    with pytest.raises(UserError, match="no weights"):
+        weights.read(str(bare), nothing)
+    assert not Path("/tmp/baton-evil").exists()
+
+
+def test_a_file_or_a_folder_with_one_is_read_and_what_is_neither_is_told(tmp_path: Path) -> None:
+    save_file(STATE, tmp_path / "model.safetensors")
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        assert weights.read(str(path), nothing).keys() == STATE.keys()
+    (tmp_path / "bad.safetensors").write_bytes(b"x" * 50)
+    for path, why in ((tmp_path / "bad.safetensors", "no whole safetensors"), (tmp_path / "gone", "isn't there")):
+        with pytest.raises(UserError, match=why):
+            weights.read(str(path), nothing)
+    with pytest.raises(UserError, match="no finished run is there"):
+        weights.read(f"file://{tmp_path}/run", nothing)
