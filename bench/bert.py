@@ -16,7 +16,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -189,19 +189,22 @@ class Worker:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.memory = 0.0
 
-    def _lines(self) -> Iterator[str]:
+    def _line(self) -> str:
         assert self.process.stdout is not None
-        yield from self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit("a way ended: see above")
+        return line
 
     def wait(self) -> None:
-        if not any(line == "ready\n" for line in self._lines()):
-            sys.exit("a way could not begin: see above")
+        while self._line() != "ready\n":
+            pass
 
     def run(self, steps: int) -> float:
         assert self.process.stdin is not None
         self.process.stdin.write(f"{steps}\n")
         self.process.stdin.flush()
-        figure, self.memory = map(float, next(self._lines()).split())
+        figure, self.memory = map(float, self._line().split())
         return figure
 
 
