@@ -137,7 +137,7 @@ class Relay:
                 self._take_away(leg, outcome)
 
     def eviction_steps(self) -> list[int]:
-        """Where machines are taken away, by the seed: a tenth of the run at least between them, three before its end."""
+        """Where machines are taken away, by the seed: a tenth of the run between them at least, three at its end."""
         dice, cuts, tenth = random.Random(self.options.seed), len(COURSE) - 1, self.options.steps // 10
         slack = self.options.steps - (cuts + 3) * tenth
         places = sorted(dice.randint(0, slack) for _ in range(cuts))
