@@ -26,6 +26,9 @@ from trainer.verify import verify
 # where it runs, and what ends it there; the last one comes to the run's end
 COURSE = (("gcp", "notice"), ("aws", "notice"), ("azure", "kill"), ("azure", "notice"), ("gcp", "end"))
 SAVES = 20  # in a run: a checkpoint each twentieth of it, so that a kill without notice costs something and not all
+SHORT = {"cifar10": ("--batch-size", "128")}  # what makes a job's steps short, before the user's own options
+# One: on a quick machine too the run must outlast four evictions, of which AWS's is seen after 2 s only.
+THREADS = {"OMP_NUM_THREADS": "1"}
 PATIENCE_S = 120.0  # for a container to start or to come to a step, however busy this machine is
 
 
@@ -96,8 +99,9 @@ class Relay:
             for cloud in self._clouds.values():
                 cloud.wait()
             emulator = start_store(options.store, next(iter(self._clouds.values())).gateway, janitor)
-            stack.enter_context(reached(emulator.env))
-            self._url, self._variables = emulator.url(BUCKET, "runs"), (*emulator.env, "OMP_NUM_THREADS")
+            variables = {**emulator.env, **THREADS}
+            stack.enter_context(reached(variables))
+            self._url, self._variables = emulator.url(BUCKET, "runs"), tuple(variables)
             self._say("", f"three clouds and the store {self._url} are up")
             try:
                 outcome.quiet = self._undisturbed(outcome)
@@ -133,9 +137,9 @@ class Relay:
                 self._take_away(leg, outcome)
 
     def eviction_steps(self) -> list[int]:
-        """Where machines are taken away, by the seed: a tenth of the run at least from each other and from its ends."""
+        """Where machines are taken away, by the seed: a tenth of the run between them at least, three at its end."""
         dice, cuts, tenth = random.Random(self.options.seed), len(COURSE) - 1, self.options.steps // 10
-        slack = self.options.steps - (cuts + 1) * tenth
+        slack = self.options.steps - (cuts + 3) * tenth
         places = sorted(dice.randint(0, slack) for _ in range(cuts))
         return [place + (i + 1) * tenth for i, place in enumerate(places)]
 
@@ -144,7 +148,7 @@ class Relay:
         machine = self._clouds[key].start(
             self._variables,
             *(options.job, "--store", self._url, "--run", run, "--steps", str(options.steps)),
-            *("--checkpoint-every", f"{self._every}steps", *options.more),
+            *("--checkpoint-every", f"{self._every}steps", *SHORT.get(options.job, ()), *options.more),
         )
         line = machine.log.wait_for(r"attempt \d+ .* at step \d+", PATIENCE_S)
         found = re.search(r"attempt (\d+) .*?at step (\d+)", line or "")
@@ -158,7 +162,8 @@ class Relay:
 
     def _until(self, leg: Leg, step: int) -> None:
         """Wait until the machine is at about this step, by its last checkpoint before and the first run's pace."""
-        at, wanted = leg.began_at, step - step % self._every
+        at = leg.began_at
+        wanted = max(step - step % self._every, at - at % self._every + self._every)  # one of its own at least
         history, give_up = self._history("relay"), time.monotonic() + PATIENCE_S
         while at < wanted:
             if leg.machine.log.ended or time.monotonic() > give_up:

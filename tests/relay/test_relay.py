@@ -20,7 +20,7 @@ SEED = int(os.environ.get("BATON_SOAK_SEED", "1"))  # `make soak` sets others
 
 
 def test_handed_over_five_times_a_run_loses_nothing_but_what_a_kill_takes_and_no_bit(engine: Engine, image: str):
-    options = Options(image, seed=SEED, more=("--batch-size", "64"))
+    options = Options(image, seed=SEED)
     print(f"seed {SEED}")
     outcome = Relay(options, engine, Story()).run()
     assert not outcome.wrong, "\n".join(outcome.wrong)
