@@ -131,7 +131,11 @@ def tensor_of(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
 
 
 def load(name: str) -> Job:
-    job: Job = import_module(f"trainer.jobs.{name}")
+    """Raises `UserError` where the image lacks a library that the job needs: the slim CPU one has no torchvision."""
+    try:
+        job: Job = import_module(f"trainer.jobs.{name}")
+    except ModuleNotFoundError as e:
+        raise UserError(f"{name} needs {e.name}, which is not installed here: use the image of flavour cuda") from e
     return job
 
 
