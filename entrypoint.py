@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +13,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from console import logs
-from console.commands import Commands, help_command
+from console.commands import (
+    Commands,
+    help_command,
+    options,
+    those_given,
+    variable_of,
+    wants_json,
+    warn_of_unknown_variables,
+)
 from storage import PATIENCE_S, Store, open_store
 from storage.errors import StoreError, Transient
 from storage.retry import Retrying
 from trainer.exits import ExitCode, UserError
 from trainer.names import dataset_of, job_names, of_preset
-from trainer.settings import Settings, choices, fields_of, kind
+from trainer.settings import Settings, fields_of
 from watchers import HaltWatcher, Mailbox, Stopped, Watch, drill, signals
 from watchers.drill import DrillWatcher
 
@@ -33,33 +39,6 @@ log = logging.getLogger("baton")
 DATA = Path(__file__).parent / "data"
 START_TRY_S = 60.0  # how long a store that is away is waited for before the first step
 COMMAND_TRY_S = 30.0  # and for a command
-
-
-def options(names: list[str]) -> Callable[[click.Command], click.Command]:
-    """Command-line options for these settings, each with its variable in the environment."""
-
-    def add(command: click.Command) -> click.Command:
-        for f in fields_of(names):
-            values, flag = choices(f.name), kind(f.name) is bool
-            command.params.append(
-                click.Option(
-                    ["--" + f.name.replace("_", "-")],
-                    type=click.Choice(values) if values else kind(f.name),
-                    is_flag=flag,
-                    default=None,  # not given, so that the preset decides
-                    envvar="BATON_" + f.name.upper(),
-                    help=f.metadata["help"],
-                    metavar=None if values or flag else kind(f.name).__name__.upper(),
-                )
-            )
-        return command
-
-    return add
-
-
-def those_given(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings that the command line or the environment has."""
-    return {name: value for name, value in values.items() if value is not None}
 
 
 @click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -365,14 +344,6 @@ for _name in job_names():
     baton.add_command(job_command(_name))
 
 
-def wants_json(arguments: list[str]) -> bool:
-    """Whether log lines shall be JSON; asked before the command line is understood, so that its errors are too."""
-    for i, argument in enumerate(arguments):
-        if argument.startswith("--log=") or (argument == "--log" and i + 1 < len(arguments)):
-            return (argument.partition("=")[2] or arguments[i + 1]) == "json"
-    return os.environ.get("BATON_LOG") == "json"
-
-
 def main(arguments: list[str]) -> int:
     logs.set_up("json" if wants_json(arguments) else "text", debug=bool(os.environ.get("BATON_DEBUG")))
     warn_of_unknown_variables()
@@ -392,27 +363,6 @@ def main(arguments: list[str]) -> int:
     except Exception:
         log.exception("this is a defect in Baton or in the job; the run's checkpoints are as they were")
         return ExitCode.DEFECT
-
-
-def variable_of(error: click.UsageError) -> str:
-    """Where a wrong value came from, if it was the environment."""
-    parameter = getattr(error, "param", None)
-    if not isinstance(parameter, click.Option) or error.ctx is None:
-        return ""
-    source = error.ctx.get_parameter_source(parameter.name or "")
-    return f"{parameter.envvar}: " if source is click.core.ParameterSource.ENVIRONMENT else ""
-
-
-def warn_of_unknown_variables() -> None:
-    known = {"BATON_" + f.name.upper() for f in fields_of()}
-    known |= {"BATON_AWS_METADATA", "BATON_GCP_METADATA", "BATON_AZURE_METADATA", "BATON_GCP_NOTICE"}
-    known |= {"BATON_STOP_GRACE", "BATON_DEBUG", "BATON_REVISION", "BATON_ALLOW_CHANGE", "BATON_TEST_DATA"}
-    for name in sorted(os.environ):
-        if name.startswith("BATON_") and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            log.warning(
-                "environment variable %s means nothing here%s", name, f"; did you mean {near[0]}?" if near else ""
-            )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,19 @@
-"""The command line's names: jobs and commands as one list, a wrong name led to the right one."""
+"""How the command line is read: jobs and commands as one list of names, settings as options and variables."""
 
 from __future__ import annotations
 
 import difflib
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
 
 import click
 
 from trainer.names import job_names
+from trainer.settings import choices, fields_of, kind
+
+log = logging.getLogger("baton")
 
 
 class Commands(click.Group):
@@ -40,3 +47,59 @@ def help_command(ctx: click.Context, name: str | None) -> None:
         about = about.resolve_command(group, [name])[1] or about
         group = click.Context(about, info_name=name, parent=group)
     click.echo(about.get_help(group))
+
+
+def options(names: list[str]) -> Callable[[click.Command], click.Command]:
+    """Command-line options for these settings, each with its variable in the environment."""
+
+    def add(command: click.Command) -> click.Command:
+        for f in fields_of(names):
+            values, flag = choices(f.name), kind(f.name) is bool
+            command.params.append(
+                click.Option(
+                    ["--" + f.name.replace("_", "-")],
+                    type=click.Choice(values) if values else kind(f.name),
+                    is_flag=flag,
+                    default=None,  # not given, so that the preset decides
+                    envvar="BATON_" + f.name.upper(),
+                    help=f.metadata["help"],
+                    metavar=None if values or flag else kind(f.name).__name__.upper(),
+                )
+            )
+        return command
+
+    return add
+
+
+def those_given(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the command line or the environment has."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def wants_json(arguments: list[str]) -> bool:
+    """Whether log lines shall be JSON; asked before the command line is understood, so that its errors are too."""
+    for i, argument in enumerate(arguments):
+        if argument.startswith("--log=") or (argument == "--log" and i + 1 < len(arguments)):
+            return (argument.partition("=")[2] or arguments[i + 1]) == "json"
+    return os.environ.get("BATON_LOG") == "json"
+
+
+def variable_of(error: click.UsageError) -> str:
+    """Where a wrong value came from, if it was the environment."""
+    parameter = getattr(error, "param", None)
+    if not isinstance(parameter, click.Option) or error.ctx is None:
+        return ""
+    source = error.ctx.get_parameter_source(parameter.name or "")
+    return f"{parameter.envvar}: " if source is click.core.ParameterSource.ENVIRONMENT else ""
+
+
+def warn_of_unknown_variables() -> None:
+    known = {"BATON_" + f.name.upper() for f in fields_of()}
+    known |= {"BATON_AWS_METADATA", "BATON_GCP_METADATA", "BATON_AZURE_METADATA", "BATON_GCP_NOTICE"}
+    known |= {"BATON_STOP_GRACE", "BATON_DEBUG", "BATON_REVISION", "BATON_ALLOW_CHANGE", "BATON_TEST_DATA"}
+    for name in sorted(os.environ):
+        if name.startswith("BATON_") and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            log.warning(
+                "environment variable %s means nothing here%s", name, f"; did you mean {near[0]}?" if near else ""
+            )
