@@ -27,7 +27,7 @@ from storage.protocol import ObjectInfo, Source, check_key, check_prefix, chunks
 BLOCK_BYTES = 8 << 20  # one request of an upload; over 4 MiB Azure takes blocks at its full pace
 RANGE_BYTES = 4 << 20  # one request of a download: Azure tells the MD5 of no longer range (Get Blob)
 PUTS, BLOCKS = 2, 3  # big puts at once, and requests of each: PUTS * (BLOCKS + 1) * BLOCK_BYTES is held
-RANGES = 8  # requests at once of one get: (RANGES + 1) * RANGE_BYTES is held
+RANGES = 5  # requests at once of one get: (RANGES + 1) * RANGE_BYTES is held, and of those being read a copy
 CONNECTIONS = 32  # kept open: a get and a put side by side, and the small requests of other threads
 PIECE_BYTES = 64 << 10  # sent at once, see _Transport
 CONNECT_S = 5.0

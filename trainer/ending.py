@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from storage.errors import StoreError, Transient
 from trainer.exits import ExitCode, UserError
 from trainer.history import History
-from trainer.scores import table
 from trainer.settings import Json, Settings
 from watchers import Mailbox, Notice, Stopped
 
@@ -157,3 +156,18 @@ def told(metrics: Json) -> str:
     """Metrics for people: names and values."""
     pairs = metrics.items() if isinstance(metrics, dict) else ()
     return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in pairs if isinstance(value, float))
+
+
+def table(matrix: Json, classes: Sequence[str]) -> list[str]:
+    """A confusion matrix for people, as lines; none where there is no such matrix, or it is too wide to read."""
+    if not isinstance(matrix, list) or not 0 < len(matrix) == len(classes) <= 12:
+        return []
+    rows = [list(map(str, row)) for row in matrix if isinstance(row, list)]
+    names = [name if len(name) <= 16 else f"{name[:13]}..." for name in classes]
+    left = max(map(len, names))
+    widths = [max(len(name), *(len(row[i]) for row in rows)) for i, name in enumerate(names)]
+    head = "  ".join(name.rjust(width) for name, width in zip(names, widths, strict=True))
+    lines = [f"{'taken for':<{left}}  {head}"]
+    for name, row in zip(names, rows, strict=True):
+        lines.append(f"{name:<{left}}  " + "  ".join(n.rjust(width) for n, width in zip(row, widths, strict=True)))
+    return lines

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -34,18 +32,3 @@ def of_confusion(matrix: Tensor) -> dict[str, Metric]:
         "macro_f1": float(f1.mean()),
         "confusion": cells.long().tolist(),
     }
-
-
-def table(matrix: Json, classes: Sequence[str]) -> list[str]:
-    """A confusion matrix for people, as lines; none where there is no such matrix, or it is too wide to read."""
-    if not isinstance(matrix, list) or not 0 < len(matrix) == len(classes) <= 12:
-        return []
-    rows = [list(map(str, row)) for row in matrix if isinstance(row, list)]
-    names = [name if len(name) <= 16 else f"{name[:13]}..." for name in classes]
-    left = max(map(len, names))
-    widths = [max(len(name), *(len(row[i]) for row in rows)) for i, name in enumerate(names)]
-    head = "  ".join(name.rjust(width) for name, width in zip(names, widths, strict=True))
-    lines = [f"{'taken for':<{left}}  {head}"]
-    for name, row in zip(names, rows, strict=True):
-        lines.append(f"{name:<{left}}  " + "  ".join(n.rjust(width) for n, width in zip(row, widths, strict=True)))
-    return lines

@@ -200,7 +200,7 @@ def test_a_checkpoint_costs_a_handful_of_requests(cloud: Cloud, tmp_path: Path, 
     print(f"{cloud.name}: requests a checkpoint: {more}")
     assert more["write"] < 4, "two parts, a manifest, at each fifth metric lines"
     assert more["list"] < 1.5, "the list of attempts"
-    assert more.get("read", 0) < 1
+    assert more.get("read", 0) < 1.5, "whether this attempt's own claim is still there"
 
 
 def kind_of(request: Request) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from trainer.scores import confusion, of_confusion, table
+from trainer.ending import table
+from trainer.scores import confusion, of_confusion
 
 
 def test_the_matrix_counts_each_sample_once_by_its_truth_and_its_guess() -> None:
