@@ -8,12 +8,14 @@ layer only what the classifier reads, the first token, need be computed: a twelf
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from trainer.exits import UserError
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 # what this network computes; a configuration with other values is another network
@@ -37,10 +39,13 @@ class Shape:
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Shape | None:
-        """Of a config.json; None where it is one of another network."""
+        """Of a config.json; None where it is one of another network. Raises `UserError` where it lacks something."""
         other = any(config.get(name, value) != value for name, value in ARCHITECTURE.items())
         if other or config.get("hidden_act", "gelu") not in ACTIVATIONS:
             return None
+        lacking = [f.name for f in fields(cls) if f.default is MISSING and f.name not in config]
+        if lacking:
+            raise UserError(f"the model's config.json lacks {', '.join(lacking)}")
         return cls(**{name: config[name] for name in cls.__dataclass_fields__ if name in config})
 
 

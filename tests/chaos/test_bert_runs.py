@@ -89,7 +89,9 @@ def test_what_does_not_fit_stops_before_the_run_is_touched(tmp_path: Path, place
     tokenizer.write_text(tokenizer.read_text().replace('"lowercase":true', '"lowercase":false'))
     bare = tmp_path / "bare"
     bare.mkdir()
-    (bare / "config.json").write_bytes((model / "config.json").read_bytes())
+    for file in model.iterdir():
+        if file.suffix == ".json":
+            (bare / file.name).write_bytes(file.read_bytes())
     lab = Lab(tmp_path / "lab", data)
     for options, wanted in (
         (["--model", "bert-base-uncased"], "hf download bert-base-uncased"),

@@ -86,7 +86,7 @@ class Classify(Task):
     def _check_data(self) -> None:
         """Raise `UserError` where texts and model don't fit."""
         known = pretrained.vocabulary(self.tokenizer)
-        if self.settings.weights == "none":
+        if self.settings.weights == "none" or self.folder is None:
             self.config["vocab_size"] = known
         elif known > self.config.get("vocab_size", known):
             raise UserError(f"the texts' tokenizer knows {known} tokens, too many for this model; {self._again}")
