@@ -33,8 +33,8 @@ cifar10: ## train on CIFAR-10 here and now, or go on training; stop it with: tou
 test: dev-env ## every test; says what it skips and why. One of them: make test ARGS="-k NAME"
 	@make/test.sh $(BIN)/python $(ARGS)
 
-check: lint types ## what to run before each commit: lint, types, unit tests; under two minutes
-	@$(BIN)/python -m pytest -rs tests/unit $(ARGS)
+check: lint types ## what to run before each commit: lint, types, unit tests; about two minutes
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n auto --dist worksteal tests/unit $(ARGS)
 
 format: dev-env ## rewrite the Python files as ruff would have them
 	@$(BIN)/ruff check --fix-only --quiet .
