@@ -187,20 +187,23 @@ def print_memory(url: str) -> None:
     print(f" and {saved - before - state:.0f} MiB")
 
 
+def timed(work: Callable[[], object]) -> Callable[[], float]:
+    """`work` as what `in_turn` measures, in seconds."""
+
+    def seconds() -> float:
+        begun = time.perf_counter()
+        work()
+        return time.perf_counter() - begun
+
+    return seconds
+
+
 def stall(rounds: int) -> None:
     """What the training thread waits for, against one copy of the same tensors by torch."""
     saving = Saving(f"file://{tempfile.mkdtemp()}")
     task, buffers = saving.task, HostBuffers()
     tensors = [*task.model.parameters(), *(s["momentum_buffer"] for s in task.optimizers["sgd"].state.values())]
     copies = [torch.empty_like(tensor) for tensor in tensors]
-
-    def timed(work: Callable[[], object]) -> Callable[[], float]:
-        def seconds() -> float:
-            begun = time.perf_counter()
-            work()
-            return time.perf_counter() - begun
-
-        return seconds
 
     def copy() -> None:
         with torch.no_grad():
@@ -223,14 +226,6 @@ def measured(kind: str, rounds: int) -> None:
             stack.enter_context(tempfile.TemporaryDirectory(dir=shm if shm.is_dir() and kind == "gs" else folder))
         )
         up, down = BARE[kind](os.urandom(saving.task.bytes), fast)
-
-        def timed(work: Callable[[], object]) -> Callable[[], float]:
-            def seconds() -> float:
-                begun = time.perf_counter()
-                work()
-                return time.perf_counter() - begun
-
-            return seconds
 
         figures = in_turn(
             rounds,

@@ -15,7 +15,8 @@ import numpy as np
 from trainer.data import synthetic
 from trainer.data.dataset import Bytes, PictureSet, Samples, Splits, shown
 from trainer.data.download import DownloadError, fetch
-from trainer.data.packed import FILE_NAME, Origin, Packed, open_packed, write_packed
+from trainer.data.held import already, held
+from trainer.data.packed import Origin, Packed, write_packed
 from trainer.data.pulse import Pulse, told
 from trainer.data.scratch import scratch
 from trainer.data.sources import SYNTHETIC, is_address, local_path
@@ -41,10 +42,10 @@ def pack(
     source: str | None, folder: Path, options: Mapping[str, Any], pulse: Pulse, files: Mapping[str, str] = FILES
 ) -> Packed:
     """As trainer/data/pack.py's. `files`: other names and MD5s, for tests."""
-    held = _held(folder, pulse)
+    found = held(folder, pulse, lambda packed: packed.name == MNIST.name)
     if source is None:
-        if held is not None:
-            return _already(held, pulse)
+        if found is not None:
+            return already(found, pulse)
         try:
             return _from_address(ADDRESS, folder, pulse, files)
         except DownloadError as e:
@@ -52,36 +53,19 @@ def pack(
             pulse.say("using a generated SYNTHETIC stand-in instead: results with it say nothing about the real data")
             source = SYNTHETIC
     if source == SYNTHETIC:
-        if held is not None and held.synthetic:
-            return _already(held, pulse)
+        if found is not None and found.synthetic:
+            return already(found, pulse)
         splits = synthetic.generate(MNIST, pulse)
         return _written(folder, splits, Origin(SYNTHETIC, SYNTHETIC, "1"), pulse, made=True)
     mark = "md5:" + hashlib.md5("".join(files.values()).encode(), usedforsecurity=False).hexdigest()
-    if held is not None and held.origin.mark == mark:
-        return _already(held, pulse)
+    if found is not None and found.origin.mark == mark:
+        return already(found, pulse)
     if is_address(source):
         return _from_address(source.rstrip("/"), folder, pulse, files)
     path = local_path(source, ACCEPTED)
     if not path.is_dir():
         raise UserError(f"{shown(source)}: no such folder; {ACCEPTED}")
     return _from_files({name: path / name for name in files}, path.resolve().name, mark, folder, pulse, files)
-
-
-def _held(folder: Path, pulse: Pulse) -> Packed | None:
-    if not (folder / FILE_NAME).exists():
-        return None
-    try:
-        packed = open_packed(folder)
-        packed.verify(pulse.check)
-    except UserError as e:
-        pulse.say(f"packed before, but of no use: {e}")
-        return None
-    return packed if packed.name == MNIST.name else None
-
-
-def _already(packed: Packed, pulse: Pulse) -> Packed:
-    pulse.say(f"already packed: mnist from {packed.origin.kind} {shown(packed.origin.name)}, in {shown(packed.path)}")
-    return packed
 
 
 def _from_address(address: str, folder: Path, pulse: Pulse, files: Mapping[str, str]) -> Packed:

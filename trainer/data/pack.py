@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 from trainer.data import sources
 from trainer.data.dataset import Archive, Dataset, Splits, named, shown
 from trainer.data.download import DownloadError, fetch, name_of
+from trainer.data.held import already, held
 from trainer.data.packed import FILE_NAME, Packed, open_packed, remedy, write_packed
 from trainer.data.pulse import Pulse
 from trainer.data.scratch import remove_stale, scratch
@@ -68,8 +69,8 @@ def pack(
     dataset = named(dataset_name)
     remove_stale(folder)
     if source is None:
-        held = _usable(folder, dataset, pulse)
-        return _already(held, pulse) if held else _official(dataset, folder, pulse)
+        before = held(folder, pulse, lambda packed: _fits(packed, dataset))
+        return already(before, pulse) if before else _official(dataset, folder, pulse)
     if sources.is_address(source):
         return _from_address(dataset, source, folder, pulse)
     return _from_source(dataset, sources.recognise(dataset, source, pulse), folder, pulse)
@@ -124,27 +125,6 @@ def _fits(packed: Packed, dataset: Dataset | str) -> Packed:
     return packed
 
 
-def _usable(folder: Path, dataset: Dataset, pulse: Pulse) -> Packed | None:
-    """What is packed in `folder`, if it is whole."""
-    if not (folder / FILE_NAME).exists():
-        return None
-    try:
-        packed = _fits(open_packed(folder), dataset)
-        packed.verify(pulse.check)
-        return packed
-    except UserError as e:
-        pulse.say(f"packed before, but of no use: {e}")
-        return None
-
-
-def _already(packed: Packed, pulse: Pulse) -> Packed:
-    what = f"from {shown(packed.origin.kind)} {shown(packed.origin.name)}"
-    if packed.synthetic:
-        what = "the SYNTHETIC stand-in (--source gives real data)"
-    pulse.say(f"already packed: {packed.name}, {what}, in {shown(packed.path)}")
-    return packed
-
-
 def _official(dataset: Dataset, folder: Path, pulse: Pulse) -> Packed:
     try:
         return _from_address(dataset, dataset.python.url, folder, pulse)
@@ -156,16 +136,16 @@ def _official(dataset: Dataset, folder: Path, pulse: Pulse) -> Packed:
 
 def _from_address(dataset: Dataset, url: str, folder: Path, pulse: Pulse) -> Packed:
     name = name_of(url)
-    held = _usable(folder, dataset, pulse)
+    before = held(folder, pulse, lambda packed: _fits(packed, dataset))
     published = _published(dataset, name)
-    if held and held.origin.name == name and published and held.origin.mark == f"md5:{published.md5}":
-        return _already(held, pulse)
-    known = held.origin.tag if held and held.origin.name == name else ""
+    if before and before.origin.name == name and published and before.origin.mark == f"md5:{published.md5}":
+        return already(before, pulse)
+    known = before.origin.tag if before and before.origin.name == name else ""
     pulse.say(f"fetching {shown(name)}")
     with scratch(folder) as file:
         tag = fetch(url, file, pulse, known=known)
-        if tag is None and held:
-            return _already(held, pulse)
+        if tag is None and before:
+            return already(before, pulse)
         try:
             source = sources.recognise(dataset, str(file.path), pulse, name)
             if published and source.origin.mark != f"md5:{published.md5}":
@@ -183,9 +163,9 @@ def _published(dataset: Dataset, name: str) -> Archive | None:
 
 
 def _from_source(dataset: Dataset, source: Source, folder: Path, pulse: Pulse) -> Packed:
-    held = _usable(folder, dataset, pulse)
-    if held and replace(held.origin, tag="") == source.origin:
-        return _already(held, pulse)
+    before = held(folder, pulse, lambda packed: _fits(packed, dataset))
+    if before and replace(before.origin, tag="") == source.origin:
+        return already(before, pulse)
     return _write(dataset, source, _read(dataset, source, pulse), folder, pulse)
 
 

@@ -19,7 +19,8 @@ import numpy as np
 
 from trainer.data.dataset import Bytes, shown
 from trainer.data.growing import Growing, alone
-from trainer.data.packed import FILE_NAME, Packed, open_packed, remedy
+from trainer.data.held import held
+from trainer.data.packed import Packed, remedy
 from trainer.data.photo import Broken, decode
 from trainer.data.photo_sources import ACCEPTED as ACCEPTED
 from trainer.data.photo_sources import Photo, Photos, opened
@@ -41,29 +42,20 @@ def pack(source: str | None, folder: Path, options: Mapping[str, Any], pulse: Pu
     """As trainer/data/pack.py's. `options`: `size` in pixels, `strict`."""
     side, strict = packed_side(options.get("size") or SIZE), bool(options.get("strict"))
     if source is None:
-        if (held := _held(folder, pulse)) is None:
+        if (found := held(folder, pulse, _is_ours)) is None:
             raise UserError(f"no photographs are packed in {shown(folder)}, and nobody publishes them; {remedy(NAME)}")
-        return _already(held, pulse)
+        return _already(found, pulse)
     with alone(folder, pulse):
         remove_stale(folder)
         with opened(source, folder, pulse) as photos:
-            held = _held(folder, pulse)
-            if held is not None and _is_that(held, photos, side) and not (strict and held.skipped):
-                return _already(held, pulse)
+            found = held(folder, pulse, _is_ours)
+            if found is not None and _is_that(found, photos, side) and not (strict and found.skipped):
+                return _already(found, pulse)
             return _packed(photos, folder, side, strict, pulse)
 
 
-def _held(folder: Path, pulse: Pulse) -> Packed | None:
-    """What is packed in `folder`, if it is whole."""
-    if not (folder / FILE_NAME).exists():
-        return None
-    try:
-        packed = open_packed(folder)
-        packed.verify(pulse.check)
-    except UserError as e:
-        pulse.say(f"packed before, but of no use: {e}")
-        return None
-    return packed if packed.name == NAME else None
+def _is_ours(packed: Packed) -> bool:
+    return packed.name == NAME
 
 
 def _is_that(held: Packed, photos: Photos, side: int) -> bool:

@@ -21,6 +21,7 @@ import numpy as np
 from trainer import pretrained
 from trainer.data import rows
 from trainer.data.dataset import shown
+from trainer.data.held import already, held
 from trainer.data.packed import FILE_NAME, TEXTS, Origin, Packed, open_packed, remedy, write_arrays
 from trainer.data.pulse import Pulse, told
 from trainer.data.rows import Row
@@ -60,12 +61,12 @@ def pack(source: str | None, folder: Path, options: Mapping[str, Any], pulse: Pu
     """As `trainer.data.pack.pack`. `options["model"]`: whose tokenizer to take; without one it is learned."""
     if source is None:
         if (folder / FILE_NAME).exists():
-            return _already(open_packed(folder), pulse)
+            return already(open_packed(folder), pulse)
         raise UserError(f"{shown(folder)}: nothing is packed here; {remedy(NAME)}; {ACCEPTED}")
     files, model = _tokenizer(str(options.get("model") or ""))
     found = _recognise(source, files, pulse)
-    if (folder / FILE_NAME).exists() and (held := _held(folder, found.origin, pulse)) is not None:
-        return _already(held, pulse)
+    if (before := held(folder, pulse, lambda packed: packed.origin == found.origin)) is not None:
+        return already(before, pulse)
     pulse.say(f"packing texts from {found.origin.kind} {shown(found.origin.name)}")
     synthetic = source == SYNTHETIC
     texts = generate_texts(pulse) if synthetic else read(found.files, pulse)
@@ -102,24 +103,6 @@ def _tokenized(
         arrays[f"{name}_labels"] = np.array([labels[row.label] for row in some], np.uint8)
     arrays["tokenizer"] = np.frombuffer(json.dumps(dict(files), sort_keys=True).encode(), np.uint8)
     return arrays, whose
-
-
-def _already(packed: Packed, pulse: Pulse) -> Packed:
-    pulse.say(
-        f"already packed: {packed.name}, from {packed.origin.kind} {shown(packed.origin.name)}, {shown(packed.path)}"
-    )
-    return packed
-
-
-def _held(folder: Path, origin: Origin, pulse: Pulse) -> Packed | None:
-    """What is packed in `folder`, if it is whole and from the same source by the same tokenizer."""
-    try:
-        packed = open_packed(folder)
-        packed.verify(pulse.check)
-    except UserError as e:
-        pulse.say(f"packed before, but of no use: {e}")
-        return None
-    return packed if packed.origin == origin else None
 
 
 def _tokenizer(model: str) -> tuple[Mapping[str, str] | None, Path | None]:
