@@ -41,12 +41,15 @@ class LocalStore:
             raise InvalidURL(f"{url}: a local store is written file:///absolute/folder or file://./folder")
         self.url = url
         self._root = Path(path).absolute()
+        self._known: tuple[int, int] | None = None  # the folder in which objects were found or put: device and inode
         self._swept: set[Path] = set()
 
     def put(self, key: str, source: Source, *, if_absent: bool = False) -> ObjectInfo:
         path = self._root / check_key(key)
         scratch = path.parent / f"{SCRATCH}{uuid.uuid4().hex}"
         with _translated(key, absent=Unavailable(f"{path.parent}: vanished while {key} was being written")):
+            if not path.parent.is_dir():
+                self._check_there()
             _make_folders(path.parent)
             file = FileIO(scratch, "x")
         try:
@@ -68,7 +71,34 @@ class LocalStore:
                 os.unlink(scratch)
         with _translated(key):
             _sync_folder(path.parent)
+        if self._known is None:
+            self._known = self._identity()
         return ObjectInfo(key, stat.st_size, stat.st_mtime)
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Which folder this is now; None if there is none."""
+        try:
+            stat = os.stat(self._root)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return stat.st_dev, stat.st_ino
+
+    def _check_there(self) -> None:
+        """Raise `Unavailable` if the folder is not the one that it was: nothing is proven absent in another.
+
+        It was unmounted, moved away, or replaced. An object that is read in it makes it the store again.
+        """
+        if self._known is not None and self._identity() != self._known:
+            raise Unavailable(f"{self._root}: the store's folder has gone, or another is in its place")
+
+    @contextmanager
+    def _looked_up(self, key: str) -> Iterator[None]:
+        try:
+            with _translated(key):
+                yield
+        except NotFound:
+            self._check_there()
+            raise
 
     def _sweep(self, folder: Path, now: float) -> None:
         """Remove what killed writers left in `folder`, once; `now` is by the clock of its file system."""
@@ -83,8 +113,9 @@ class LocalStore:
 
     def get(self, key: str, sink: BinaryIO, *, byte_range: tuple[int, int] | None = None) -> ObjectInfo:
         path = self._root / check_key(key)
-        with _translated(key):
+        with self._looked_up(key):
             file = _open(path)
+        self._known = self._identity()
         with file:
             with _translated(key):
                 stat = os.fstat(file.fileno())
@@ -103,7 +134,7 @@ class LocalStore:
 
     def stat(self, key: str) -> ObjectInfo:
         path = self._root / check_key(key)
-        with _translated(key):
+        with self._looked_up(key):
             stat = os.stat(path)
         if not modes.S_ISREG(stat.st_mode):
             raise NotFound(f"{key}: not there")
@@ -131,6 +162,7 @@ class LocalStore:
                         elif entry.is_file():
                             entries.append((entry.name, entry))
             except (FileNotFoundError, NotADirectoryError):
+                self._check_there()
                 return
         for name, entry in sorted(entries, key=lambda pair: pair[0].encode("utf-8", "surrogateescape")):
             key = f"{folder}/{name}" if folder else name
@@ -187,6 +219,8 @@ def _translated(key: str, *, absent: StoreError | None = None) -> Iterator[None]
         raise AlreadyExists(f"{key}: already there") from e
     except OSError as e:
         where = e.filename or key
+        if os.path.basename(where).startswith(SCRATCH):  # told of in a log again and again: the same each time
+            where = os.path.dirname(where)
         if e.errno == errno.ENAMETOOLONG:
             raise InvalidKey(f"{key}: too long a path for this file system") from e
         if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import stat
 import subprocess
 import tempfile
@@ -16,7 +17,7 @@ import pytest
 from store_contract import finish, names, read, spawn
 
 from storage import Store, open_store
-from storage.errors import AlreadyExists, NoSpace, NotFound, Transient, Unsupported
+from storage.errors import AlreadyExists, NoSpace, NotFound, Transient, Unavailable, Unsupported
 from storage.local import LocalStore
 from storage.protocol import SCRATCH
 
@@ -39,6 +40,57 @@ def files(folder: Path) -> list[str]:
 
 
 # --- the folder
+
+
+def all_are_away(store: Store) -> None:
+    """Nothing is "not there" in a folder that isn't the store, and nothing is written to it."""
+    for call in (
+        lambda: store.get("run/claims/a", io.BytesIO()),
+        lambda: store.stat("run/claims/a"),
+        lambda: list(store.list("run/claims/")),
+        lambda: store.put("run/claims/b", b"b"),
+        lambda: store.put("run/other/b", b"b", if_absent=True),
+    ):
+        with pytest.raises(Unavailable):
+            call()
+
+
+@pytest.mark.parametrize("how", ["moved away", "another in its place", "another, then mounted anew"])
+def test_a_store_that_goes_away_is_unavailable_and_not_empty(how: str, root: Path, tmp_path: Path) -> None:
+    away, place = tmp_path / "away", tmp_path / "place"
+    root.mkdir()
+    place.symlink_to(root)
+    store = open_store(f"file://{place}")
+    store.put("run/claims/a", b"a")
+    if how == "moved away":
+        root.rename(away)
+        all_are_away(store)
+        assert not root.exists()
+        away.rename(root)
+    else:
+        (tmp_path / "empty").mkdir()
+        place.unlink()
+        place.symlink_to(tmp_path / "empty")
+        all_are_away(store)
+        assert not files(tmp_path / "empty")
+        place.unlink()
+        if how == "another in its place":
+            place.symlink_to(root)
+        else:  # and mounted again, as another device
+            shutil.copytree(root, away)
+            place.symlink_to(away)
+    assert read(store, "run/claims/a") == b"a"
+    store.put("run/other/b", b"b")
+    with pytest.raises(NotFound):
+        store.stat("run/claims/b")
+
+
+def test_a_run_that_is_deleted_is_not_there(store: Store, root: Path) -> None:
+    store.put("run/claims/a", b"a")
+    shutil.rmtree(root / "run")
+    assert names(store) == []
+    with pytest.raises(NotFound):
+        store.get("run/claims/a", io.BytesIO())
 
 
 def test_a_relative_url_stays_where_it_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,6 +319,19 @@ def test_a_full_disk_is_told_as_such_leaves_nothing_and_works_again_with_room(ti
     store.delete("run/a")
     store.put("run/b", [bytes(100_000)] * 6)
     assert store.stat("run/b").size == 600_000
+
+
+def test_a_failed_put_is_told_alike_each_time(tiny_disk: Path) -> None:
+    """Nothing of its scratch file's name: a log says each error once."""
+    store = open_store(f"file://{tiny_disk}")
+    subprocess.run(["mount", "-o", "remount,nr_inodes=2", tiny_disk], check=True)
+    (tiny_disk / "last").touch()
+    told = set()
+    for _ in range(2):
+        with pytest.raises(NoSpace) as caught:
+            store.put("run", b"x")
+        told.add(str(caught.value))
+    assert len(told) == 1
 
 
 def test_a_limit_on_a_files_size_is_told_as_no_space_and_leaves_nothing(root: Path) -> None:
