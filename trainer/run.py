@@ -31,7 +31,7 @@ from trainer.exits import ExitCode, UserError
 from trainer.history import Checkpoint, History
 from trainer.loop import Loop, Plan
 from trainer.manifest import Manifest
-from trainer.settings import Json, Settings, difference
+from trainer.settings import LARGEST_COUNT, Json, Settings, difference
 from trainer.startup import put_off_compiler
 from watchers import Mailbox, Stopped, Watch, Watcher
 
@@ -146,6 +146,8 @@ def _prepare(request: Request) -> tuple[Prepared, Checkpoint | None]:
         bf16=precision == "bf16",
         device=device,
     )
+    if plan.steps > LARGEST_COUNT:
+        raise UserError(f"--epochs {settings.epochs}: {plan.steps} steps are too many for a run", ExitCode.USAGE)
     if newest is not None:
         _check_same_run(newest.manifest, request, shape, plan, request.allow_change)
         restore(task, newest)  # does it fit this image's network? once more after the claim

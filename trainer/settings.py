@@ -18,6 +18,11 @@ from watchers import drill
 Json = bool | int | float | str | None | list["Json"] | dict[str, "Json"]
 
 
+# what a manifest can hold and a start reads back: more would be trained for nothing
+LARGEST_FLOAT = 3.4e38  # torch computes with it in single precision
+LARGEST_COUNT = 10**12
+
+
 def setting(
     default: Any, text: str, *, shapes_run: bool = False, low: float | None = None, above: float | None = None
 ) -> Any:
@@ -103,6 +108,12 @@ def check(name: str, value: Any) -> None:
     low, above = f.metadata["low"], f.metadata["above"]
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{flag} {value}: must be a finite number", ExitCode.USAGE)
+    if isinstance(value, float) and abs(value) > LARGEST_FLOAT:
+        raise UserError(f"{flag} {value}: must be {LARGEST_FLOAT} or less", ExitCode.USAGE)
+    if isinstance(value, int) and value > LARGEST_COUNT and name != "seed":
+        raise UserError(f"{flag}: must be {LARGEST_COUNT} or less", ExitCode.USAGE)
+    if isinstance(value, str) and (f.metadata["shapes_run"] or name == "instance_type") and not _is_text(value):
+        raise UserError(f"{flag} {value!a:.200}: is not text in UTF-8", ExitCode.USAGE)
     if low is not None and value < low:
         raise UserError(f"{flag} {value}: must be {low} or more", ExitCode.USAGE)
     if above is not None and value <= above:
@@ -131,6 +142,15 @@ def check(name: str, value: Any) -> None:
             "begins with a letter or digit, and is 100 characters long at most",
             ExitCode.USAGE,
         )
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8: a command line's bytes that are none become halves of characters."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_run_name(name: str) -> bool:

@@ -57,6 +57,14 @@ def test_flag_beats_environment_beats_preset_beats_default(monkeypatch: pytest.M
         {"preempted_exit_code": 256},
         {"momentum": -0.1},
         {"price_per_hour": -1.0},
+        # what torch can't compute with, and what a manifest can't hold so that a start reads it back
+        {"lr": 1e300},
+        {"weight_decay": 1e39},
+        {"steps": 10**30},
+        {"train_size": 1 << 63},
+        {"epochs": 10**400},
+        {"weights": "\udcff.safetensors"},
+        {"instance_type": "\udcff"},
     ],
 )
 def test_values_out_of_range_are_wrong_command_lines(wrong: dict[str, object]) -> None:
