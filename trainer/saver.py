@@ -146,7 +146,7 @@ class Saver:
                 if flight is not mine:
                     self._make_way(flight, left, grace_s)
                 flight.landed.wait(min(0.1, left))
-            elif mine is None or CLOCK() - began < min(try_s, left):
+            elif mine is None or CLOCK() - began < try_s:
                 if mine is not None:
                     time.sleep(min(1.0, left))
                 self.start(save)

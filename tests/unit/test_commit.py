@@ -260,6 +260,19 @@ def test_a_store_that_comes_back_gets_the_last_save(store: Counting) -> None:
     assert hearing.saver.durable is not None
 
 
+def test_a_failing_last_save_is_tried_again_for_as_long_as_the_machine_stays(store: Counting) -> None:
+    """Not for half of it: that much of the time is left is no reason to give up."""
+    hearing = Hearing(store)
+    failures = [Unavailable("away") for _ in range(20)]  # several in each try
+
+    def before_put(key: str) -> None:
+        if failures:
+            raise failures.pop()
+
+    store.before_put = before_put
+    assert save_last(hearing.saver, save_of(HeadOnly(), 5), lambda: 0.1)
+
+
 def test_a_store_that_stays_away_is_given_up_and_the_reason_kept(store: Counting) -> None:
     hearing = Hearing(store)
 
