@@ -164,6 +164,8 @@ def test_a_stop_on_a_full_disk_says_what_is_lost(tmp_path: Path, small_cifar: Pa
     assert container.wait() == 74, container.text
     assert "could not be saved" in container.text
     assert "are lost" in container.text
+    got, lines = run("clean", "--yes", "--store", lab.url)  # it asks the store's time, with no room to write
+    assert got == 0, lines
 
 
 def test_a_store_without_room_for_a_checkpoint_is_found_before_the_first_step(
