@@ -368,6 +368,7 @@ def main(arguments: list[str]) -> int:
 if __name__ == "__main__":
     # CUDA's matrix library computes the same way twice only with this (docs: cuBLAS, results reproducibility)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    logs.keep_streams()
     code = main(sys.argv[1:])
     logging.shutdown()
     with suppress(OSError):  # nobody may be reading any more

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
+import os
 import re
 import sys
 import time
@@ -66,9 +68,30 @@ class _Stdout(logging.StreamHandler[TextIO]):
     def stream(self, _: TextIO) -> None:
         pass
 
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's own name)
+        """Nobody reads any more, or the disk under the log is full: training goes on unheard."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+def keep_streams() -> None:
+    """Open what this process was started without, to nowhere.
+
+    Else a checkpoint's file would get the number of standard output or error, and what is written there.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free: this one
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
 
 def set_up(form: str, *, debug: bool = False) -> None:
     """Send all of Baton's log lines to standard output, as "text" or "json"."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that has no such character gets its number
     handler = _Stdout()
     handler.setFormatter(_Json() if form == "json" else _Text())
     handler.addFilter(_synthetic)

@@ -1,0 +1,50 @@
+"""Who reads what is printed may go, or never have been there: training goes on, and its files get none of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.runs import REPOSITORY, Lab, command, environment
+
+OPTIONS = ["--preset", "tutorial", "--batch-size", "100", "--steps", "3"]
+
+
+@pytest.mark.parametrize("streams", ["| head -1", ">/dev/full", ">&-", ">&- 2>&- <&-"])
+def test_training_does_not_need_to_be_heard(streams: str, tmp_path: Path, small_cifar: Path) -> None:
+    lab = Lab(tmp_path, small_cifar, *OPTIONS)
+    words = " ".join(lab.command("cifar10", "--store", lab.url, "--data", str(small_cifar), *OPTIONS))
+    done = subprocess.run(
+        ["bash", "-c", f"{words} --halt {lab.halt} {streams}; exit ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert (lab.store / "cifar10" / "result.json").exists()
+    assert command("verify", "--store", lab.url)[0] == 0
+
+
+def test_files_do_not_become_the_streams_that_are_missing(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from console import logs; logs.keep_streams();"
+        "file = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY);"
+        "print('heard?'); print('heard?', file=sys.stderr); sys.exit(file)"
+    )
+    done = subprocess.run(
+        ["bash", "-c", '"$@" <&- >&- 2>&-', "bash", sys.executable, "-c", script, str(tmp_path / "file")],
+        cwd=REPOSITORY,
+        check=False,
+    )
+    assert done.returncode >= 3
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_a_character_that_the_terminal_lacks_ends_no_command(tmp_path: Path) -> None:
+    code, text = command("status", "--store", f"file://{tmp_path}/ü", PYTHONIOENCODING="ascii")
+    assert (code, text) == (0, f"no runs in file://{tmp_path}/\\xfc\n")
