@@ -19,6 +19,7 @@ from storage.errors import (
     InvalidURL,
     NoSpace,
     NotFound,
+    NotSetUp,
     PermissionDenied,
     StoreError,
     Unavailable,
@@ -40,7 +41,10 @@ class LocalStore:
         if not path.startswith(("/", "./", "../")) and path not in (".", ".."):
             raise InvalidURL(f"{url}: a local store is written file:///absolute/folder or file://./folder")
         self.url = url
-        self._root = Path(path).absolute()
+        try:
+            self._root = Path(path).absolute()
+        except FileNotFoundError as e:
+            raise InvalidURL(f"{url}: the folder that this begins in has been removed") from e
         self._known: tuple[int, int] | None = None  # the folder in which objects were found or put: device and inode
         self._swept: set[Path] = set()
 
@@ -227,6 +231,8 @@ def _translated(key: str, *, absent: StoreError | None = None) -> Iterator[None]
             raise NoSpace(f"{where}: no space left for it") from e
         if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise PermissionDenied(f"{where}: {os.strerror(e.errno).lower()} for user {os.getuid()}") from e
+        if e.errno == errno.ELOOP:
+            raise NotSetUp(f"{where}: symbolic links that lead in a circle") from e
         raise Unavailable(f"{where}: {e.strerror or e}") from e
 
 

@@ -17,7 +17,7 @@ import pytest
 from store_contract import finish, names, read, spawn
 
 from storage import Store, open_store
-from storage.errors import AlreadyExists, NoSpace, NotFound, Transient, Unavailable, Unsupported
+from storage.errors import AlreadyExists, NoSpace, NotFound, NotSetUp, Transient, Unavailable, Unsupported
 from storage.local import LocalStore
 from storage.protocol import SCRATCH
 
@@ -83,6 +83,12 @@ def test_a_store_that_goes_away_is_unavailable_and_not_empty(how: str, root: Pat
     store.put("run/other/b", b"b")
     with pytest.raises(NotFound):
         store.stat("run/claims/b")
+
+
+def test_links_in_a_circle_are_for_a_person_to_mend(store: Store, root: Path) -> None:
+    root.symlink_to(root)
+    with pytest.raises(NotSetUp, match="in a circle"):
+        names(store)
 
 
 def test_a_run_that_is_deleted_is_not_there(store: Store, root: Path) -> None:
