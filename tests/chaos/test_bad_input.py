@@ -39,6 +39,7 @@ MISTAKES = [
     (["cifar10", "--store", "/some/folder"], 78, "is no store"),
     (["cifar10", "--store", "file://folder"], 78, "file:///absolute/folder or file://./folder"),
     (["cifar10", "--data", "/nowhere/at/all"], 78, "/nowhere/at/all"),
+    (["cifar10", "--data", "/" + "x" * 300], 78, "File name too long"),
     (["cifar10", "--batch-size", "1000000"], 78, "has only 2000 training samples"),
     (["status", "--run", "nothing"], 78, "no run 'nothing'"),
     (["data", "cifar11"], 78, "cifar11"),

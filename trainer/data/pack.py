@@ -15,7 +15,7 @@ from trainer.data.dataset import Archive, Dataset, Splits, named, shown
 from trainer.data.download import DownloadError, fetch, name_of
 from trainer.data.held import already, held
 from trainer.data.packed import FILE_NAME, Packed, open_packed, remedy, write_packed
-from trainer.data.pulse import Pulse
+from trainer.data.pulse import Pulse, told
 from trainer.data.scratch import remove_stale, scratch
 from trainer.data.sources import Source
 from trainer.exits import UserError
@@ -96,19 +96,27 @@ def locate(
     dataset = dataset_name if other and isinstance(dataset_name, str) else named(dataset_name)
     name = dataset if isinstance(dataset, str) else dataset.name
     if not data:
-        if not (folder / FILE_NAME).exists():
+        if not _is_file(folder / FILE_NAME):
             raise UserError(f"{shown(folder)}: no packed data here; {remedy(name)}")
         return _fits(open_packed(folder), dataset)
     if data != sources.SYNTHETIC and not sources.is_address(data) and not (other and sources.is_stored(data)):
         accepted = sources.accepted(dataset) if isinstance(dataset, Dataset) else other.ACCEPTED if other else ""
         path = sources.local_path(data, accepted)
-        if (path / FILE_NAME).is_file() or path.name == FILE_NAME or path.suffix == ".safetensors":
+        if _is_file(path / FILE_NAME) or path.name == FILE_NAME or path.suffix == ".safetensors":
             return _fits(open_packed(path), dataset)
         data = str(path.resolve())
     cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "baton"
     chosen = {name: (options or {})[name] for name in other.OPTIONS if (options or {}).get(name)} if other else {}
     key = hashlib.sha256((data + (repr(chosen) if chosen else "")).encode(errors="surrogateescape")).hexdigest()[:16]
     return pack(dataset, data, cache / name / key, options=chosen, check=check, say=say)
+
+
+def _is_file(path: Path) -> bool:
+    """Raises `UserError` where nobody may look."""
+    try:
+        return path.is_file()
+    except OSError as e:
+        raise told(e, f"can't read {shown(path)}") from e
 
 
 def _fits(packed: Packed, dataset: Dataset | str) -> Packed:
