@@ -15,11 +15,14 @@ log = logging.getLogger("baton")
 
 def show(store: Store, run: str | None, *, as_json: bool) -> int:
     """Print a line for each checkpoint. Raises `UserError` if there is no such run, `StoreError`."""
-    found = [history for name in ([run] if run else runs(store)) if (history := History(store, name)).attempts()]
-    if run and not found and not History(store, run).checkpoints():
+    names = [run] if run else runs(store)
+    found = [history for name in names if (history := History(store, name)).attempts() or history.checkpoints()]
+    if run and not found:
         raise UserError(f"no run {run!r} in {store.url}; `status` lists those there are")
+    if not found and not as_json:
+        print(f"no runs in {store.url}")
     bad, told = 0, []
-    for history in found or ([History(store, run)] if run else []):
+    for history in found:
         verdicts = verify(history, log.debug)
         bad += sum(bool(verdict.problems) for verdict in verdicts)
         told += [_told(history, verdict) for verdict in verdicts]

@@ -146,6 +146,7 @@ class History:
         """A small JSON object, or None where it isn't there or is none."""
         try:
             record = strict.loads(self.read(self.key(*names), MAX_RECORD_BYTES))
+            json.dumps(record, allow_nan=False)  # `status --json` prints what is in it
         except (NotFound, ValueError):
             return None
         return record if isinstance(record, dict) else None
@@ -161,7 +162,8 @@ class History:
 
     def _manifest_names(self) -> list[str]:
         folder = self.key("checkpoints", "")
-        return [info.key.removeprefix(folder) for info in self.store.list(folder)]
+        # a folder in a manifest's place is a checkpoint too, a bad one: who has that may not begin again at step 0
+        return sorted({info.key.removeprefix(folder).partition("/")[0] for info in self.store.list(folder)})
 
     def mark(self, why: str) -> None:
         """Say that the run is not whole: until `unmark`, whoever starts it is refused with this reason."""
@@ -177,7 +179,8 @@ class History:
         """As `checkpoints`. Raises `UserError` if the run is marked as not whole."""
         names = self._manifest_names()
         if self.MARK in names:
-            why = (self.read_record("checkpoints", self.MARK) or {}).get("why")
+            record = self.read_record("checkpoints", self.MARK) or {}
+            why = record.get("why", "is marked as not whole: finish the `copy` or the `delete` that was under way")
             raise UserError(f"run {self.run!r} in {self.store.url} {why!s:.300}")
         return _newest_first(names)
 

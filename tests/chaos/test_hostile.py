@@ -16,6 +16,7 @@ import pytest
 
 from tests.checkpoints import chain, history
 from tests.runs import REPOSITORY, environment
+from trainer.exits import UserError
 from trainer.history import History
 from trainer.manifest import Manifest, PartRef
 
@@ -165,6 +166,25 @@ def test_is_refused_in_a_line_and_the_parent_taken_in_little_memory(what: str, t
     assert not Path("/tmp/unpickled").exists()
 
 
+def test_folders_in_the_manifests_places_begin_no_run_anew(tmp_path: Path) -> None:
+    run = history(tmp_path)
+    for manifest in chain(run, 1, [10, 20]):
+        place = Path(run.store.url.removeprefix("file://"), "run", "checkpoints", f"{manifest.name}.json")
+        place.unlink()
+        place.mkdir()
+        (place / "x").touch()
+    with pytest.raises(UserError, match="none of the 2 checkpoints"):
+        run.newest_good()
+
+
+def test_a_mark_that_cannot_be_read_is_a_mark(tmp_path: Path) -> None:
+    run = history(tmp_path)
+    chain(run, 1, [10])
+    run.store.put(f"run/checkpoints/{run.MARK}", b"\xff")
+    with pytest.raises(UserError, match="marked as not whole"):
+        run.newest_good()
+
+
 RECORDS = {
     "long": b'{"a": "' + b"x" * (100 * MEGABYTE) + b'"}',
     "deep": b"[" * 500_000,
@@ -174,6 +194,7 @@ RECORDS = {
     "full of markup": b'{"attempt": 1, "host": "[/red]", "metrics": {"accuracy": "[/x]"}, "save_error": 3, "time": 1}',
     "full of enormous numbers": b'{"attempt": 1, "time": 1' + b"0" * 400 + b', "step": 1' + b"0" * 40 + b"}",
     "full of no numbers": b'{"attempt": 1, "time": NaN, "steps": Infinity, "seconds_left": "x", "epochs": []}',
+    "full of infinite numbers": b'{"attempt": 1, "time": 1, "samples_per_s": 1e400, "save_error": [1e400]}',
 }
 
 
@@ -200,3 +221,4 @@ def test_hostile_records_take_status_neither_down_nor_much_memory(what: str, for
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "Traceback" not in done.stdout + done.stderr
     assert "\x1b" not in done.stdout
+    assert "Infinity" not in done.stdout, "no JSON that others read"

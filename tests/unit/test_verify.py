@@ -175,3 +175,14 @@ def test_a_tensor_without_elements_or_in_another_memory_order_is_good(run: Histo
     assert encode(model).size
     save(run, 1, 10, None, replace(snapshot(10), model=model))
     assert [v.problems for v in verify(run)] == [[]]
+
+
+def test_a_run_whose_claims_are_lost_is_looked_at_too_and_no_run_is_said(run: History) -> None:
+    made = chain(run, 1, [10])
+    flip(part(run, made[0]))
+    for claim in (Path(run.store.url.removeprefix("file://")) / run.run / "attempts").glob("*"):
+        claim.unlink()
+    code, out = command("verify", "--store", run.store.url)
+    assert code == 78
+    assert "BAD" in out
+    assert command("verify", "--store", f"{run.store.url}/nothing") == (0, f"no runs in {run.store.url}/nothing\n")
