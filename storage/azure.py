@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import requests
 from azure.core import MatchConditions
-from azure.core.exceptions import AzureError, HttpResponseError
+from azure.core.exceptions import AzureError, DeserializationError, HttpResponseError
 from azure.core.pipeline.transport import RequestsTransport
 from azure.storage.blob import BlobClient, BlobPrefix, BlobProperties, ContainerClient
 
@@ -214,6 +214,8 @@ class AzureStore:
             yield
         except (AzureError, requests.RequestException) as e:
             raise meaning(e, key, self._place, self._login, action, sas) from e
+        except (DeserializationError, AttributeError, KeyError, TypeError) as e:  # the SDK's, of what isn't Azure's
+            raise not_azures(self._place, key) from e
 
 
 class _Stream:

@@ -108,7 +108,7 @@ class GoogleStore:
                 if_generation_match=0 if if_absent else None,
                 retry=None,
             )
-        return self._whole(self._info(blob), size)
+            return self._whole(self._info(blob), size)
 
     def get(self, key: str, sink: BinaryIO, *, byte_range: tuple[int, int] | None = None) -> ObjectInfo:
         start, stop = byte_range or (0, 1 << 62)
@@ -131,7 +131,7 @@ class GoogleStore:
         blob = self._client.bucket(self._bucket).blob(self._name(key))
         with self._translated(key, "storage.objects.get"):
             blob.reload(retry=None)
-        return self._info(blob)
+            return self._info(blob)
 
     def list(self, prefix: str, *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
         if delimiter not in (None, "/"):
@@ -144,9 +144,9 @@ class GoogleStore:
         while True:
             with self._translated(prefix, "storage.objects.list", absent=Unavailable):
                 page = next(pages, None)
-            if page is None:
-                return
-            found = [self._info(blob) for blob in page if _fits(self._key(blob.name))]
+                if page is None:
+                    return
+                found = [self._info(blob) for blob in page if _fits(self._key(blob.name))]
             found += [ObjectInfo(self._key(name), 0, 0.0) for name in page.prefixes if _fits(self._key(name)[:-1])]
             # Google gives a page's objects and prefixes apart
             yield from sorted(found, key=lambda info: info.key.encode())
@@ -292,6 +292,8 @@ class GoogleStore:
             yield
         except SDK_ERRORS as e:
             raise meaning(e, self.url, self._bucket, key, permission, absent, unmet) from e
+        except (KeyError, TypeError, AttributeError) as e:  # in the SDK's reading of what came
+            raise Unavailable(f"{self.url}: {key}: {_STRANGER}") from e
 
 
 def _fits(key: str) -> bool:

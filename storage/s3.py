@@ -70,6 +70,7 @@ class S3Store:
             reply = self._put_at_once(key, body, if_absent)
             # by the store's clock, to a second; asking for what it will tell costs a request
             written = parsedate_to_datetime(reply["ResponseMetadata"]["HTTPHeaders"]["date"])
+            reply["ETag"]  # none: whatever took it, S3 did not
             return ObjectInfo(key, body.size, written.timestamp())
 
     def get(self, key: str, sink: BinaryIO, *, byte_range: tuple[int, int] | None = None) -> ObjectInfo:
@@ -102,7 +103,7 @@ class S3Store:
                 # missing object, and dead credentials from missing rights
                 self._s3().get_object(Bucket=self._bucket, Key=name, Range="bytes=0-0")["Body"].close()
                 raise
-        return ObjectInfo(key, info["ContentLength"], info["LastModified"].timestamp())
+            return ObjectInfo(key, info["ContentLength"], info["LastModified"].timestamp())
 
     def list(self, prefix: str, *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
         if delimiter not in (None, "/"):
@@ -114,9 +115,10 @@ class S3Store:
         while more:
             with self._told(prefix):
                 page = self._s3().list_objects_v2(**query)
+                more = page["IsTruncated"]
+                found = list(self._holdable(page))
             # S3 lists in this order, but gives a page's objects and prefixes apart
-            yield from sorted(self._holdable(page), key=lambda info: info.key.encode())
-            more = page["IsTruncated"]
+            yield from sorted(found, key=lambda info: info.key.encode())
             query["ContinuationToken"] = page.get("NextContinuationToken", "")
 
     def delete(self, key: str) -> None:
@@ -173,7 +175,9 @@ class S3Store:
         if stop is not None:
             wanted = {"Range": f"bytes={start}-{min(stop, start + PART) - 1}"}
         try:
-            return self._s3().get_object(Bucket=self._bucket, Key=self._prefix + key, **wanted)
+            first = self._s3().get_object(Bucket=self._bucket, Key=self._prefix + key, **wanted)
+            first["LastModified"], first["ETag"], first["ContentLength"]
+            return first
         except sdk.ClientError as e:
             if code_of(e) == "InvalidRange":
                 return None
@@ -250,6 +254,8 @@ class S3Store:
             yield
         except (sdk.ClientError, sdk.BotoCoreError, ResponseParserError, HTTPError) as e:
             raise meaning(e, self.url, self._bucket, key) from e
+        except (KeyError, TypeError, AttributeError, RecursionError) as e:  # what came isn't S3's
+            raise Unavailable(f"{self.url}: {key or 'list'}: what answered is not S3, but something in between") from e
 
 
 class _Body(io.RawIOBase):

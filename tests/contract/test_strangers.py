@@ -1,0 +1,50 @@
+"""What answers in a cloud's place (a login page, a proxy's own words) is a passing fault: no absence, no success."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from storage import Store, open_store
+from storage.errors import Unavailable
+from tests.clouds import Cloud, reached
+from tests.emulators.proxy import Fault
+
+PAGE = b"<html><body>Log in, please</body></html>"
+HEAD = {"Content-Type": "text/html", "Date": "Tue, 03 Mar 2026 09:00:00 GMT"}
+STRANGERS = {
+    "a page": Fault("answer", status=200, body=PAGE, headers=HEAD),
+    "the way to a page": Fault("answer", status=302, headers={"Location": "http://127.0.0.1:9/login"}),
+    "nothing": Fault("answer", status=200, headers={"Date": HEAD["Date"]}),
+    "another's JSON": Fault("answer", status=200, body=b"[]", headers={"Content-Type": "application/json"}),
+}
+
+
+@pytest.fixture
+def store(cloud: Cloud) -> Iterator[Store]:
+    with reached(cloud.variables):
+        store = open_store(cloud.url(), patience=lambda: 5.0)
+        store.put("run/a", b"some bytes")
+        yield store
+
+
+@pytest.mark.parametrize("who", STRANGERS)
+def test_a_strangers_answer_is_a_fault_that_passes(who: str, store: Store, cloud: Cloud) -> None:
+    calls: dict[str, Callable[[], object]] = {
+        "get": lambda: store.get("run/a", io.BytesIO()),
+        "range": lambda: store.get("run/a", io.BytesIO(), byte_range=(1, 2)),
+        "stat": lambda: store.stat("run/a"),
+        "list": lambda: list(store.list("run/")),
+        "put": lambda: store.put("run/b", b"1"),
+        "claim": lambda: store.put("run/c", b"1", if_absent=True),
+        "big": lambda: store.put("run/d", bytes(9 << 20)),
+    }
+    for name, call in calls.items():
+        cloud.proxy.faults = [STRANGERS[who]]
+        with pytest.raises(Unavailable) as caught:
+            pytest.fail(f"{name} gave {call()!r}")
+        assert "\n" not in str(caught.value)
+    cloud.proxy.faults = []
+    assert [info.key for info in store.list("run/")] == ["run/a"]
