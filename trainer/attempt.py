@@ -105,7 +105,7 @@ class Attempt:
         self._owed = False  # a save fell due while another was in flight
         self._ledger_before = list(ledger)
         self._first_step = position.step
-        self._started = time.time()
+        self._started, self._began = time.time(), CLOCK()  # a machine's clock may be set meanwhile, by days
         self._first_step_made: float | None = None
         self._stall_s = 0.0
         self._saves = 0
@@ -210,7 +210,7 @@ class Attempt:
             "last_step": self.position.step,
             "started": self._started,
             "first_step_made": self._first_step_made,
-            "seconds": time.time() - self._started,
+            "seconds": CLOCK() - self._began,
             "evaluation_s": self._evaluation_s,
             "save_stall_s": self._stall_s,
         }
@@ -228,7 +228,7 @@ class Attempt:
         on_cpu = self._plan.device.type == "cpu"  # there, saving takes processors from training
         cost = self._stall_s + (self.saver.busy_s / torch.get_num_threads() if on_cpu else 0.0)
         cost_s = cost / self._saves
-        lifetime = lifetime_s(self._ledger_before, time.time() - self._started)
+        lifetime = lifetime_s(self._ledger_before, CLOCK() - self._began)
         interval = best_interval_s(cost_s, self.saver.expected_s or 0.0, lifetime)
         changed = not 0.67 < interval / self._cadence.seconds < 1.5 or not self.interval_why
         self._cadence = replace(self._cadence, seconds=interval)
