@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import signal
+
+if __name__ == "__main__":  # before the slower imports: whoever is told to go by then has nothing to save
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+import logging
 import sys
 import time
 from contextlib import suppress
@@ -368,6 +374,7 @@ def main(arguments: list[str]) -> int:
 if __name__ == "__main__":
     # CUDA's matrix library computes the same way twice only with this (docs: cuBLAS, results reproducibility)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     logs.keep_streams()
     code = main(sys.argv[1:])
     logging.shutdown()

@@ -214,3 +214,22 @@ for name, (call, expected) in CALLS.items():
     tried[name] = n - 1
 print(json.dumps(tried))
 """
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_who_is_told_to_go_while_the_command_line_is_loaded_goes_with_the_right_code(
+    number: int, code: int, tmp_path: Path
+) -> None:
+    (tmp_path / "click.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)\n")
+    process = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "entrypoint.py"), "cifar10"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(number)
+    assert process.communicate()[0] == ""
+    assert process.returncode == code
