@@ -62,7 +62,14 @@ def copy(source: History, target: History, tell: Callable[[str], None] = lambda 
 
 def _check_same_history(source: History, target: History, attempts: list[int]) -> None:
     """Raise `UserError` if the target's attempts are not the source's: it was trained on, or is another run."""
-    for number in target.attempts():
+    claimed = target.attempts()
+    for number, step in target.checkpoints():
+        if number not in claimed:
+            raise UserError(
+                f"run {target.run!r} in {target.store.url} has another history: its checkpoint "
+                f"{checkpoint_name(number, step)} is of an attempt that no record tells of; `delete` it there first"
+            )
+    for number in claimed:
         key = target.key("attempts", f"{number:06d}.json")
         if number not in attempts or _whole(source, key) != _whole(target, key):
             raise UserError(
