@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from trainer.manifest import Manifest
 log = logging.getLogger("baton.saver")
 
 CLOCK = time.monotonic
+_OF_ITS_OWN = re.compile(r"[0-9a-f]{64}|[0-9]{6,}-[0-9]{8,}")  # in an error: the names that each save has others of
 RECENT = 3  # saves whose slowest tells how long the next one may take
 
 
@@ -210,7 +212,8 @@ class Saver:
 
     def _failed(self, flight: Flight, why: str) -> None:
         age = f"the last durable one is of step {self.durable.step}" if self.durable else "none is durable yet"
-        level = logging.DEBUG if self.error == why else logging.WARNING  # said once, tried on and on
+        again = self.error is not None and _OF_ITS_OWN.sub("", self.error) == _OF_ITS_OWN.sub("", why)
+        level = logging.DEBUG if again else logging.WARNING  # said once, tried on and on
         step = flight.save.snapshot.step
         log.log(level, "checkpoint at step %d could not be saved, trying again: %s; %s", step, why, age)
         self.error = why

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -271,6 +272,28 @@ def test_a_failing_last_save_is_tried_again_for_as_long_as_the_machine_stays(sto
 
     store.before_put = before_put
     assert save_last(hearing.saver, save_of(HeadOnly(), 5), lambda: 0.1)
+
+
+def test_the_same_trouble_is_warned_of_once_whichever_part_it_befalls(
+    store: Counting, caplog: pytest.LogCaptureFixture
+) -> None:
+    hearing, task = Hearing(store), HeadOnly()
+
+    numbers = itertools.count()
+
+    def before_put(key: str) -> None:
+        raise StoreError(f"run/parts/{next(numbers):064x}: no right to write")
+
+    store.before_put = before_put
+    errors = set()
+    for step in (1, 2, 3):
+        task.step()
+        hearing.saver.start(save_of(task, step))
+        assert hearing.saver._flight is not None
+        assert hearing.saver._flight.landed.wait(30)
+        errors.add(hearing.saver.error)
+    assert len(errors) > 1, "parts with other names"
+    assert [r.levelname for r in caplog.records if "could not be saved" in r.getMessage()].count("WARNING") == 1
 
 
 def test_a_store_that_stays_away_is_given_up_and_the_reason_kept(store: Counting) -> None:
