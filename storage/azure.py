@@ -1,4 +1,8 @@
-"""`az://account/container/prefix`: runs in Azure Blob Storage, as block blobs. storage/azure_login.py says who asks."""
+"""`az://account/container/prefix`: runs in Azure Blob Storage, as block blobs. storage/azure_login.py says who asks.
+
+On the way up Azure checks the MD5 of each request. On the way down a whole object is held to the CRC32 in its metadata,
+which costs a sixth of MD5 and lets ranges be long; a part of one, or another program's, to the MD5 of each range.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +10,36 @@ import io
 import logging
 import re
 import threading
+import uuid
+import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any, BinaryIO
 
 import requests
 from azure.core import MatchConditions
 from azure.core.exceptions import AzureError, DeserializationError, HttpResponseError
 from azure.core.pipeline.transport import RequestsTransport
-from azure.storage.blob import BlobClient, BlobPrefix, BlobProperties, ContainerClient
+from azure.storage.blob import BlobBlock, BlobClient, BlobPrefix, BlobProperties, ContainerClient
 
 from storage.azure_errors import code_of, meaning, not_azures
 from storage.azure_login import log_in
-from storage.errors import AlreadyExists, InvalidKey, InvalidURL, NotFound, Unavailable
+from storage.errors import AlreadyExists, Damaged, InvalidKey, InvalidURL, NotFound, Unavailable
 from storage.pace_requests import PacedAdapter
-from storage.protocol import ObjectInfo, Source, check_key, check_prefix, chunks
+from storage.protocol import ObjectInfo, Source, check_key, check_prefix
+from storage.reader import Reader
 
-BLOCK_BYTES = 8 << 20  # one request of an upload; over 4 MiB Azure takes blocks at its full pace
-RANGE_BYTES = 4 << 20  # one request of a download: Azure tells the MD5 of no longer range (Get Blob)
+BLOCK_BYTES = 5 << 20  # one request of an upload; over 4 MiB Azure takes blocks at its full pace
+RANGE_BYTES = 5 << 20  # one request of a download
+MD5_RANGE_BYTES = 4 << 20  # and one that is checked by itself: Azure tells the MD5 of no longer range (Get Blob)
 PUTS, BLOCKS = 2, 3  # big puts at once, and requests of each: PUTS * (BLOCKS + 1) * BLOCK_BYTES is held
-RANGES = 5  # requests at once of one get: (RANGES + 1) * RANGE_BYTES is held, and of those being read a copy
+RANGES = 3  # requests at once of one get: (RANGES + 1) * RANGE_BYTES is held, and of those being read two copies
 CONNECTIONS = 32  # kept open: a get and a put side by side, and the small requests of other threads
 PIECE_BYTES = 64 << 10  # sent at once, see _Transport
 CONNECT_S = 5.0
+CRC32 = "crc32"  # the name in an object's metadata
 
 # The SDK warns of what is told as an error here; without a handler its lines would go to stderr.
 logging.getLogger("azure").addHandler(logging.NullHandler())
@@ -73,37 +82,77 @@ class AzureStore:
         )
 
     def put(self, key: str, source: Source, *, if_absent: bool = False) -> ObjectInfo:
-        stream = _Stream(source)
+        stream = Reader(source)
         head = stream.read(BLOCK_BYTES)  # outside: the source's own errors are not the store's
         if len(head) < BLOCK_BYTES:
-            return self._upload(key, head, stream, if_absent)
+            return self._put_at_once(key, head, if_absent)
         stream.take_back(head)
         with self._room:
-            return self._upload(key, stream, stream, if_absent)
+            return self._put_blocks(key, stream, if_absent)
 
-    def _upload(self, key: str, body: Any, stream: _Stream, if_absent: bool) -> ObjectInfo:
+    def _put_at_once(self, key: str, body: bytes, if_absent: bool) -> ObjectInfo:
         blob = self._blob(key)
+        with self._creating(key):
+            told = blob.upload_blob(
+                body,
+                overwrite=not if_absent,
+                metadata={CRC32: f"{zlib.crc32(body):08x}"},
+                validate_content=True,
+            )
+        return ObjectInfo(key, len(body), told["last_modified"].timestamp())
+
+    def _put_blocks(self, key: str, stream: Reader, if_absent: bool) -> ObjectInfo:
+        """In blocks side by side, and a list that makes them the object.
+
+        Not by upload_blob, whose blocks are named by their number alone: two who write one key would mix theirs, and
+        what is known once all is read could not go into the metadata. What a failed upload leaves is blocks that no
+        list names: nobody sees them, and Azure drops them after a week.
+        """
+        blob, names, crc = self._blob(key), list[str](), 0
+        mine = uuid.uuid4().hex
+        staging: deque[Future[None]] = deque()
+        with ThreadPoolExecutor(BLOCKS, thread_name_prefix="azure-put") as pool:
+            try:
+                while block := stream.read(BLOCK_BYTES):
+                    crc = zlib.crc32(block, crc)
+                    names.append(f"{mine}{len(names):06d}")
+                    staging.append(pool.submit(self._stage, key, blob, names[-1], block))
+                    del block
+                    if len(staging) >= BLOCKS:
+                        staging.popleft().result()
+                while staging:
+                    staging.popleft().result()
+            finally:
+                for future in staging:
+                    future.cancel()
+        with self._creating(key):
+            told: dict[str, Any] = blob.commit_block_list(
+                [BlobBlock(name) for name in names],
+                metadata={CRC32: f"{crc:08x}"},
+                validate_content=True,
+                match_condition=MatchConditions.IfMissing if if_absent else None,
+            )
+        return ObjectInfo(key, stream.given, told["last_modified"].timestamp())
+
+    def _stage(self, key: str, blob: BlobClient, name: str, block: bytes) -> None:
+        with self._translated(key, "blobs/write", "cw"):
+            blob.stage_block(name, block, validate_content=True)
+
+    @contextmanager
+    def _creating(self, key: str) -> Iterator[None]:
         with self._translated(key, "blobs/write", "cw"):
             try:
-                # The MD5 of each request goes with it, and Azure refuses a body that has another. What a failed upload
-                # leaves is blocks that no list names: nobody sees them, and Azure drops them after a week.
-                told = blob.upload_blob(
-                    body,
-                    overwrite=not if_absent,
-                    validate_content=True,
-                    max_concurrency=BLOCKS,
-                )
+                yield
             except HttpResponseError as e:
-                if if_absent and code_of(e) == "BlobAlreadyExists":
+                if code_of(e) == "BlobAlreadyExists":
                     raise AlreadyExists(f"{key}: already there") from e
                 raise
-        return ObjectInfo(key, stream.given, told["last_modified"].timestamp())
 
     def get(self, key: str, sink: BinaryIO, *, byte_range: tuple[int, int] | None = None) -> ObjectInfo:
         start, stop = byte_range or (0, None)
         if stop is not None and stop <= start:
             return self.stat(key)
-        first = self._range(key, start, stop, None)
+        first = self._range(key, start, stop, None, md5=start > 0)
         if first is None:
             info = self.stat(key)
             if info.size > start:
@@ -112,41 +161,55 @@ class AzureStore:
         data, properties = first
         info = self._info(key, properties)
         stop = min(info.size, info.size if stop is None else stop)
-        sink.write(data)  # outside of _translated: the sink's own errors are not the store's
-        self._get_rest(key, sink, start + len(data), stop, properties.etag)
+        wanted = (properties.metadata or {}).get(CRC32) if stop - start == info.size else None
+        if start == 0 and wanted is None:
+            data = self._part(key, 0, min(stop, MD5_RANGE_BYTES), properties.etag, md5=True)
+        crc = 0
+        with closing(self._pieces(key, data, start, stop, properties.etag, md5=wanted is None)) as pieces:
+            for piece in pieces:
+                crc = zlib.crc32(piece, crc)
+                sink.write(piece)  # outside of _translated: the sink's own errors are not the store's
+        if wanted is not None and wanted != f"{crc:08x}":
+            raise Damaged(f"{self._place}: {key} came with CRC32 {crc:08x}, and its metadata says {wanted:.20}")
         return info
 
-    def _get_rest(self, key: str, sink: BinaryIO, start: int, stop: int, etag: str) -> None:
-        """The bytes of [start, stop) of the version `etag`: asked for side by side, written in their order."""
+    def _pieces(self, key: str, first: bytes, start: int, stop: int, etag: str, *, md5: bool) -> Generator[bytes]:
+        """The bytes of [start, stop) of the version `etag`, in order: `first`, then ranges side by side."""
+        yield first
+        start += len(first)
         if start >= stop:
             return
+        step = MD5_RANGE_BYTES if md5 else RANGE_BYTES
         coming: deque[Future[bytes]] = deque()
         with ThreadPoolExecutor(RANGES, thread_name_prefix="azure-get") as pool:
             try:
-                for offset in range(start, stop, RANGE_BYTES):
-                    coming.append(pool.submit(self._part, key, offset, min(offset + RANGE_BYTES, stop), etag))
+                for offset in range(start, stop, step):
+                    coming.append(pool.submit(self._part, key, offset, min(offset + step, stop), etag, md5=md5))
                     if len(coming) > RANGES:
-                        sink.write(coming.popleft().result())
+                        yield coming.popleft().result()
                 while coming:
-                    sink.write(coming.popleft().result())
+                    yield coming.popleft().result()
             finally:
                 for future in coming:
                     future.cancel()
 
-    def _part(self, key: str, start: int, stop: int, etag: str) -> bytes:
-        part = self._range(key, start, stop, etag)
+    def _part(self, key: str, start: int, stop: int, etag: str, *, md5: bool) -> bytes:
+        part = self._range(key, start, stop, etag, md5=md5)
         if part is None or len(part[0]) != stop - start:
             raise Unavailable(f"{key}: {self._place} gave other bytes than those from {start} to {stop}")
         return part[0]
 
-    def _range(self, key: str, start: int, stop: int | None, etag: str | None) -> tuple[bytes, BlobProperties] | None:
-        """At most RANGE_BYTES from `start` on, checked against their MD5; None where the object ends before."""
-        length = RANGE_BYTES if stop is None else min(RANGE_BYTES, stop - start)
+    def _range(
+        self, key: str, start: int, stop: int | None, etag: str | None, *, md5: bool
+    ) -> tuple[bytes, BlobProperties] | None:
+        """One request's bytes from `start` on, checked against their MD5 or not; None where the object ends before."""
+        most = MD5_RANGE_BYTES if md5 else RANGE_BYTES
+        length = most if stop is None else min(most, stop - start)
         same: dict[str, Any] = {"etag": etag, "match_condition": MatchConditions.IfNotModified} if etag else {}
         blob = self._blob(key)
         with self._translated(key, "blobs/read", "r"):
             try:
-                stream = blob.download_blob(start, length, validate_content=True, **same)
+                stream = blob.download_blob(start, length, validate_content=md5, raw_response_hook=_read_whole, **same)
                 return stream.readall(), stream.properties
             except HttpResponseError as e:
                 if e.status_code == 416:
@@ -218,39 +281,6 @@ class AzureStore:
             raise not_azures(self._place, key) from e
 
 
-class _Stream:
-    """A source as a file to read from: its chunks are copied a block at a time."""
-
-    def __init__(self, source: Source) -> None:
-        self._chunks = iter(chunks(source))
-        self._chunk = memoryview(b"")
-        self._back = b""
-        self.given = 0  # bytes
-
-    def read(self, size: int) -> bytes:
-        if self._back:
-            block, self._back = self._back, b""
-            return block
-        pieces: list[memoryview] = []
-        left = size
-        while left:
-            if not self._chunk:
-                chunk = next(self._chunks, None)
-                if chunk is None:
-                    break
-                view = memoryview(chunk)
-                self._chunk = view.cast("B") if view.nbytes else memoryview(b"")
-            pieces.append(self._chunk[:left])
-            self._chunk = self._chunk[left:]
-            left -= len(pieces[-1])
-        self.given += size - left
-        return b"".join(pieces)
-
-    def take_back(self, block: bytes) -> None:
-        """Give this block, of the size that is asked for, once more."""
-        self._back = block
-
-
 class _Transport(RequestsTransport):  # type: ignore[misc]  # the SDK hands it out untyped
     """The SDK's transport, with time-outs that are asked for anew, and bodies sent in pieces.
 
@@ -276,3 +306,8 @@ class _Transport(RequestsTransport):  # type: ignore[misc]  # the SDK hands it o
 def _is_folder(properties: BlobProperties) -> bool:
     """Accounts with a hierarchical namespace show folders as blobs that say so."""
     return bool(properties.metadata) and properties.metadata.get("hdi_isfolder") == "true"
+
+
+def _read_whole(response: Any) -> None:
+    """Read an answer's body while errors are the request's own: later, the SDK would wait and ask again by itself."""
+    response.http_response.body()

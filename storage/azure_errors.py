@@ -64,6 +64,8 @@ def _refusal(error: HttpResponseError, key: str, place: str, login: Login, actio
             f"{key}: {said} to the {login.name}: it needs {_ROLE} on the container "
             f"(action {action}; in a SAS sp={sas}), and the account's firewall must let this machine in"
         )
+    if code == "InvalidBlockList":  # another put of this key has ended, and Azure has dropped the blocks of this one
+        return Unavailable(f"{key}: {said}")
     if status in (408, 429) or status >= 500 or not code:  # without: what answered is not Azure, but in between
         return Unavailable(f"{key}: {said}")
     if code in ("ContainerBeingDeleted", "ContainerDisabled") or status == 404:

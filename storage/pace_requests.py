@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import requests
 from requests.adapters import HTTPAdapter
 
 from storage.pace import Patience, pools
+
+RECEIVED = 256 << 10  # bytes that are taken from a connection at once
 
 
 class PacedAdapter(HTTPAdapter):
@@ -20,6 +23,11 @@ class PacedAdapter(HTTPAdapter):
         self._piece = piece
         super().__init__(pool_maxsize=connections)
 
+    def build_response(self, request: Any, answer: Any) -> requests.Response:
+        response = super().build_response(request, answer)
+        response.__class__ = _Response
+        return response
+
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **more: Any) -> None:
         super().init_poolmanager(connections, maxsize, block, blocksize=self._piece, **more)
         self.poolmanager.pool_classes_by_scheme = self._pools
@@ -28,3 +36,9 @@ class PacedAdapter(HTTPAdapter):
         manager = super().proxy_manager_for(proxy, blocksize=self._piece, **more)
         manager.pool_classes_by_scheme = self._pools
         return manager
+
+
+class _Response(requests.Response):
+    def iter_content(self, chunk_size: int | None = 1, decode_unicode: bool = False) -> Any:
+        # requests itself reads a body in pieces of 10 KB, which costs more than hashing it
+        return super().iter_content(max(chunk_size or 0, RECEIVED), decode_unicode)  # type: ignore[call-overload]

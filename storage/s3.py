@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import random
 import re
 import threading
@@ -28,14 +27,16 @@ from s3transfer.manager import TransferManager  # type: ignore[import-untyped]
 from urllib3.exceptions import HTTPError
 
 from storage.errors import Damaged, InvalidKey, InvalidURL, Unavailable
-from storage.protocol import MAX_KEY_BYTES, ObjectInfo, Source, check_key, check_prefix, chunks
+from storage.protocol import MAX_KEY_BYTES, ObjectInfo, Source, check_key, check_prefix
+from storage.reader import Reader
 from storage.s3_client import connect, sends_checksums
 from storage.s3_errors import code_of, meaning
 
-PART = 8 << 20  # bytes; an object of more goes in parts of so many, side by side
-PARALLEL = 6  # parts in memory at once while reading: 48 MiB
-UPLOADS = 5  # and while writing, of all puts together; the SDK keeps one or two more
+PART = 8 << 20  # bytes; an object of so many and more goes in parts of so many, side by side
+PARALLEL = 4  # parts of one get in memory at once
+UPLOADS = 4  # and while writing, of all puts together; the SDK keeps one or two more
 CONFLICT_TRIES = 5
+MOST_AT_ONCE = 5 << 30  # bytes; S3 takes no more in one request
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _MAX_PREFIX_BYTES = 1024 - MAX_KEY_BYTES - 1
@@ -64,14 +65,21 @@ class S3Store:
 
     def put(self, key: str, source: Source, *, if_absent: bool = False) -> ObjectInfo:
         check_key(key)
-        with _Body(source) as body, self._told(key):
-            if body.size > PART and not if_absent:
+        body = Reader(source)
+        whole = body.read(PART)  # outside: the source's own errors are not the store's
+        if len(whole) == PART and not if_absent:
+            body.take_back(whole)
+            del whole
+            with self._told(key):
                 return self._put_in_parts(key, body)
-            reply = self._put_at_once(key, body, if_absent)
+        if len(whole) == PART:
+            whole += body.read(MOST_AT_ONCE)
+        with self._told(key):
+            reply = self._put_at_once(key, whole, if_absent)
             # by the store's clock, to a second; asking for what it will tell costs a request
             written = parsedate_to_datetime(reply["ResponseMetadata"]["HTTPHeaders"]["date"])
             reply["ETag"]  # none: whatever took it, S3 did not
-            return ObjectInfo(key, body.size, written.timestamp())
+        return ObjectInfo(key, len(whole), written.timestamp())
 
     def get(self, key: str, sink: BinaryIO, *, byte_range: tuple[int, int] | None = None) -> ObjectInfo:
         start, stop = byte_range or (0, None)
@@ -133,16 +141,16 @@ class S3Store:
 
     # --- writing
 
-    def _put_at_once(self, key: str, body: _Body, if_absent: bool) -> Any:
+    def _put_at_once(self, key: str, body: bytes, if_absent: bool) -> Any:
         wanted: dict[str, Any] = {"IfNoneMatch": "*"} if if_absent else {}
         s3 = self._s3()
         if sends_checksums(s3):
             # as a header, which more servers take than the SDK's trailer; the algorithm, for those that store by it
-            wanted |= {"ChecksumAlgorithm": "CRC32", "ChecksumCRC32": _base64(body.crc32())}
+            wanted |= {"ChecksumAlgorithm": "CRC32", "ChecksumCRC32": _base64(zlib.crc32(body))}
         for left in reversed(range(CONFLICT_TRIES)):
-            body.seek(0)
             try:
-                return s3.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=body, **wanted)
+                # as a file, not bytes, it goes in small pieces, each with the whole time-out: a slow link is no fault
+                return s3.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=io.BytesIO(body), **wanted)
             except sdk.ClientError as e:
                 # another create or delete of this key was under way: neither won nor lost
                 if not left or code_of(e) != "ConditionalRequestConflict":
@@ -150,7 +158,7 @@ class S3Store:
             time.sleep(random.uniform(0.05, 0.3))
         raise AssertionError
 
-    def _put_in_parts(self, key: str, body: _Body) -> ObjectInfo:
+    def _put_in_parts(self, key: str, body: Reader) -> ObjectInfo:
         """By the SDK's own manager, which aborts the upload on any failure."""
         s3, name = self._s3(), self._prefix + key
         extra = {"ChecksumAlgorithm": "CRC32", "ChecksumType": "FULL_OBJECT"} if sends_checksums(s3) else {}
@@ -161,7 +169,7 @@ class S3Store:
             upload.cancel()
             raise
         info = s3.head_object(Bucket=self._bucket, Key=name)  # the manager keeps its answers to itself
-        return ObjectInfo(key, body.size, info["LastModified"].timestamp())
+        return ObjectInfo(key, body.given, info["LastModified"].timestamp())
 
     # --- reading
 
@@ -256,62 +264,6 @@ class S3Store:
             raise meaning(e, self.url, self._bucket, key) from e
         except (KeyError, TypeError, AttributeError, RecursionError) as e:  # what came isn't S3's
             raise Unavailable(f"{self.url}: {key or 'list'}: what answered is not S3, but something in between") from e
-
-
-class _Body(io.RawIOBase):
-    """A source as the seekable file that the SDK wants; only what is read is copied.
-
-    Given to HTTP as a file and not as bytes, it is sent in small pieces, each with the whole time-out, so that a slow
-    link is no fault.
-    """
-
-    def __init__(self, source: Source) -> None:
-        # a view of an array without elements can't be cast
-        self._views = [memoryview(chunk).cast("B") for chunk in chunks(source) if memoryview(chunk).nbytes]
-        self.size = sum(map(len, self._views))  # bytes
-        self._index = self._offset = 0  # the next byte: of which chunk, and where in it
-
-    def crc32(self) -> int:
-        crc = 0
-        for view in self._views:
-            crc = zlib.crc32(view, crc)
-        return crc
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return sum(map(len, self._views[: self._index])) + self._offset
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        left = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self.size}[whence]
-        self._index = 0
-        while self._index < len(self._views) and left >= len(self._views[self._index]):
-            left -= len(self._views[self._index])
-            self._index += 1
-        self._offset = left
-        return self.tell()
-
-    def read(self, size: int | None = -1) -> bytes:
-        left = self.size if size is None or size < 0 else size
-        pieces = []
-        while left and self._index < len(self._views):
-            view = self._views[self._index]
-            piece = view[self._offset : self._offset + left]
-            pieces.append(piece)
-            left -= len(piece)
-            self._offset += len(piece)
-            if self._offset == len(view):
-                self._index, self._offset = self._index + 1, 0
-        return b"".join(pieces)
-
-    def close(self) -> None:
-        """The caller may resize its memory again once no view of it is left."""
-        self._views.clear()
-        super().close()
 
 
 def _base64(crc: int) -> str:

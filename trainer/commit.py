@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from storage.errors import Unavailable
 from trainer.checkpoint import Snapshot
@@ -18,8 +18,7 @@ from trainer.manifest import Manifest, PartRef, checkpoint_name
 from trainer.parts import Part, encode, grouped
 from trainer.settings import Json
 
-SENDERS = 3  # parts on their way at once; one less while the next is being hashed
-COPIED_BYTES = 33 << 20  # of them in copies, while the next is made, which may be another such: 64 MB beside the state
+SENDERS = 3  # parts on their way at once
 LONGEST_S = 12 * 3600.0  # for which a save's parts may lie there unnamed: half of what `trainer.retention` leaves alone
 
 
@@ -115,10 +114,10 @@ def commit(
     return Committed(manifest, lines, sent, save.taken)
 
 
-def _encoded(snapshot: Snapshot) -> Iterator[tuple[str, Part]]:
+def _encoded(snapshot: Snapshot, weights: Any) -> Iterator[tuple[str, Part]]:
     for section, tensors in (("model", snapshot.model), ("optimizer", snapshot.optimizer)):
         for group in grouped(tensors, snapshot.frozen):
-            yield section, encode(group)
+            yield section, encode(group, also=weights if section == "model" else None)
 
 
 def _send_parts(
@@ -126,25 +125,20 @@ def _send_parts(
 ) -> tuple[list[PartRef], int, str]:
     """Put the parts that are not `fresh` or have gone, hashing while others are sent.
 
-    Returns their names, bytes sent, and the weights' hash. That one is over the model's raw bytes in row-major order,
-    tensors in the order of their names: so it is taken of the parts' chunks as they pass, which are just these, and no
-    tensor is put in order twice.
+    Returns their names, bytes sent, and the weights' hash: over the model's raw bytes in row-major order, tensors in
+    the order of their names, which is that of the parts.
     """
     refs: list[PartRef] = []
-    sending: deque[tuple[Part, Future[int]]] = deque()
+    sending: deque[Future[int]] = deque()
     sent = 0
     weights = hashlib.sha256()
     with ThreadPoolExecutor(SENDERS, "send") as pool:
-        for section, part in _encoded(snapshot):
+        for section, part in _encoded(snapshot, weights):
             refs.append(PartRef(section, part.sha256, part.size))
             check()
             send = history.keep_part if part.sha256 in fresh else history.put_part
-            sending.append((part, pool.submit(send, part.sha256, part.size, part.chunks)))
-            if section == "model":
-                for chunk in part.chunks[1:]:
-                    weights.update(chunk)
-            # no more of them in memory while the next is made
-            while len(sending) == SENDERS or sum(waiting.copied for waiting, _ in sending) > COPIED_BYTES:
-                sent += sending.popleft()[1].result()
-        sent += sum(future.result() for _, future in sending)
+            sending.append(pool.submit(send, part.sha256, part.size, part.chunks))
+            if len(sending) > SENDERS:  # hashing needs be no further ahead
+                sent += sending.popleft().result()
+        sent += sum(future.result() for future in sending)
     return refs, sent, weights.hexdigest()

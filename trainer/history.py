@@ -11,13 +11,15 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from storage import Store
 from storage.errors import AlreadyExists, Damaged, NotFound
+from storage.protocol import Source
 from trainer import strict
 from trainer.exits import UserError
 from trainer.header import PartReader, Sink, tensor_names
@@ -27,6 +29,7 @@ from trainer.settings import Json, is_run_name
 S = TypeVar("S", bound=Sink)
 log = logging.getLogger("baton.history")
 
+READERS = 2  # parts of a checkpoint
 SIGN_S = 30.0  # between two signs of life of a copy
 MAX_RECORD_BYTES = 1 << 20
 _CLAIM = re.compile(r"([0-9]{6,12})\.json")
@@ -230,15 +233,28 @@ class History:
         manifest = self.manifest(name)
         data: dict[str, bytes] = {}
         found: set[tuple[str, str]] = set()
-        for ref in manifest.parts:
-            check()
-            if ref.sha256 not in data:
-                data[ref.sha256] = (known or {}).get(ref.sha256) or self.part(ref)
-            for tensor in tensor_names(data[ref.sha256]):
-                if (ref.section, tensor) in found:
-                    raise Bad(f"tensor {tensor!a:.60} is in two of its parts")
-                found.add((ref.section, tensor))
+        with closing(self._parts_ahead(manifest.parts, known or {})) as parts:
+            for ref, part in parts:
+                check()
+                data[ref.sha256] = part
+                for tensor in tensor_names(part):
+                    if (ref.section, tensor) in found:
+                        raise Bad(f"tensor {tensor!a:.60} is in two of its parts")
+                    found.add((ref.section, tensor))
         return Checkpoint(manifest, data)
+
+    def _parts_ahead(self, refs: Sequence[PartRef], known: Mapping[str, bytes]) -> Generator[tuple[PartRef, bytes]]:
+        """Each part's bytes in their order, `READERS` being read at once: hashing alone would take one core's time."""
+        coming: dict[str, Future[bytes]] = {}
+        with ThreadPoolExecutor(READERS, "read") as pool:
+            try:
+                for i, ref in enumerate(refs):
+                    for ahead in refs[i : i + READERS]:
+                        if ahead.sha256 not in known and ahead.sha256 not in coming:
+                            coming[ahead.sha256] = pool.submit(self.part, ahead)
+                    yield ref, known[ref.sha256] if ref.sha256 in known else coming[ref.sha256].result()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def newest_good(
         self, known: Mapping[str, bytes] | None = None, check: Callable[[], None] = lambda: None
@@ -274,12 +290,12 @@ class History:
     def _usable_names(self) -> list[str]:
         return [checkpoint_name(*name) for name in self._usable()]
 
-    def put_part(self, sha256: str, size: int, chunks: list[memoryview]) -> int:
+    def put_part(self, sha256: str, size: int, chunks: Source) -> int:
         """Put a part of so many bytes, whatever lies there; bytes sent."""
         self.store.put(self.key("parts", sha256), chunks)
         return size
 
-    def keep_part(self, sha256: str, size: int, chunks: list[memoryview]) -> int:
+    def keep_part(self, sha256: str, size: int, chunks: Source) -> int:
         """Put a part that should be there already, if it isn't; bytes sent.
 
         Somebody's rule for old objects may have deleted it, and every later checkpoint would name it in vain.

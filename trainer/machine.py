@@ -35,13 +35,14 @@ def keep_memory() -> None:
     """Let glibc keep large blocks that are freed, for the next step, in place of giving them back to the system.
 
     Activations over 32 MB would otherwise be mapped and zeroed anew in each operation, which costs more than many an
-    operation. Numbers of the options: mallopt(3), malloc.h.
+    operation. All threads share one heap: else each that sends would keep blocks of its own, 200 MB in all.
+    Numbers of the options: mallopt(3), malloc.h.
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
         return  # not glibc
-    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
-    for option, value in ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 64 << 20)):
+    m_trim_threshold, m_top_pad, m_mmap_max, m_arena_max = -1, -2, -4, -8
+    for option, value in ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 64 << 20), (m_arena_max, 1)):
         libc.mallopt(option, value)
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, overload
 
 import torch
 from safetensors import SafetensorError
@@ -31,14 +32,36 @@ _DTYPES = {
 }
 
 
+class Chunks(Sequence[memoryview]):
+    """A part's bytes: its header, then each tensor's, in row-major order.
+
+    A tensor that lies in another order is copied when it is asked for, so that no copy outlives its sending.
+    """
+
+    def __init__(self, header: bytes, tensors: Sequence[Tensor]) -> None:
+        self._header = header
+        self._tensors = tensors
+
+    def __len__(self) -> int:
+        return 1 + len(self._tensors)
+
+    @overload
+    def __getitem__(self, index: int) -> memoryview: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[memoryview]: ...
+    def __getitem__(self, index: int | slice) -> memoryview | Sequence[memoryview]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        return raw_bytes(self._tensors[index - 1]) if index else memoryview(self._header)
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One encoded part: its header, and of each tensor a view of its own memory, or of a copy in logical order."""
+    """One encoded part."""
 
     sha256: str
     size: int  # bytes
-    chunks: list[memoryview]
-    copied: int  # bytes that lie in copies, and are held in memory as long as the part is
+    chunks: Chunks
 
 
 def grouped(tensors: Mapping[str, Tensor], frozen: Collection[str] = ()) -> Iterator[dict[str, Tensor]]:
@@ -64,35 +87,35 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Part:
-    """The part that holds these CPU tensors, and this metadata for other readers.
+def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, also: Any = None) -> Part:
+    """The part that holds these CPU tensors, and this metadata for other readers; `also` a hash of the tensors' bytes.
 
     Their strides go into its metadata where memory order is another than the logical one: arithmetic on a tensor
     that comes back from a checkpoint in another memory order (channels_last) can round otherwise.
     """
+    ordered = sorted(tensors.items())
     header: dict[str, object] = {}
     # not is_contiguous(): that overlooks dimensions of size 1, by whose strides kernels choose their path too
-    strides = {name: t.stride() for name, t in sorted(tensors.items()) if t.stride() != _row_major(t.shape)}
+    strides = {name: t.stride() for name, t in ordered if t.stride() != _row_major(t.shape)}
     said = dict(metadata or {})
     if strides:
         said["strides"] = json.dumps(strides, separators=(",", ":"))
     if said:
         header["__metadata__"] = said
-    chunks: list[memoryview] = []
     end = 0
-    for name in sorted(tensors):
-        tensor = tensors[name]
+    for name, tensor in ordered:
         start, end = end, end + tensor.nbytes
         header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-        chunks.append(raw_bytes(tensor))
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    chunks.insert(0, memoryview(len(text).to_bytes(8, "little") + text))
-    digest = hashlib.sha256()
-    for chunk in chunks:
-        digest.update(chunk)
-    copied = sum(tensor.nbytes for tensor in tensors.values() if not tensor.is_contiguous())
-    return Part(digest.hexdigest(), sum(chunk.nbytes for chunk in chunks), chunks, copied)
+    head = len(text).to_bytes(8, "little") + text
+    digest = hashlib.sha256(head)
+    for _, tensor in ordered:
+        data = raw_bytes(tensor)
+        digest.update(data)
+        if also is not None:
+            also.update(data)
+    return Part(digest.hexdigest(), len(head) + end, Chunks(head, [tensor for _, tensor in ordered]))
 
 
 def decode(data: bytes) -> dict[str, Tensor]:
