@@ -276,6 +276,24 @@ def verify(store: str | None, run: str | None, as_json: bool) -> int:
     return show(patient_store(settings.store), settings.run or None, as_json=as_json)
 
 
+@options(["store"])
+@baton.command(short_help="the bill and the relay of runs, as a page, pictures and tables")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="folder to write to")
+@click.option("--run", "runs", multiple=True, metavar="NAME", help="a run; several times for several side by side")
+@click.option("--prices", type=click.Path(path_type=Path, dir_okay=False), help="your own price table, CSV")
+def report(store: str | None, out: Path, runs: tuple[str, ...], prices: Path | None) -> int:
+    """Show who did which steps on which machine, for how long and for how much; of all runs if none is named.
+
+    Writes DIR/report.html, which needs no network, and the same figures and pictures as CSV and PNG beside it.
+    """
+    from console.report import report as make
+
+    settings = Settings.of(those_given({"store": store}))
+    for name in runs:
+        Settings.of({"run": name})  # is it a run's name?
+    return make(patient_store(settings.store), list(runs), out, prices)
+
+
 @options(["store", "run"])
 @baton.command(short_help="stop a run from anywhere, through its store")
 def halt(store: str | None, run: str | None) -> int:

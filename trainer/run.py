@@ -33,6 +33,7 @@ from trainer.loop import Loop, Plan
 from trainer.manifest import Manifest
 from trainer.settings import Json, Settings, difference
 from trainer.startup import put_off_compiler
+from trainer.tally import Tally
 from watchers import Mailbox, Stopped, Watch, Watcher
 
 if TYPE_CHECKING:
@@ -243,6 +244,14 @@ def _begin(request: Request, ready: Prepared, prefetched: Checkpoint | None) -> 
             "machine": ready.machine,
             "settings": ready.shape,
             "data": {"name": ready.data.name, "synthetic": ready.data.synthetic},
+            "plan": {
+                "steps": ready.plan.steps,
+                "steps_per_epoch": ready.plan.steps_per_epoch,
+                "batch_size": ready.plan.batch_size,
+                "unit": ready.task.unit,
+            },
+            "tally": Tally().now(0),
+            "before": last_sign(before),
         }
     )
     try:
@@ -251,6 +260,11 @@ def _begin(request: Request, ready: Prepared, prefetched: Checkpoint | None) -> 
         with suppress(StoreError):
             record_end(history, number, exit_code_for(e, ready.settings), "did not begin", request.mailbox)
         raise
+
+
+def last_sign(status: dict[str, Json] | None) -> dict[str, Json] | None:
+    """Of the run's last sign of life, what the ledger needs: the next sign, of another attempt, overwrites it."""
+    return {name: status.get(name) for name in ("attempt", "time", "tally")} if status else None
 
 
 def _load(
@@ -291,6 +305,7 @@ def _load(
         stop_grace_s=request.stop_grace_s,
         show=request.show,
         show_every_s=request.show_every_s,
+        tally=Tally(position.step, history.clock_ahead_s(number)),
     )
 
 
