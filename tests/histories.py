@@ -257,6 +257,7 @@ def live(folder: Path, copies: list[Copy], steps: int, every: str) -> History:
             watch=types.SimpleNamespace(first_looks=lambda seconds: None),
             show=lambda progress: None,
             show_every_s=5.0,
+            curves=None,
         )
         try:
             return run.train(request)  # type: ignore[arg-type]

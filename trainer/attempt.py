@@ -84,8 +84,12 @@ class Attempt:
         show: Callable[[Progress], None],
         show_every_s: float,
         tally: Tally | None = None,
+        tell_line: Callable[[Mapping[str, Json]], None] = lambda line: None,
     ) -> None:
-        """`ledger`: of the attempts before, as far as the checkpoint that this one goes on from."""
+        """`ledger`: of the attempts before, as far as the checkpoint that this one goes on from.
+
+        `tell_line` hears of each metric line at once, before it is durable.
+        """
         store = bare(history.store)
         self.history = history.through(Retrying(store, self._retry_s, mailbox.pause))
         self._signs = history.through(store)  # each is followed by the next soon
@@ -104,6 +108,7 @@ class Attempt:
         self.answers: dict[str, Answer] = {}  # a notice's id -> the first state saved that is as new as it
         self._stop_grace_s = stop_grace_s
         self._lines: list[tuple[int, str]] = []  # metric lines that no manifest has yet, each with its step
+        self._tell_line = tell_line
         self._drawn = position.step  # the newest step that has a point of the curve, or had its chance
         self._buffers = HostBuffers()
         self._owed = False  # a save fell due while another was in flight
@@ -172,7 +177,11 @@ class Attempt:
             "attempt": self.facts.attempt,
             "seconds": self.tally.seconds,
         }
-        self._lines.append((step, json.dumps(finite(line))))
+        self._add_line(step, finite(line))
+
+    def _add_line(self, step: int, line: dict[str, Json]) -> None:
+        self._lines.append((step, json.dumps(line)))
+        self._tell_line(line)
 
     def evaluated(self, metrics: dict[str, Metric]) -> None:
         self.tally.worked(evaluating=True)
@@ -186,7 +195,7 @@ class Attempt:
         self._evaluation_began = None
         self._shown_at += now - max(began, self._shown_at)  # an evaluation is no time in which steps were made
         epoch = -(-step // self._plan.steps_per_epoch)
-        line = {
+        line: dict[str, Json] = {
             **self.metrics,
             "epoch": epoch,
             "attempt": self.facts.attempt,
@@ -194,7 +203,7 @@ class Attempt:
             "seconds": self.tally.seconds,
             "samples_per_s": self._progress.samples_per_s if self._progress else None,
         }
-        self._lines.append((step, json.dumps(line)))
+        self._add_line(step, line)
         log.info(
             "epoch %d of %d ends: %s",
             epoch,

@@ -75,6 +75,7 @@ class Ledger:
     steps_per_epoch: int | None
     unit: str  # what a sample is
     entries: list[Entry]
+    points: list[Record]  # metric lines that `losses` are made of
     losses: list[tuple[int, float, int]]  # (step, mean training loss since the one before, attempt)
     evaluations: list[Evaluation]
     metrics: Record  # of the last evaluation
@@ -133,7 +134,9 @@ def account(records: Records, now: float) -> Ledger:
     newest, status = records.newest, records.status or {}
     last = max([*records.claims, *chain], default=0)
     running = _is_running(records, last, now)
-    points, evaluations = _curves(records, chain)
+    drawn, evaluations = _curves(records, chain)
+    points = [point for point, _ in drawn]
+    made_by: dict[object, int] = {point["step"]: attempt for point, attempt in drawn}
     numbers = sorted({*records.claims, *chain})
     entries = [_entry(records, n, chain.get(n), n == last and running, evaluations) for n in numbers]
     plan = _object(records.claims.get(last, {}).get("plan"))
@@ -153,7 +156,8 @@ def account(records: Records, now: float) -> Ledger:
         steps_per_epoch=newest.steps_per_epoch if newest else _whole(plan.get("steps_per_epoch")),
         unit=_text(plan.get("unit")) or "samples",
         entries=entries,
-        losses=points,
+        points=points,
+        losses=[(step, loss, made_by[step]) for step, loss in losses(points)],
         evaluations=evaluations,
         metrics=_object(result.get("metrics"))
         if finished
@@ -255,8 +259,8 @@ def _saves(tallies: list[Record]) -> list[tuple[int, float]]:
     return [(p[0], float(p[1])) for p in pairs if type(p[0]) is int and is_number(p[1]) and p[1] >= 0]
 
 
-def _curves(records: Records, chain: Mapping[int, _Link]) -> tuple[list[tuple[int, float, int]], list[Evaluation]]:
-    """The metric lines that led to the newest checkpoint, each step once: the loss between, and the evaluations."""
+def _curves(records: Records, chain: Mapping[int, _Link]) -> tuple[list[tuple[Record, int]], list[Evaluation]]:
+    """The metric lines that led to the newest checkpoint, each step once: (point, attempt), and the evaluations."""
     points: dict[int, tuple[Record, int]] = {}
     evaluated: dict[int, tuple[Record, int]] = {}
     for (attempt, at), lines in sorted(records.lines.items()):
@@ -271,12 +275,10 @@ def _curves(records: Records, chain: Mapping[int, _Link]) -> tuple[list[tuple[in
                 points.setdefault(step, (line, attempt))
             else:
                 evaluated[step] = (line, attempt)
-    by_step = {step: attempt for step, (_, attempt) in points.items()}
-    curve = [(step, loss, by_step[step]) for step, loss in losses(points[step][0] for step in sorted(points))]
     found = [
         Evaluation(step=step, attempt=evaluated[step][1], metrics=evaluated[step][0]) for step in sorted(evaluated)
     ]
-    return curve, found
+    return [points[step] for step in sorted(points)], found
 
 
 def _seconds(tally: Record, name: str) -> float:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -47,6 +47,15 @@ FIRST_LOOKS_S = 1.0  # a machine that is told to go takes no run; one whose meta
 UNCHANGEABLE = ("model", "batch_size")
 
 
+class Curves(Protocol):
+    """Who draws what is measured while a run is trained."""
+
+    def begin(self) -> None:
+        """This copy has the run, and goes on from what is on record now."""
+
+    def line(self, line: Mapping[str, Json]) -> None: ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
     """What the command line wants, and what was begun before torch was imported."""
@@ -64,6 +73,7 @@ class Request:
     instance: Early[Instance | None]  # the cloud's machine that this is; once known, its notices are watched for
     show: Callable[[Progress], None]
     show_every_s: float
+    curves: Curves | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +301,8 @@ def _load(
         machine=ready.machine,
         synthetic=ready.data.synthetic,
     )
+    if request.curves is not None:
+        request.curves.begin()
     return Attempt(
         history,
         facts,
@@ -306,6 +318,7 @@ def _load(
         show=request.show,
         show_every_s=request.show_every_s,
         tally=Tally(position.step, history.clock_ahead_s(number)),
+        tell_line=request.curves.line if request.curves is not None else lambda line: None,
     )
 
 

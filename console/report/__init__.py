@@ -12,7 +12,7 @@ from trainer.ledger import Ledger, account
 from trainer.records import read
 
 
-def report(store: Store, names: list[str], out: Path, prices: Path | None) -> int:
+def report(store: Store, names: list[str], out: Path, prices: Path | None, *, tensorboard: bool = False) -> int:
     """Write it. No `names`: of all runs. Raises `UserError`, `StoreError`."""
     from console.report import prices as table
 
@@ -25,6 +25,8 @@ def report(store: Store, names: list[str], out: Path, prices: Path | None) -> in
             (out / name).write_bytes(content)
         except OSError as e:
             raise UserError(f"{out / name} can't be written: {e.strerror}") from e
+    if tensorboard:
+        _write_curves(ledgers, out / "tensorboard")
     told = f"{len(ledgers)} runs" if len(ledgers) > 1 else f"run {ledgers[0].run}"
     print(f"{told}: {out / 'report.html'}, and beside it {', '.join(n for n in files if n != 'report.html')}")
     return ExitCode.DONE
@@ -53,6 +55,18 @@ def _make(out: Path) -> None:
         probe.unlink()
     except OSError as e:
         raise UserError(f"--out {out}: can't be written to: {e.strerror}") from e
+
+
+def _write_curves(ledgers: list[Ledger], folder: Path) -> None:
+    from console.tensorboard import Curves
+
+    for ledger in ledgers:
+        try:
+            curves = Curves(folder, ledger.run)
+            curves.tell(ledger)
+            curves.close()
+        except OSError as e:
+            raise UserError(f"{folder} can't be written to: {e.strerror}") from e
 
 
 def _files(ledgers: list[Ledger], prices: object, url: str) -> dict[str, bytes]:

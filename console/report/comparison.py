@@ -51,6 +51,7 @@ def picture(
 ) -> bytes | None:
     """SVG or PNG; None where no run has an accuracy."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     by_seconds = [accuracy_by_seconds(ledger) for ledger in ledgers]
     by_cost = [accuracy_by_cost(ledger, prices) for ledger in ledgers]
@@ -73,6 +74,8 @@ def picture(
                     axis.plot(*zip(*points, strict=True), color=color, linewidth=1.8, marker="o", ms=4, label=name)
             axis.set_xlabel(label)
             axis.set_xlim(left=0)
+            axis.xaxis.set_major_locator(MaxNLocator(4 if small else 6))
+            axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
         axes[0].set_title("accuracy")
         axes[0].legend(loc="lower right")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,14 @@ DARK = Theme(
     clouds={"Google": "#79a8ff", "AWS": "#f5b14c", "Azure": "#3fd0bb"},
     others=("#aaa2f5", "#79a8ff", "#f5b14c", "#3fd0bb", "#f08fb8", "#a8b3c2"),
 )
+
+
+def darkened(svg: bytes) -> bytes:
+    """A picture drawn in LIGHT, in DARK: each colour is exchanged, which costs a hundredth of drawing it again."""
+    pairs = {getattr(LIGHT, name): getattr(DARK, name) for name in ("paper", "ink", "quiet", "line", "lost")}
+    pairs.update(zip(LIGHT.others, DARK.others, strict=True))
+    pairs.update({color: DARK.clouds[name] for name, color in LIGHT.clouds.items()})
+    return re.sub(rb"#[0-9a-f]{6}\b", lambda m: pairs.get(m[0].decode(), m[0].decode()).encode(), svg)
 
 
 @contextmanager

@@ -168,7 +168,7 @@ def _draw_handovers(axis: Axes, lanes: _Lanes, theme: Theme, per_unit: float) ->
                 "shrinkB": 0,
                 "mutation_scale": 9,
             },
-            zorder=9,
+            zorder=5,
         )
 
 
@@ -191,7 +191,7 @@ def _legend(axis: Axes, lanes: _Lanes, theme: Theme, *, small: bool) -> None:
         handles.append(mark("v", theme.ink, "told to go"))
     if any(not entry.ended and not entry.running for entry in lanes.entries):
         handles.append(mark("X", theme.lost, "vanished", 7))
-    below = (0, -0.42 if lanes.count < 4 else -0.3)
+    below = (0, -0.3 if lanes.count < 4 else -0.2)
     axis.legend(
         handles=handles,
         loc="upper left" if small else "lower right",
@@ -233,7 +233,7 @@ def _draw_accuracy(axis: Axes, ledger: Ledger, theme: Theme) -> None:
         if is_number(accuracy):
             found.append((e.step, 100 * accuracy, clouds.get(e.attempt)))
     steps, scores = [f[0] for f in found], [f[1] for f in found]
-    axis.plot(steps, scores, color=theme.line, linewidth=1.8, zorder=2)
+    axis.plot(steps, scores, color=theme.quiet, alpha=0.45, linewidth=1.6, zorder=2)
     axis.scatter(steps, scores, color=[theme.cloud(f[2]) for f in found], s=26 if len(found) < 60 else 8, zorder=3)
     axis.annotate(
         f"{scores[-1]:.1f} %", (steps[-1], scores[-1]), (-4, 7), textcoords="offset points", ha="right", va="bottom"

@@ -24,10 +24,11 @@ Value = float | int | str | None
 class Cell:
     value: Value  # for machines; None: unknown
     text: str  # for people
+    is_number: bool = True
 
     @property
-    def is_number(self) -> bool:
-        return isinstance(self.value, int | float) or (self.value is None and self.text == UNKNOWN)
+    def is_unknown(self) -> bool:
+        return self.value is None and self.text == UNKNOWN
 
 
 Row = dict[str, Cell]  # by the column's title
@@ -139,7 +140,7 @@ def as_csv(rows: list[Row]) -> str:
 
 def _for_csv(cell: Cell) -> Value:
     if cell.value is None:
-        return cell.text if cell.text == UNKNOWN else ""
+        return UNKNOWN if cell.is_unknown else ""
     return harmless(cell.value) if isinstance(cell.value, str) else cell.value
 
 
@@ -150,10 +151,10 @@ def harmless(text: str) -> str:
 
 def words(value: Json) -> Cell:
     if not isinstance(value, str) or not value:
-        return Cell(None, UNKNOWN)
+        return Cell(None, UNKNOWN, is_number=False)
     text = one_line(value)
     text = text if len(text) <= 120 else text[:117] + "..."
-    return Cell(text, text)
+    return Cell(text, text, is_number=False)
 
 
 def number(value: Json, form: str = "{:,}", none: str = UNKNOWN) -> Cell:
