@@ -195,6 +195,9 @@ def _entry(records: Records, number: int, link: _Link | None, running: bool, eva
     claim, end = records.claims.get(number, {}), records.ends.get(number)
     tallies = list(_tallies(records, number, link))
     last = max(tallies, key=lambda tally: _seconds(tally, "seconds"), default={})
+    at_end = _object((end or {}).get("tally"))
+    if is_number(at_end.get("seconds")):  # a sign of life that came after it tells of nothing more
+        last = at_end
     wall = _seconds(last, "seconds") if tallies else None
     first = link.first_step if link else _whole(last.get("first_step")) or 0
     reached = max([_whole(tally.get("step")) or 0 for tally in tallies] + [link.last_step if link else first])
