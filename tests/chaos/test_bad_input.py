@@ -43,7 +43,7 @@ MISTAKES = [
     (["status", "--run", "nothing"], 78, "no run 'nothing'"),
     (["report"], 64, "--out"),
     (["report", "--out", "/proc/nothing/here"], 78, "--out /proc/nothing/here: can't be written to"),
-    (["report", "--out", "/dev/null"], 64, "--out"),
+    (["report", "--out", "/dev/null"], 78, "--out /dev/null: can't be written to"),
     (["report", "--out", "{tmp}/out"], 78, "there is nothing to report"),
     (["report", "--out", "{tmp}/out", "--run", "nothing"], 78, "no run 'nothing'"),
     (["report", "--out", "{tmp}/out", "--run", "../x"], 64, "a run's name"),
