@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,6 +62,8 @@ def drawn_in(theme: Theme, *, small: bool) -> Iterator[None]:
     """What matplotlib draws within looks so. Nothing is taken for a formula: the words come from a store."""
     import matplotlib
 
+    # of fonts that it looks for at its first start, of signs that they lack, and of pictures with little room
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     settings: dict[Any, Any] = {
         "font.family": "sans-serif",
         "font.size": 9.5 if small else 10,
@@ -91,5 +95,6 @@ def drawn_in(theme: Theme, *, small: bool) -> Iterator[None]:
         "svg.hashsalt": "baton",
         "hatch.linewidth": 1.2,
     }
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         yield

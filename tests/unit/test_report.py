@@ -245,3 +245,11 @@ def test_the_command_writes_all_of_it(tmp_path: Path, records: Records) -> None:
         rows = list(csv.DictReader(file))
     assert [row["run"] for row in rows] == ["run-one", "run-two"]
     assert rows[0]["useful steps"] == "0", "no checkpoint: nothing is of use"
+
+
+def test_a_checkpoint_whose_ledger_leaves_steps_out_is_told_and_counts_as_far_as_it_goes(records: Records) -> None:
+    assert records.newest is not None
+    first, _, third = records.newest.ledger
+    odd = account(replace(records, newest=replace(records.newest, ledger=[first, third])), 2e9)
+    assert odd.problems == ["the ledger of checkpoint 000003-00000060 does not go on from step 27"]
+    assert [entry.useful_steps for entry in odd.entries] == [27, 0, 0]
