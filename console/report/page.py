@@ -17,9 +17,10 @@ from trainer.ledger import Ledger
 
 # What the page shows of the tables; the CSV files have all. UNIT is what a sample of the run is.
 UNIT = "UNIT/s"
-BILL = ["attempt", "cloud", "instance", "market", "rate $/h", "seconds", "cost $", "on demand $", "epochs"]
+BILL = ["attempt", "cloud", "instance", "rate $/h", "seconds", "cost $", "on demand $", "epochs"]
 BILL += ["learning rate", "momentum", "accuracy", UNIT]
-TIME = ["attempt", "useful steps", "lost steps", "useful s", "lost s", "overhead s", "start-up s", "goodput", "ended"]
+TIME = ["attempt", "market", "useful steps", "lost steps", "useful s", "lost s", "overhead s", "start-up s", "goodput"]
+TIME += ["ended"]
 RUNS_BILL = ["run", "instance", "rate $/h", "seconds", "cost $", "on demand $", "epochs", "learning rate", "momentum"]
 RUNS_BILL += ["accuracy", UNIT]
 RUNS_TIME = [
@@ -64,7 +65,10 @@ def render(ledgers: list[Ledger], prices: Prices, store: str, now: float) -> str
         runs=tables.runs(ledgers, prices) if both else [],
         compared=_pictures(lambda small: comparison.picture(ledgers, prices, small=small)) if both else {},
         sections=[_section(ledger, prices) for ledger in ledgers],
-        run_columns={"The bill": _columns(RUNS_BILL, ledgers[0]), "The time": _columns(RUNS_TIME, ledgers[0])},
+        run_columns={
+            "The bill": _columns(RUNS_BILL, ledgers[0]),
+            "Where the time went": _columns(RUNS_TIME, ledgers[0]),
+        },
     )
 
 
@@ -80,7 +84,7 @@ def _section(ledger: Ledger, prices: Prices) -> Section:
         synthetic=ledger.synthetic,
         facts=_facts(ledger, run, prices),
         pictures=_pictures(lambda small: picture.relay(ledger, small=small)),
-        columns={"The bill": _columns(BILL, ledger), "The time": _columns(TIME, ledger)} if rows else {},
+        columns={"The bill": _columns(BILL, ledger), "Where the time went": _columns(TIME, ledger)} if rows else {},
         rows=rows,
         sources=list(dict.fromkeys(row["rate from"].text for row in rows if row["rate from"].value is not None)),
         problems=[one_line(problem) for problem in ledger.problems],

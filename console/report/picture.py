@@ -219,7 +219,7 @@ def _draw_loss(axis: Axes, ledger: Ledger, theme: Theme) -> None:
     if tested:
         look = {"marker": "o", "markersize": 4, "markerfacecolor": theme.paper, "linewidth": 0, "zorder": 4}
         axis.plot(*zip(*tested, strict=True), color=theme.ink, label="on test data", **look)  # type: ignore[arg-type]
-        axis.legend(loc="upper right", handletextpad=0.2)
+        axis.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.3, handletextpad=0.2)
     if not points and not tested:
         axis.text(0.5, 0.5, "nothing on record yet", transform=axis.transAxes, ha="center", color=theme.quiet)
     axis.set_title("loss")
