@@ -34,7 +34,7 @@ class Curves:
     """The event file of one run. Raises `OSError` where it can't be written."""
 
     def __init__(self, folder: Path, run: str) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
 
         place = folder / run
         place.mkdir(parents=True, exist_ok=True)

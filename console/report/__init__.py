@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from storage import Store
 from trainer.exits import ExitCode, UserError
 from trainer.history import History, runs
 from trainer.ledger import Ledger, account
 from trainer.records import read
+
+if TYPE_CHECKING:
+    from console.report.prices import Prices
 
 
 def report(store: Store, names: list[str], out: Path, prices: Path | None, *, tensorboard: bool = False) -> int:
@@ -69,12 +73,10 @@ def _write_curves(ledgers: list[Ledger], folder: Path) -> None:
             raise UserError(f"{folder} can't be written to: {e.strerror}") from e
 
 
-def _files(ledgers: list[Ledger], prices: object, url: str) -> dict[str, bytes]:
+def _files(ledgers: list[Ledger], prices: Prices, url: str) -> dict[str, bytes]:
     """Name -> content."""
     from console.report import comparison, page, picture, tables
-    from console.report.prices import Prices
 
-    assert isinstance(prices, Prices)
     rows = [row for ledger in ledgers for row in tables.attempts(ledger, prices)]
     files = {
         "report.html": page.render(ledgers, prices, url, time.time()).encode(),
