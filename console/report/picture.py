@@ -57,7 +57,13 @@ def palette_png(data: bytes) -> bytes:
     from PIL import Image
 
     out = io.BytesIO()
-    Image.open(io.BytesIO(data)).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    # by coverage: a colour of few points, such as the red cross of a machine that vanished, is kept
+    few = (
+        Image.open(io.BytesIO(data))
+        .convert("RGB")
+        .quantize(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    )
+    few.save(out, "PNG", optimize=True)
     return out.getvalue()
 
 
