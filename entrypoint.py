@@ -38,6 +38,8 @@ from watchers import HaltWatcher, Mailbox, Stopped, Watch, drill, signals
 from watchers.drill import DrillWatcher
 
 if TYPE_CHECKING:
+    from console.tensorboard import Following
+    from trainer.history import History
     from watchers.metadata import Instance
 
 log = logging.getLogger("baton")
@@ -132,6 +134,7 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int
 
     early_data = Early(data, "data")
     display = Live() if live else Lines()
+    curves = following(settings.tensorboard, history)
     try:
         from trainer import run
 
@@ -149,6 +152,7 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int
             instance=instance,
             show=display.show,
             show_every_s=display.every_s,
+            curves=curves,
         )
         return run.train(request)
     except Stopped as e:
@@ -158,8 +162,23 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int
         log.info("stopped before training: %s; the run's checkpoints are as they were", stop.detail)
         return exit_code_for(Stopped(stop), settings)
     finally:
+        if curves is not None:
+            curves.close()
         display.close()
         watch.close()
+
+
+def following(folder: str, history: History) -> Following | None:
+    """Who writes TensorBoard's files, if they are asked for. Raises `UserError` if the folder can't be written to."""
+    if not folder:
+        return None
+    from console.tensorboard import Following
+
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"--tensorboard {folder}: {e.strerror}") from e
+    return Following(Path(folder), history)
 
 
 def find_cloud(choice: str, watch: Watch) -> Instance | None:
@@ -280,6 +299,25 @@ def verify(store: str | None, run: str | None, as_json: bool) -> int:
 
     settings = Settings.of(those_given({"store": store, "run": run}))
     return show(patient_store(settings.store), settings.run or None, as_json=as_json)
+
+
+@options(["store"])
+@baton.command(short_help="the bill and the relay of runs, as a page, pictures and tables")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="folder to write to")
+@click.option("--run", "runs", multiple=True, metavar="NAME", help="a run; several times for several side by side")
+@click.option("--prices", type=click.Path(path_type=Path, dir_okay=False), help="your own price table, CSV")
+@click.option("--tensorboard", is_flag=True, help="TensorBoard's event files too, in DIR/tensorboard")
+def report(store: str | None, out: Path, runs: tuple[str, ...], prices: Path | None, tensorboard: bool) -> int:
+    """Show who did which steps on which machine, for how long and for how much; of all runs if none is named.
+
+    Writes DIR/report.html, which needs no network, and the same figures and pictures as CSV and PNG beside it.
+    """
+    from console.report import report as make
+
+    settings = Settings.of(those_given({"store": store}))
+    for name in runs:
+        Settings.of({"run": name})  # is it a run's name?
+    return make(patient_store(settings.store), list(runs), out, prices, tensorboard=tensorboard)
 
 
 @options(["store", "run"])

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from storage.retry import Retrying, bare
+from trainer import curve
 from trainer.cadence import Cadence, best_interval_s, lifetime_s
 from trainer.checkpoint import HostBuffers, Position, take
 from trainer.commit import Committed, RunFacts, Save
@@ -28,6 +29,7 @@ from trainer.retention import Retention
 from trainer.saver import CLOCK, Durable, Saver, durable
 from trainer.scores import Metric
 from trainer.settings import Json
+from trainer.tally import Tally
 from watchers import Mailbox, Notice
 
 log = logging.getLogger("baton")
@@ -81,8 +83,13 @@ class Attempt:
         stop_grace_s: float,
         show: Callable[[Progress], None],
         show_every_s: float,
+        tally: Tally | None = None,
+        tell_line: Callable[[Mapping[str, Json]], None] = lambda line: None,
     ) -> None:
-        """`ledger`: of the attempts before, as far as the checkpoint that this one goes on from."""
+        """`ledger`: of the attempts before, as far as the checkpoint that this one goes on from.
+
+        `tell_line` hears of each metric line at once, before it is durable.
+        """
         store = bare(history.store)
         self.history = history.through(Retrying(store, self._retry_s, mailbox.pause))
         self._signs = history.through(store)  # each is followed by the next soon
@@ -101,9 +108,12 @@ class Attempt:
         self.answers: dict[str, Answer] = {}  # a notice's id -> the first state saved that is as new as it
         self._stop_grace_s = stop_grace_s
         self._lines: list[tuple[int, str]] = []  # metric lines that no manifest has yet, each with its step
+        self._tell_line = tell_line
+        self._drawn = position.step  # the newest step that has a point of the curve, or had its chance
         self._buffers = HostBuffers()
         self._owed = False  # a save fell due while another was in flight
         self._ledger_before = list(ledger)
+        self.tally = tally or Tally(position.step)
         self._first_step = position.step
         self._started, self._began = time.time(), CLOCK()  # a machine's clock may be set meanwhile, by days
         self._first_step_made: float | None = None
@@ -130,9 +140,13 @@ class Attempt:
 
     def boundary(self, *, evaluating: bool) -> None:
         now = CLOCK()
+        self.tally.worked(evaluating=False)
+        if evaluating:
+            self.tally.work(evaluating=True)
         if self._first_step_made is None and self.position.step > self._first_step:
             self._first_step_made = time.time()
             log.debug("first step made")
+        self._draw()
         if evaluating and self._evaluation_began is None:
             self._evaluation_began = now
             log.debug("evaluating after step %d", self.position.step)
@@ -144,10 +158,33 @@ class Attempt:
             else:
                 self._owed = False
                 self.saver.start(self._take(copy=True))
-                self._stall_s += CLOCK() - now
+                stall = CLOCK() - now
+                self._stall_s += stall
+                self.tally.stalled(stall)
                 self._saves += 1
+        self.tally.work(evaluating=evaluating)
+
+    def _draw(self) -> None:
+        """Add the loss curve's point of this boundary to the metric lines."""
+        step, total = self.position.step, self.position.sums.get("loss")
+        if step <= self._drawn or total is None or not curve.is_due(step, self._plan.steps):
+            return
+        self._drawn = step
+        line: dict[str, Metric] = {
+            "step": step,
+            "loss_sum": float(total),
+            "seen": seen_this_epoch(self._plan, step),
+            "attempt": self.facts.attempt,
+            "seconds": self.tally.seconds,
+        }
+        self._add_line(step, finite(line))
+
+    def _add_line(self, step: int, line: dict[str, Json]) -> None:
+        self._lines.append((step, json.dumps(line)))
+        self._tell_line(line)
 
     def evaluated(self, metrics: dict[str, Metric]) -> None:
+        self.tally.worked(evaluating=True)
         step = self.position.step
         seen = seen_this_epoch(self._plan, step)
         train_loss = float(self.position.sums["loss"]) / seen
@@ -158,14 +195,15 @@ class Attempt:
         self._evaluation_began = None
         self._shown_at += now - max(began, self._shown_at)  # an evaluation is no time in which steps were made
         epoch = -(-step // self._plan.steps_per_epoch)
-        line = {
+        line: dict[str, Json] = {
             **self.metrics,
             "epoch": epoch,
             "attempt": self.facts.attempt,
             "time": time.time(),
+            "seconds": self.tally.seconds,
             "samples_per_s": self._progress.samples_per_s if self._progress else None,
         }
-        self._lines.append((step, json.dumps(line)))
+        self._add_line(step, line)
         log.info(
             "epoch %d of %d ends: %s",
             epoch,
@@ -213,10 +251,14 @@ class Attempt:
             "seconds": CLOCK() - self._began,
             "evaluation_s": self._evaluation_s,
             "save_stall_s": self._stall_s,
+            "tally": self.tally.now(self.position.step),
         }
 
     def _on_durable(self, done: Committed) -> None:
         del self._lines[: len(done.lines)]
+        tally = done.manifest.ledger[-1]["tally"]
+        assert isinstance(tally, dict)
+        self.tally.saved(done.manifest.step, tally["seconds"])
         for notice in list(self._mailbox.notices):
             if done.taken >= notice.seen:
                 self.answers.setdefault(notice.id, Answer(done.manifest.step, time.time()))
@@ -264,6 +306,7 @@ class Attempt:
 
         `final`: at the run's end, with its evaluation.
         """
+        self.tally.rest()
         if self.superseded is not None:
             return False
         if self.position.step == 0 and self.saver.durable is None:
@@ -342,6 +385,7 @@ class Attempt:
                 "save_seconds": self.saver.expected_s,
                 "checkpoint_every_s": self._cadence.seconds or None,
                 "checkpoint_every_why": self.interval_why,
+                "tally": self.tally.with_saves(position.step),
                 "host": self.facts.machine.get("host"),
                 "synthetic": self.facts.synthetic,
                 "time": time.time(),
@@ -365,6 +409,7 @@ class Attempt:
     def end(self, exit_code: int, outcome: str) -> None:
         """Put the end on record. A store that is away, or too slow for the deadline, is no reason not to end."""
         self._closed.set()
+        self.tally.rest()
         # a daemon, and left behind at the deadline: one request to a slow store may last longer than all that is left
         thread = threading.Thread(target=self._put_end_on_record, args=(exit_code, outcome), name="end", daemon=True)
         thread.start()

@@ -11,6 +11,7 @@ from storage.errors import StoreError, Transient
 from trainer.exits import ExitCode, UserError
 from trainer.history import History
 from trainer.settings import Json, Settings
+from trainer.tally import Tally
 from watchers import Mailbox, Notice, Stopped
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def record_end(
             "step": attempt.position.step if attempt else None,
             "durable_step": last.step if last else None,
             "notices": [_record(notice, mailbox, attempt) for notice in mailbox.notices],
+            "tally": attempt.tally.with_saves(attempt.position.step) if attempt else Tally().now(0),
             "time": time.time(),
         },
         "attempts",

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from storage import Store
-from storage.errors import AlreadyExists, Damaged, NotFound
+from storage.errors import AlreadyExists, Damaged, NotFound, StoreError
 from storage.protocol import Source
 from trainer import strict
 from trainer.exits import UserError
@@ -109,6 +109,18 @@ class History:
                 return number
             except AlreadyExists:
                 log.info("attempt %d was claimed by another container at the same moment", number)
+
+    def clock_ahead_s(self, attempt: int) -> float | None:
+        """How far this machine's clock is ahead of the store's, by the claim of `attempt` made here just now.
+
+        In seconds, with an error of a request's time, and of the second to which some stores cut their times. None
+        where the store can't be asked.
+        """
+        try:
+            at, claim = self.store.stat(self.key("attempts", f"{attempt:06d}.json")).modified, self._claims[attempt]
+            return round(float(json.loads(claim)["time"]) - at, 3)
+        except (StoreError, KeyError, TypeError, ValueError):
+            return None
 
     def check_fence(self, attempt: int) -> None:
         """Raise `Superseded` if there is a higher attempt, or if a claim made here is not there any more.

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -33,6 +33,7 @@ from trainer.loop import Loop, Plan
 from trainer.manifest import Manifest
 from trainer.settings import LARGEST_COUNT, Json, Settings, difference
 from trainer.startup import put_off_compiler
+from trainer.tally import Tally
 from watchers import Mailbox, Stopped, Watch, Watcher
 
 if TYPE_CHECKING:
@@ -44,6 +45,15 @@ FIRST_LOOKS_S = 1.0  # a machine that is told to go takes no run; one whose meta
 
 # A run's place in the data is counted in its batches, and a checkpoint's tensors are those of its network.
 UNCHANGEABLE = ("model", "batch_size")
+
+
+class Curves(Protocol):
+    """Who draws what is measured while a run is trained."""
+
+    def begin(self) -> None:
+        """This copy has the run, and goes on from what is on record now."""
+
+    def line(self, line: Mapping[str, Json]) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +73,7 @@ class Request:
     instance: Early[Instance | None]  # the cloud's machine that this is; once known, its notices are watched for
     show: Callable[[Progress], None]
     show_every_s: float
+    curves: Curves | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +256,14 @@ def _begin(request: Request, ready: Prepared, prefetched: Checkpoint | None) -> 
             "machine": ready.machine,
             "settings": ready.shape,
             "data": {"name": ready.data.name, "synthetic": ready.data.synthetic},
+            "plan": {
+                "steps": ready.plan.steps,
+                "steps_per_epoch": ready.plan.steps_per_epoch,
+                "batch_size": ready.plan.batch_size,
+                "unit": ready.task.unit,
+            },
+            "tally": Tally().now(0),
+            "before": last_sign(before),
         }
     )
     try:
@@ -253,6 +272,11 @@ def _begin(request: Request, ready: Prepared, prefetched: Checkpoint | None) -> 
         with suppress(StoreError):
             record_end(history, number, exit_code_for(e, ready.settings), "did not begin", request.mailbox)
         raise
+
+
+def last_sign(status: dict[str, Json] | None) -> dict[str, Json] | None:
+    """Of the run's last sign of life, what the ledger needs: the next sign, of another attempt, overwrites it."""
+    return {name: status.get(name) for name in ("attempt", "time", "tally")} if status else None
 
 
 def _load(
@@ -279,6 +303,8 @@ def _load(
         machine=ready.machine,
         synthetic=ready.data.synthetic,
     )
+    if request.curves is not None:
+        request.curves.begin()
     return Attempt(
         history,
         facts,
@@ -293,6 +319,8 @@ def _load(
         stop_grace_s=request.stop_grace_s,
         show=request.show,
         show_every_s=request.show_every_s,
+        tally=Tally(position.step, history.clock_ahead_s(number)),
+        tell_line=request.curves.line if request.curves is not None else lambda line: None,
     )
 
 

@@ -76,6 +76,7 @@ class Settings:
     log: Literal["auto", "text", "json"] = setting(
         "auto", "text, or one JSON object a line; auto: a live display on a terminal, else text"
     )
+    tensorboard: str = setting("", "folder for TensorBoard's event files: one curve over all attempts of the run")
     instance_type: str = setting("", "this machine's type, for the ledger; what its cloud says if not given")
     price_per_hour: float = setting(math.nan, "what this machine costs in an hour, for the ledger", low=0)
     preempted_exit_code: int = setting(int(ExitCode.PREEMPTED), "exit code when told to go by the machine", low=0)

@@ -1,8 +1,8 @@
 """A run to another store: verified on the way, resumable, one part in memory at a time.
 
-Attempts' records go first, so that numbering goes on; then, checkpoint by checkpoint from the oldest, its parts, its
-metric lines and its manifest; the result last. A mark among the checkpoints keeps anyone from starting the copy before
-it is whole.
+Attempts' records go first, so that numbering goes on, and the metric lines of checkpoints that were cleaned up; then,
+checkpoint by checkpoint from the oldest, its parts, its metric lines and its manifest; the result last. A mark among
+the checkpoints keeps anyone from starting the copy before it is whole.
 A part that lies there already is read again and hashed rather than believed: its name and size say nothing of rot.
 """
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from storage.errors import AlreadyExists, NotFound
 from trainer.exits import UserError
 from trainer.history import Absent, Bad, History
-from trainer.manifest import MAX_BYTES, Manifest, PartRef, checkpoint_name
+from trainer.manifest import MAX_BYTES, Manifest, PartRef, checkpoint_name, parse_name
 
 
 @dataclass(slots=True)
@@ -48,6 +48,9 @@ def copy(source: History, target: History, tell: Callable[[str], None] = lambda 
         name = f"{number:06d}"
         target.create(target.key("attempts", f"{name}.json"), _whole(source, source.key("attempts", f"{name}.json")))
         _copy_if_there(source, target, "attempts", f"{name}.end.json")
+    for name in _chunks(source):
+        if name not in names:  # of a checkpoint that was cleaned up: the curves are theirs too
+            _copy_if_there(source, target, "metrics", f"{name}.jsonl")
     copied = _Copying(source, target, tell).checkpoints(names)
     _copy_result(source, target, tell)
     copied.newer = len([name for name in source.checkpoints() if checkpoint_name(*name) not in names])
@@ -90,6 +93,13 @@ def _copy_if_there(source: History, target: History, *names: str) -> None:
     except NotFound:
         return
     target.store.put(target.key(*names), sink.getvalue())
+
+
+def _chunks(history: History) -> list[str]:
+    """Names of the run's chunks of metric lines."""
+    folder = history.key("metrics", "")
+    names = [info.key.removeprefix(folder).removesuffix(".jsonl") for info in history.store.list(folder)]
+    return [name for name in names if parse_name(name)]
 
 
 def _copy_result(source: History, target: History, tell: Callable[[str], None]) -> None:

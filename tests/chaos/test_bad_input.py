@@ -42,6 +42,15 @@ MISTAKES = [
     (["cifar10", "--data", "/" + "x" * 300], 78, "File name too long"),
     (["cifar10", "--batch-size", "1000000"], 78, "has only 2000 training samples"),
     (["status", "--run", "nothing"], 78, "no run 'nothing'"),
+    (["report"], 64, "--out"),
+    (["report", "--out", "/proc/nothing/here"], 78, "--out /proc/nothing/here: can't be written to"),
+    (["report", "--out", "/dev/null"], 78, "--out /dev/null: can't be written to"),
+    (["report", "--out", "{tmp}/out"], 78, "there is nothing to report"),
+    (["report", "--out", "{tmp}/out", "--run", "nothing"], 78, "no run 'nothing'"),
+    (["report", "--out", "{tmp}/out", "--run", "../x"], 64, "a run's name"),
+    (["report", "--out", "{tmp}/out", "--prices", "/nowhere.csv"], 78, "prices /nowhere.csv"),
+    (["report", "--out", "{tmp}/out", "--store", "fil://x/y"], 78, "did you mean file://?"),
+    (["cifar10", "--tensorboard", "/proc/nothing/here"], 78, "--tensorboard /proc/nothing/here"),
     (["data", "cifar11"], 78, "cifar11"),
     (["data", "cifar10", "--source", "/nowhere.tar"], 78, "/nowhere.tar"),
 ]
@@ -65,7 +74,7 @@ def test_one_line_and_the_right_code(
     arguments: list[str], code: int, words: str, tmp_path: Path, small_cifar: Path
 ) -> None:
     extra = {"BATON_STORE": f"file://{tmp_path}/store", "BATON_DATA": str(small_cifar), "BATON_HALT": str(tmp_path)}
-    got, lines = run(*arguments, **extra)
+    got, lines = run(*[argument.format(tmp=tmp_path) for argument in arguments], **extra)
     assert got == code, lines
     assert len(lines) == 1, lines
     assert words in lines[0]

@@ -1,0 +1,109 @@
+"""The ledger adds up: useful + lost + overhead is each attempt's wall time, and each step of the run counts once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.histories import EPOCH, SIGN_S, Copy, at_random, live
+from trainer.curve import is_due
+from trainer.history import History
+from trainer.ledger import Entry, Ledger, account
+from trainer.records import read
+
+HISTORIES = 100
+
+
+def kept(folder: Path) -> dict[int, tuple[int, int, bool]]:
+    """attempt -> (the first step that the run doesn't have of it, the last one it has, whether evaluated there).
+
+    By the newest checkpoint's parents, read without the code under test.
+    """
+    manifests = {f.stem: json.loads(f.read_bytes()) for f in (folder / "run" / "checkpoints").glob("*.json")}
+    name = max(manifests, default=None)
+    found: dict[int, tuple[int, int, bool]] = {}
+    while name is not None:
+        manifest = manifests[name]
+        number, step = manifest["attempt"], manifest["step"]
+        evaluated = manifest["metrics"].get("step") == step
+        parent = manifest["parent"]
+        first = manifests[parent]["step"] if parent else 0
+        found[number] = (first, *found[number][1:]) if number in found else (first, step, evaluated)
+        name = parent
+    return found
+
+
+def check(ledger: Ledger, copies: list[Copy], folder: Path) -> None:
+    chain = kept(folder)
+    by_number = {copy.number: copy for copy in copies if copy.number is not None}
+    assert [entry.attempt for entry in ledger.entries] == sorted(by_number), "those that claimed"
+    for entry in ledger.entries:
+        check_entry(entry, by_number[entry.attempt], chain.get(entry.attempt))
+    assert not ledger.problems
+    steps = [
+        step for entry in ledger.entries for step in range(entry.first_step, entry.first_step + entry.useful_steps)
+    ]
+    assert steps == list(range(ledger.step)), "each step once, none left out"
+    assert ledger.useful_steps == ledger.step
+
+
+def check_entry(entry: Entry, copy: Copy, link: tuple[int, int, bool] | None) -> None:
+    assert entry.wall_s is not None
+    assert entry.useful_s + entry.lost_s + entry.overhead_s == pytest.approx(entry.wall_s, abs=1e-6)
+    assert min(entry.useful_s, entry.lost_s, entry.overhead_s) >= 0
+    true_wall = copy.ended - copy.begins
+    unseen = true_wall - entry.wall_s
+    assert -1e-3 < unseen < (SIGN_S + 7 if copy.exit is None else 1), (
+        "a machine that vanished was there a little longer"
+    )
+    first, last, evaluated = link or (entry.first_step, entry.first_step, False)
+    assert (entry.first_step, entry.useful_steps) == (first, last - first)
+    useful = sum(
+        piece.end - piece.begin
+        for piece in copy.pieces
+        if (piece.step < last or (piece.step == last and evaluated) if piece.evaluation else piece.step <= last)
+        and link is not None
+    )
+    assert entry.useful_s == pytest.approx(useful, abs=1)
+    work = sum(piece.end - piece.begin for piece in copy.pieces)
+    if (
+        copy.exit is not None
+    ):  # what it had in hand when it was told to go is lost too: a step, or a part of an evaluation
+        assert -1 < entry.lost_s - (work - useful) < 7
+        assert entry.lost_steps == max([p.step for p in copy.pieces if not p.evaluation], default=first) - last
+    assert entry.began is not None
+    if entry.clock_known:
+        assert entry.began == pytest.approx(EPOCH + copy.begins, abs=1), "by the store's clock, whatever the machine's"
+
+
+def ledger_of(history: History) -> Ledger:
+    records = read(history)
+    assert records is not None
+    return account(records, EPOCH + 10**6)
+
+
+@pytest.mark.parametrize("tens", range(0, HISTORIES, 10))
+def test_all_seconds_and_steps_of_random_histories_are_accounted_for(tens: int, tmp_path: Path) -> None:
+    finished = 0
+    for seed in range(tens, tens + 10):
+        folder = tmp_path / str(seed)
+        copies, steps, every = at_random(seed)
+        history = live(folder, copies, steps, every)
+        ledger = ledger_of(history)
+        try:
+            check(ledger, copies, folder)
+            check_curve(ledger, steps)
+            finished += ledger.state == "finished"
+        except AssertionError as e:
+            raise AssertionError(f"seed {seed}: {e}") from e
+    assert finished >= 5, "most come to their end; of some, a copy that came late takes the run and vanishes"
+
+
+def check_curve(ledger: Ledger, steps: int) -> None:
+    """One point for each place that has one, one evaluation for each epoch, whoever made them and how often."""
+    assert [step for step, _, _ in ledger.losses] == [s for s in range(1, ledger.step + 1) if is_due(s, steps)]
+    ends = [step for step in range(1, ledger.step + 1) if step % 20 == 0 or step == steps]
+    assert [e.step for e in ledger.evaluations] in (ends, [step for step in ends if step < ledger.step])
+    assert ledger.state != "finished" or (ledger.step, ledger.evaluations[-1].step) == (steps, steps)

@@ -1,0 +1,95 @@
+"""All that a store has on record of a run, read for whoever accounts for it; few requests, small objects, no parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from storage.errors import NotFound
+from trainer import strict
+from trainer.history import Bad, History
+from trainer.manifest import Manifest, checkpoint_name, parse_name
+from trainer.settings import Json
+
+Record = Mapping[str, Json]
+T = TypeVar("T")
+R = TypeVar("R")
+
+AT_ONCE = 16  # requests
+MAX_CHUNK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Records:
+    """One run's. Nothing in the records is checked yet but that each is an object."""
+
+    run: str
+    claims: Mapping[int, Record]  # by attempt; empty where one can't be read
+    ends: Mapping[int, Record] = field(default_factory=dict)
+    status: Record | None = None
+    result: Record | None = None
+    newest: Manifest | None = None  # the newest checkpoint that can be read
+    heads: Mapping[int, Manifest] = field(default_factory=dict)  # each attempt's newest checkpoint that can be read
+    lines: Mapping[tuple[int, int], list[Record]] = field(default_factory=dict)  # metrics by (attempt, step) of a chunk
+
+
+def read(history: History) -> Records | None:
+    """None where there is no such run. Raises `StoreError`."""
+    numbers = history.attempts()
+    checkpoints = history.checkpoints()
+    if not numbers and not checkpoints:
+        return None
+    with ThreadPoolExecutor(AT_ONCE, "records") as pool:
+
+        def each(call: Callable[[T], R], of: Iterable[T]) -> dict[T, R]:
+            items = list(of)
+            return dict(zip(items, pool.map(call, items), strict=True))
+
+        claims = each(lambda n: history.read_record("attempts", f"{n:06d}.json") or {}, numbers)
+        ends = each(lambda n: history.read_record("attempts", f"{n:06d}.end.json"), numbers)
+        mine: dict[int, list[tuple[int, int]]] = {}
+        for pair in checkpoints:
+            mine.setdefault(pair[0], []).append(pair)
+        heads = each(lambda n: _first_readable(history, mine[n]), mine)
+        folder = history.key("metrics", "")
+        names = [info.key.removeprefix(folder).removesuffix(".jsonl") for info in history.store.list(folder)]
+        chunks = each(lambda pair: _lines(history, pair), sorted(p for p in map(parse_name, names) if p))
+    found = {n: head for n, head in heads.items() if head is not None}
+    return Records(
+        run=history.run,
+        claims=claims,
+        ends={n: end for n, end in ends.items() if end is not None},
+        status=history.read_record("status.json"),
+        result=history.read_record("result.json"),
+        newest=found[max(found)] if found else None,
+        heads=found,
+        lines=chunks,
+    )
+
+
+def _first_readable(history: History, newest_first: list[tuple[int, int]]) -> Manifest | None:
+    for pair in newest_first:
+        try:
+            return history.manifest(checkpoint_name(*pair))
+        except Bad:
+            continue
+    return None
+
+
+def _lines(history: History, chunk: tuple[int, int]) -> list[Record]:
+    """The lines of a metrics chunk that are objects."""
+    try:
+        text = history.read(history.key("metrics", f"{checkpoint_name(*chunk)}.jsonl"), MAX_CHUNK_BYTES)
+    except NotFound:
+        return []
+    found: list[Record] = []
+    for line in text.splitlines():
+        try:
+            value = strict.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
