@@ -27,11 +27,7 @@ class Lines:
     every_s = 5.0
 
     def show(self, progress: Progress) -> None:
-        log.info(
-            "%s",
-            describe(progress),
-            extra={"fields": {"step": progress.step, "loss": progress.loss, "samples_per_s": progress.samples_per_s}},
-        )
+        log.info("%s", describe(progress), extra={"fields": facts(progress)})
 
     def close(self) -> None:
         pass
@@ -86,6 +82,23 @@ def describe(progress: Progress) -> str:
     else:
         words.append("nothing saved yet")
     return ", ".join(words)
+
+
+def facts(progress: Progress) -> dict[str, float | str | bool | None]:
+    """The same for a program: a field for each word of the line."""
+    return {
+        "epoch": progress.epoch,
+        "epochs": progress.epochs,
+        "step": progress.step,
+        "steps": progress.steps,
+        "loss": progress.loss,
+        "samples_per_s": progress.samples_per_s,
+        "evaluating": progress.evaluating,
+        "seconds_left": progress.seconds_left,
+        "save_error": progress.save_error,
+        "durable_step": progress.durable.step if progress.durable else None,
+        "durable_age_s": max(0.0, time.time() - progress.durable.at) if progress.durable else None,
+    }
 
 
 def duration(seconds: float) -> str:

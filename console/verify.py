@@ -18,6 +18,8 @@ def show(store: Store, run: str | None, *, as_json: bool) -> int:
     found = [history for name in ([run] if run else runs(store)) if (history := History(store, name)).attempts()]
     if run and not found and not History(store, run).checkpoints():
         raise UserError(f"no run {run!r} in {store.url}; `status` lists those there are")
+    if not run and not found and not as_json:
+        print(f"no runs in {store.url}")
     bad, told = 0, []
     for history in found or ([History(store, run)] if run else []):
         verdicts = verify(history, log.debug)

@@ -41,7 +41,8 @@ MISTAKES = [
     (["cifar10", "--data", "/nowhere/at/all"], 78, "/nowhere/at/all"),
     (["cifar10", "--batch-size", "1000000"], 78, "has only 2000 training samples"),
     (["status", "--run", "nothing"], 78, "no run 'nothing'"),
-    (["data", "cifar11"], 78, "cifar11"),
+    (["data", "cifar11"], 64, "no job 'cifar11'; there are: bert, cifar10"),
+    (["cifar10", "--store", "gs:/bucket/runs"], 78, "for example gs://bucket/runs"),
     (["data", "cifar10", "--source", "/nowhere.tar"], 78, "/nowhere.tar"),
 ]
 
