@@ -28,7 +28,7 @@ from storage import PATIENCE_S, Store, open_store
 from storage.errors import StoreError, Transient
 from storage.retry import Retrying
 from trainer.exits import ExitCode, UserError
-from trainer.names import dataset_of, job_names, of_preset, summary
+from trainer.names import dataset_of, job_names, of_preset, presets_of, summary
 from trainer.settings import Settings, fields_of
 from watchers import HaltWatcher, Mailbox, Stopped, Watch, drill, signals
 from watchers.drill import DrillWatcher
@@ -58,7 +58,8 @@ def job_command(name: str) -> click.Command:
     def call(allow_change: tuple[str, ...], **values: Any) -> int:
         return train(name, those_given(values), allow_change)
 
-    about = f"Train, or go on training. {summary(name)}."
+    presets = ", ".join(presets_of(name))
+    about = f"Train, or go on training. {summary(name)}.\n\nPresets, the first where none is given: {presets}."
     command = click.Command(name, callback=call, short_help=summary(name), help=about)
     command.params.append(
         click.Option(

@@ -109,3 +109,11 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def roughly(seconds: float) -> str:
+    """In one unit, rounded down: 5 s, 3 min, 2 h, 12 days."""
+    for unit, name in ((86400.0 * 2, "days"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= unit:
+            return f"{int(seconds // (86400 if name == 'days' else unit))} {name}"
+    return f"{int(seconds)} s"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from console import next_steps
 from console.logs import one_line
-from console.progress import duration
+from console.progress import duration, roughly
 from console.standing import at_once, glance, number, whole
 from storage import Store
 from trainer.exits import ExitCode, UserError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Told = dict[str, Json]
 WATCH_S = 5.0  # between two looks
+LONGEST_WORD = 16  # characters that are not broken
 _CLOUDS = {"aws": "AWS", "gcp": "Google", "azure": "Azure"}
 
 
@@ -102,58 +103,59 @@ _LOOKS = {"running": "green", "finished": "bold", "dead": "bold red", "supersede
 
 
 def _table_of_runs(found: Sequence[Told]) -> Table:
-    table = _table("run", "state", "step", "last durable checkpoint", "machine", "attempts", "metrics", "time left")
+    rows = []
     for told in found:
         left = number(told["seconds_left"])
         cells = (
             f"{told['run']}" + (" SYNTHETIC" if told["synthetic"] else ""),
             _state(told),
-            f"{told['step']} of {told['steps'] or '?'}",
+            f"{told['step']}/{told['steps'] or '?'}",
             _checkpoint(told),
             _machine(told),
             f"{told['attempt']}",
             _metrics(told["metrics"]),
             "-" if left is None else duration(left),
         )
-        _row(table, cells, _LOOKS.get(str(told["attempt_state"]), ""))
-    return table
+        rows.append((cells, _LOOKS.get(str(told["attempt_state"]), "")))
+    return _table(("run", "state", "step", "durable", "machine", "attempt", "metrics", "left"), rows)
 
 
 def _table_of_attempts(told: Told) -> Table:
-    table = _table("attempt", "state", "exit", "steps", "seconds", "started", "machine", "how it ended")
+    rows = []
     attempts = told["attempts"]
     for one in attempts if isinstance(attempts, list) else []:
         assert isinstance(one, dict)
         started, seconds = number(one["started"]), number(one["seconds"])
-        steps = f"{one['first_step']} to {one['last_step']}" if one["first_step"] is not None else "-"
         cells = (
             f"{one['attempt']}",
             f"{one['state']}",
             "-" if one["exit"] is None else f"{one['exit']}",
-            steps,
+            "-" if one["first_step"] is None else f"{one['first_step']} to {one['last_step']}",
             "-" if seconds is None else f"{seconds:.0f}",
             "-" if started is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started)),
             _machine(one),
             f"{one['how'] or '-'}",
         )
-        _row(table, cells, _LOOKS.get(str(one["state"]), ""))
-    return table
+        rows.append((cells, _LOOKS.get(str(one["state"]), "")))
+    titles = ("attempt", "state", "exit", "steps", "seconds", "started", "machine", "how it ended")
+    return _table(titles, rows)
 
 
-def _table(*titles: str) -> Table:
+def _table(titles: Sequence[str], rows: Sequence[tuple[Sequence[str], str]]) -> Table:
+    """Rows, each with the look of its second cell. A narrow terminal breaks lines between words, not within."""
     from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for title in titles:
-        table.add_column(title)
-    return table
-
-
-def _row(table: Table, cells: Sequence[str], look: str) -> None:
     from rich.text import Text
 
     # records are others' words: no markup, no line breaks, no end of the page
-    table.add_row(*[Text(one_line(f"{cell:.200}"), style=look if i == 1 else "") for i, cell in enumerate(cells)])
+    clean = [([one_line(f"{cell:.200}") for cell in cells], look) for cells, look in rows]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for i, title in enumerate(titles):
+        words = [word for cells, _ in clean for word in cells[i].split()]
+        longest = max(len(word) for word in (title, *words))
+        table.add_column(title, overflow="fold", min_width=min(longest, LONGEST_WORD))
+    for cells, look in clean:
+        table.add_row(*[Text(cell, style=look if i == 1 else "") for i, cell in enumerate(cells)])
+    return table
 
 
 def _state(told: Told) -> str:
@@ -161,9 +163,9 @@ def _state(told: Told) -> str:
     if told["state"] == "finished":
         return "finished"
     if state == "running":
-        return "running" if seen is None or seen < 45 else f"running, silent for {duration(seen)}"
+        return "running" if seen is None or seen < 45 else f"silent for {roughly(seen)}"
     if state == "dead":
-        return "dead" if seen is None else f"dead, silent for {duration(seen)}"
+        return "dead" if seen is None else f"dead for {roughly(seen)}"
     return state if told["exit"] is None else f"{state}, exit {told['exit']}"
 
 
@@ -188,4 +190,4 @@ def _checkpoint(told: Told) -> str:
     if told["checkpoint"] is None:
         return "none yet"
     age = number(told["checkpoint_age_s"])
-    return f"step {told['checkpoint_step']}" + ("" if age is None else f", {duration(age)} ago")
+    return f"step {told['checkpoint_step']}" + ("" if age is None else f", {roughly(age)} ago")

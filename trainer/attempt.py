@@ -105,7 +105,7 @@ class Attempt:
         self._buffers = HostBuffers()
         self._owed = False  # a save fell due while another was in flight
         self._ledger_before = list(ledger)
-        self.first_step = position.step
+        self._first_step = position.step
         self._started = time.time()
         self._first_step_made: float | None = None
         self._stall_s = 0.0
@@ -128,11 +128,16 @@ class Attempt:
         self._sign_thread = threading.Thread(target=self._sign, name="sign", daemon=True)
         self._sign_thread.start()
 
+    @property
+    def first_step(self) -> int:
+        """The step that this attempt went on from."""
+        return self._first_step
+
     # -- what the loop tells ----------------------------------------------------------------------------------
 
     def boundary(self, *, evaluating: bool) -> None:
         now = CLOCK()
-        if self._first_step_made is None and self.position.step > self.first_step:
+        if self._first_step_made is None and self.position.step > self._first_step:
             self._first_step_made = time.time()
             log.debug("first step made")
         if evaluating and self._evaluation_began is None:
@@ -208,7 +213,7 @@ class Attempt:
         return {
             **self.facts.machine,
             "attempt": self.facts.attempt,
-            "first_step": self.first_step,
+            "first_step": self._first_step,
             "last_step": self.position.step,
             "started": self._started,
             "first_step_made": self._first_step_made,
@@ -306,7 +311,7 @@ class Attempt:
         Every 30 s look too whether a newer copy has taken over or this one is halted; a save has just looked.
         """
         looked = -math.inf
-        while True:
+        while self.superseded is None:
             self._news.clear()
             try:
                 if CLOCK() - looked >= SIGN_S:
@@ -344,7 +349,7 @@ class Attempt:
                 "exit": exit_code,
                 "outcome": outcome,
                 "attempt": self.facts.attempt,
-                "first_step": self.first_step,
+                "first_step": self._first_step,
                 "started": self._started,
                 "step": position.step,
                 "steps": self._plan.steps,
