@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
@@ -34,7 +34,8 @@ def watch(look: Callable[[], T], page: Callable[[T], RenderableType], every_s: f
 
     terminal = sys.stdout.isatty()
     shown: RenderableType = Text()
-    with _keys() as key_within, Live(console=Console(highlight=False), auto_refresh=False) as live:
+    live = Live(console=Console(highlight=False), auto_refresh=False)
+    with _keys() as key_within, live if terminal else nullcontext():
         while True:
             clock = time.strftime("%H:%M:%S")
             try:
