@@ -203,7 +203,7 @@ def test_a_page_that_is_followed_ends_at_q_and_at_ctrl_c(end: str, code: int, tm
     shown = b""
     while b"q or Ctrl-C ends" not in shown:
         shown += os.read(terminal, 1 << 16)
-    assert b"7 of 9" in shown
+    assert b"7/9" in shown
     os.write(terminal, end.encode())
     try:
         while os.read(terminal, 1 << 16):
