@@ -1,7 +1,7 @@
 # Every task of the house. Wants python3 (3.11 or newer), git and make; `make image` wants Docker.
 .DEFAULT_GOAL := help
 .PHONY: help cifar10 test check format lint types image run relay push-gcp push-aws push-azure start-gcp start-aws \
-    start-azure sbom scan bench soak lock clean dev-env
+    start-azure reference sbom scan bench soak lock clean dev-env
 MAKEFLAGS += --no-print-directory
 
 # Yours to set: make cifar10 ARGS="--epochs 3" CIFAR10=cifar-10-binary.tar.gz; make image FLAVOUR=cpu
@@ -58,6 +58,9 @@ push-gcp push-aws push-azure: ## build if needed and push to the cloud's registr
 start-gcp start-aws start-azure: ## show how a spot VM is started that trains until it is done; GO=1 does it
 	@make/start.sh $(@:start-%=%)
 
+reference: dev-env ## write docs/reference.md anew from the code
+	@mkdir -p .build && $(BIN)/python make/reference.py > .build/reference.md && mv .build/reference.md docs/reference.md
+
 sbom: dev-env ## what is in the image: .build/sbom-FLAVOUR.json, CycloneDX
 	@mkdir -p .build
 	@PYTHONWARNINGS=ignore $(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible -o .build/sbom-$(FLAVOUR).json \
@@ -83,7 +86,7 @@ relay: dev-env ## one run over three simulated clouds, evicted and killed: STORE
 
 bench: dev-env ## every figure that the README states, measured here
 	@$(BIN)/python entrypoint.py data cifar10 $(if $(CIFAR10),--source '$(CIFAR10)')
-	@set -e; for figure in "startup" "loop_overhead" "saving" "stores" "watching" "eviction" "quick" \
+	@set -e; for figure in "startup" "loop_overhead" "saving" "stores" "status" "watching" "eviction" "quick" \
 	    "quick --steps 98 --predecessor"; do \
 	    echo "== bench/$$figure"; $(BIN)/python bench/$${figure%% *}.py $$(echo "$$figure" | cut -s -d' ' -f2-); done
 

@@ -23,16 +23,18 @@ from console.commands import (
     Commands,
     help_command,
     options,
+    program,
     those_given,
     variable_of,
     wants_json,
     warn_of_unknown_variables,
+    where_more_is_said,
 )
 from storage import PATIENCE_S, Store, open_store
 from storage.errors import StoreError, Transient
 from storage.retry import Retrying
 from trainer.exits import ExitCode, UserError
-from trainer.names import dataset_of, job_names, of_preset
+from trainer.names import dataset_of, job_names, of_preset, presets_of, summary
 from trainer.settings import Settings, fields_of
 from watchers import HaltWatcher, Mailbox, Stopped, Watch, drill, signals
 from watchers.drill import DrillWatcher
@@ -64,9 +66,9 @@ def job_command(name: str) -> click.Command:
     def call(allow_change: tuple[str, ...], **values: Any) -> int:
         return train(name, those_given(values), allow_change)
 
-    command = click.Command(
-        name, callback=call, short_help=f"train {name}", help=f"Train {name}, or go on training it."
-    )
+    presets = ", ".join(presets_of(name))
+    about = f"Train, or go on training. {summary(name)}.\n\nPresets, the first where none is given: {presets}."
+    command = click.Command(name, callback=call, short_help=summary(name), help=about)
     command.params.append(
         click.Option(
             ["--allow-change"],
@@ -211,12 +213,13 @@ def stop_grace_s() -> float:
 @options(["store", "run"])
 @baton.command(short_help="the runs in the store, and how each stands")
 @click.option("--json", "as_json", is_flag=True, help="as JSON, a list of runs")
-def status(store: str | None, run: str | None, as_json: bool) -> int:
-    """Show the runs in the store: how far, how saved, how ended."""
+@click.option("--watch", is_flag=True, help="look again every 5 s, until q or Ctrl-C")
+def status(store: str | None, run: str | None, as_json: bool, watch: bool) -> int:
+    """Show the runs in the store: how far, how saved, how ended. With --run, that one and its attempts."""
     from console.status import show
 
     settings = Settings(**those_given({"store": store, "run": run}))
-    return show(patient_store(settings.store), settings.run or None, as_json=as_json)
+    return show(patient_store(settings.store), settings.run or None, as_json=as_json, follow=watch)
 
 
 @options(["store", "run", "keep"])
@@ -237,7 +240,12 @@ def clean(store: str | None, run: str | None, keep: int | None, yes: bool) -> in
 @options(["store", "run", "halt", "cloud"])
 @baton.command(short_help="is this machine ready to train, and what mends it if not")
 @click.option("--json", "as_json", is_flag=True, help="as JSON, a list of checks")
-@click.option("--seconds", type=click.FloatRange(4, 3600), default=15.0, help="give up what hangs after these; 15")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(4, 3600),
+    default=15.0,
+    help="all it may take; 15 if not given",
+)
 def doctor(as_json: bool, seconds: float, **values: Any) -> int:
     """Look at all that training needs, and say how to mend what fails. Takes 15 seconds at most.
 
@@ -340,6 +348,13 @@ def named(settings: Settings) -> str:
     return settings.run
 
 
+def known(job: str) -> str:
+    """The job of this name. Raises `UserError` (wrong command line) where there is none."""
+    if job not in job_names():
+        raise UserError(f"no job {job!a:.60}; there are: {', '.join(job_names())}", ExitCode.USAGE)
+    return job
+
+
 @options(["model", "size", "strict"])
 @baton.command(short_help="fetch or read a job's data, check it, pack it")
 @click.argument("job")
@@ -352,7 +367,7 @@ def data(job: str, source: str | None, out: Path | None, **values: Any) -> int:
     mailbox = Mailbox()
     signals.install(mailbox, stop_grace_s())
     try:
-        dataset = dataset_of(job) if job in job_names() else job
+        dataset = dataset_of(known(job))
         chosen = those_given(values)
         Settings.of(chosen)  # in their ranges?
         pack(dataset, source, out or DATA / dataset, options=chosen, check=mailbox.check, say=log.info)
@@ -374,9 +389,7 @@ def weights(job: str, source: str | None, out: Path | None, model: str | None) -
     mailbox = Mailbox()
     signals.install(mailbox, stop_grace_s())
     try:
-        if job not in job_names():
-            raise UserError(f"no job {job!r}; there are: {', '.join(job_names())}", ExitCode.USAGE)
-        those.get(those.published(job, model or ""), source, out or those.BAKED, mailbox.check, log.info)
+        those.get(those.published(known(job), model or ""), source, out or those.BAKED, mailbox.check, log.info)
     except Stopped as e:
         log.info("stopped, nothing was changed: %s", e.notice.detail)
         return ExitCode.INTERRUPTED if e.notice.source == "SIGINT" else ExitCode.PREEMPTED
@@ -392,9 +405,9 @@ def main(arguments: list[str]) -> int:
     logs.set_up("json" if wants_json(arguments) else "text", debug=bool(os.environ.get("BATON_DEBUG")))
     warn_of_unknown_variables()
     try:
-        return baton.main(arguments, prog_name="entrypoint.py", standalone_mode=False) or ExitCode.DONE
+        return baton.main(arguments, prog_name=program(), standalone_mode=False) or ExitCode.DONE
     except click.UsageError as e:
-        log.error("%s%s (see --help)", variable_of(e), e.format_message().rstrip("."))
+        log.error("%s%s (%s)", variable_of(e), e.format_message().rstrip("."), where_more_is_said(e))
         return ExitCode.USAGE
     except UserError as e:
         log.error("%s", e)

@@ -15,6 +15,15 @@ from trainer.settings import choices, fields_of, kind
 
 log = logging.getLogger("baton")
 
+SCRIPT = "python entrypoint.py"
+_ORDER = ("doctor", "status", "report", "halt", "verify", "copy", "clean", "delete", "data", "weights", "help")
+_BEGIN = (
+    ("doctor", "is this machine ready, and what mends it if not"),
+    ("cifar10", "train; Ctrl-C stops it, the same line goes on"),
+    ("status", "how far it is; --watch follows it"),
+    ("help cifar10", "every option"),
+)
+
 
 class Commands(click.Group):
     """Jobs and commands in one namespace; a wrong name gets the nearest right one."""
@@ -25,15 +34,23 @@ class Commands(click.Group):
         name = args[0]
         if name not in self.commands:
             near = difflib.get_close_matches(name, self.commands, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(self.commands)}"
+            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join([*job_names(), *self.others()])}"
             raise click.UsageError(f"no job or command {name!r}; {hint}")
         return super().resolve_command(ctx, args)
 
+    def others(self) -> list[str]:
+        """The commands in the order in which one comes to want them."""
+        names = [name for name in self.commands if name not in job_names()]
+        return sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        jobs = job_names()
-        for title, names in (("Jobs", jobs), ("Commands", [n for n in self.commands if n not in jobs])):
+        for title, names in (("Jobs", job_names()), ("Commands", self.others())):
             with formatter.section(title):
-                formatter.write_dl([(name, self.commands[name].get_short_help_str(80)) for name in names])
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(90)) for name in names])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("To begin"):
+            formatter.write_dl(list(_BEGIN))
 
 
 @click.command("help", short_help="this list, or what a job or command can do")
@@ -84,6 +101,17 @@ def wants_json(arguments: list[str]) -> bool:
     return os.environ.get("BATON_LOG") == "json"
 
 
+def program() -> str:
+    """What stands before the words that this command line reads."""
+    return 'docker run -v "$PWD/halt:/halt" -v "$PWD/store:/store" IMAGE' if "BATON_REVISION" in os.environ else SCRIPT
+
+
+def where_more_is_said(error: click.UsageError) -> str:
+    """Which help is about what was typed wrongly."""
+    name = error.ctx.info_name if error.ctx is not None and error.ctx.parent is not None else None
+    return f"`{name} --help` shows all its options" if name else "`help` shows all there is"
+
+
 def variable_of(error: click.UsageError) -> str:
     """Where a wrong value came from, if it was the environment."""
     parameter = getattr(error, "param", None)
@@ -93,13 +121,26 @@ def variable_of(error: click.UsageError) -> str:
     return f"{parameter.envvar}: " if source is click.core.ParameterSource.ENVIRONMENT else ""
 
 
+def known_variables() -> dict[str, str]:
+    """Variables of the environment that no option has, and what they are for."""
+    metadata = "where {}'s metadata service is, http://169.254.169.254 if not given; for tests"
+    return {
+        "BATON_STOP_GRACE": "seconds between a SIGTERM and the kill that follows; 10, as docker's own, if not given",
+        "BATON_GCP_NOTICE": "seconds from a Google VM's `preempted` to its end; 30 if not given",
+        "BATON_DEBUG": "1: show every save",
+        "BATON_REVISION": "set in the image: the commit that it was built from",
+        "BATON_AWS_METADATA": metadata.format("AWS"),
+        "BATON_GCP_METADATA": metadata.format("Google"),
+        "BATON_AZURE_METADATA": metadata.format("Azure"),
+        "BATON_TEST_DATA": "where tests look for real pictures",
+    }
+
+
 def warn_of_unknown_variables() -> None:
-    known = {"BATON_" + f.name.upper() for f in fields_of()}
-    known |= {"BATON_AWS_METADATA", "BATON_GCP_METADATA", "BATON_AZURE_METADATA", "BATON_GCP_NOTICE"}
-    known |= {"BATON_STOP_GRACE", "BATON_DEBUG", "BATON_REVISION", "BATON_ALLOW_CHANGE", "BATON_TEST_DATA"}
+    known = {"BATON_" + f.name.upper() for f in fields_of()} | known_variables().keys() | {"BATON_ALLOW_CHANGE"}
     for name in sorted(os.environ):
         if name.startswith("BATON_") and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
             log.warning(
                 "environment variable %s means nothing here%s", name, f"; did you mean {near[0]}?" if near else ""
             )

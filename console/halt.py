@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 
-from console.status import SILENT_S, describe
+from console.standing import SILENT_S, whole
 from storage import Store
 from trainer.exits import ExitCode, UserError
 from trainer.history import SIGN_S, History
@@ -14,8 +14,8 @@ from trainer.history import SIGN_S, History
 def halt(store: Store, run: str) -> int:
     """Ask the run's newest attempt to stop. Raises `UserError` if there is no such run, `StoreError`."""
     history = History(store, run)
-    told = describe(history)
-    attempt = (history.attempts() or [0])[-1]
+    told = whole(history)
+    attempt = told["attempt"] if told else 0
     if told is None or not attempt:
         raise UserError(f"no run {run!r} in {store.url}; `status` lists those there are")
     if told["state"] == "finished" or told["outcome"] is not None:

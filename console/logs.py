@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 LONGEST_LINE = 4000  # characters
+LONGEST_JSON = 15 << 10  # bytes; Docker's log drivers split lines at 16 KiB
 # Control characters, halves of characters, separators of lines, and what turns the direction of writing
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028-\u202e\u2066-\u2069]+")
 _SEVERITY = {"DEBUG": "DEBUG", "INFO": "INFO", "WARNING": "WARNING", "ERROR": "ERROR", "CRITICAL": "CRITICAL"}
@@ -39,16 +40,31 @@ class _Text(logging.Formatter):
 
 
 class _Json(logging.Formatter):
+    """What the clouds' log readers take as it is.
+
+    Google's reads `severity`, `message` and `time` (structured logging), CloudWatch and Azure's ContainerLogV2 know
+    `level`; every other field can be asked for by its name in all three. Nothing is ever longer than LONGEST_JSON:
+    Docker, and so each cloud's agent, gets longer lines in pieces, of which none is JSON.
+    """
+
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "severity": _SEVERITY.get(record.levelname, "DEFAULT"),
+            "level": record.levelname,
             "message": one_line(record.getMessage()),
             **{name: finite(value) for name, value in getattr(record, "fields", {}).items()},
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+        text = json.dumps(line)
+        if len(text) > LONGEST_JSON:  # of a long traceback the end says most
+            line = {name: line[name] for name in ("time", "severity", "level", "message", "exception") if name in line}
+            line["message"] = str(line["message"])[: LONGEST_JSON // 16]
+            if "exception" in line:
+                line["exception"] = str(line["exception"])[-LONGEST_JSON // 16 :]
+            text = json.dumps(line)
+        return text
 
 
 _synthetic = _Synthetic()

@@ -27,11 +27,7 @@ class Lines:
     every_s = 5.0
 
     def show(self, progress: Progress) -> None:
-        log.info(
-            "%s",
-            describe(progress),
-            extra={"fields": {"step": progress.step, "loss": progress.loss, "samples_per_s": progress.samples_per_s}},
-        )
+        log.info("%s", describe(progress), extra={"fields": facts(progress)})
 
     def close(self) -> None:
         pass
@@ -88,6 +84,23 @@ def describe(progress: Progress) -> str:
     return ", ".join(words)
 
 
+def facts(progress: Progress) -> dict[str, float | str | bool | None]:
+    """The same for a program: a field for each word of the line."""
+    return {
+        "epoch": progress.epoch,
+        "epochs": progress.epochs,
+        "step": progress.step,
+        "steps": progress.steps,
+        "loss": progress.loss,
+        "samples_per_s": progress.samples_per_s,
+        "evaluating": progress.evaluating,
+        "seconds_left": progress.seconds_left,
+        "save_error": progress.save_error,
+        "durable_step": progress.durable.step if progress.durable else None,
+        "durable_age_s": max(0.0, time.time() - progress.durable.at) if progress.durable else None,
+    }
+
+
 def duration(seconds: float) -> str:
     """In the two largest units that matter: 5 s, 3 min 10 s, 2 h 5 min."""
     whole = round(seconds)
@@ -96,3 +109,11 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def roughly(seconds: float) -> str:
+    """In one unit, rounded down: 5 s, 3 min, 2 h, 12 days."""
+    for unit, name in ((86400.0 * 2, "days"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= unit:
+            return f"{int(seconds // (86400 if name == 'days' else unit))} {name}"
+    return f"{int(seconds)} s"

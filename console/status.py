@@ -1,177 +1,193 @@
-"""The `status` command: how each run in a store stands, from its records alone."""
+"""The `status` command: how the runs in a store stand, or one run and its attempts; once, or followed."""
 
 from __future__ import annotations
 
 import json
+import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from console import next_steps
 from console.logs import one_line
+from console.progress import duration, roughly
+from console.standing import at_once, glance, number, whole
 from storage import Store
-from storage.errors import NotFound
 from trainer.exits import ExitCode, UserError
-from trainer.history import Bad, History, runs
-from trainer.manifest import Manifest, checkpoint_name
+from trainer.history import History, runs
 from trainer.settings import Json
 
-SILENT_S = 90.0  # three signs of life missed: the machine is gone
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+Told = dict[str, Json]
+WATCH_S = 5.0  # between two looks
+LONGEST_WORD = 16  # characters that are not broken
+_CLOUDS = {"aws": "AWS", "gcp": "Google", "azure": "Azure"}
 
 
-def show(store: Store, run: str | None, *, as_json: bool) -> int:
-    """Print the runs, or the one asked for. Raises `UserError` if there is no such run, `StoreError`."""
-    names = [run] if run else runs(store)
-    found = [told for name in names if (told := describe(History(store, name))) is not None]
-    if run and not found:
-        raise UserError(f"no run {run!r} in {store.url}; `status` without --run lists those there are")
+def show(store: Store, run: str | None, *, as_json: bool, follow: bool = False) -> int:
+    """Print the runs, or the one asked for with its attempts. Raises `UserError` if there is no such run, `StoreError`.
+
+    Of all runs one small object each is read, and the store is listed once.
+    """
+    if as_json and follow:
+        raise UserError("--watch is for people: give it without --json", ExitCode.USAGE)
+
+    def look() -> list[Told]:
+        return _look(store, run)
+
+    if follow:
+        from console.watching import watch
+
+        return watch(look, lambda found: _page(found, run, store.url), WATCH_S)
+    found = look()
     if as_json:
         print(json.dumps(found, indent=2))
     elif not found:
-        print(f"no runs in {store.url}")
+        print(f"no runs in {store.url}; --store or BATON_STORE names another store")
+        print("\n".join(next_steps.told([("to start one", ["cifar10"])], store.url)))
     else:
-        _print_table(found)
+        print_whole(_page(found, run, store.url))
+        steps = next_steps.of_one(found[0]) if run else next_steps.of_all(found)
+        print("\n" + "\n".join(next_steps.told(steps, store.url)))
     return ExitCode.DONE
 
 
-@dataclass(frozen=True, slots=True)
-class Newest:
-    """The newest checkpoint, and whether it can be used: "ok", or what is wrong with it."""
-
-    manifest: Manifest | None
-    name: str
-    health: str
-
-
-def describe(history: History) -> dict[str, Json] | None:
-    """All that `status --json` tells of a run, or None where there is none of this name."""
-    attempts = history.attempts()
-    newest = _newest(history)
-    if not attempts and newest is None:
-        return None
-    attempt = attempts[-1] if attempts else 0
-    claim = history.read_record("attempts", f"{attempt:06d}.json") or {}
-    end = history.read_record("attempts", f"{attempt:06d}.end.json")
-    sign = history.read_record("status.json") or {}
-    result = history.read_record("result.json")
-    if sign.get("attempt") != attempt:
-        sign = {}
-    seen = _age(sign.get("time") or claim.get("time"))
-    manifest = newest.manifest if newest else None
-    if result is not None and newest is not None and result.get("checkpoint") == newest.name:
-        state = "finished"
-    elif end is None and seen is not None and seen < SILENT_S:
-        state = "running"
-    else:
-        state = "stopped"
-    step = max(_count(sign.get("step")), manifest.step if manifest else 0)
-    steps = manifest.steps if manifest else _count(sign.get("steps")) or None
-    per_epoch = manifest.steps_per_epoch if manifest else None
-    machine = claim.get("machine")
-    return {
-        "run": history.run,
-        "job": claim.get("job") or (manifest.job if manifest else None),
-        "state": state,
-        "attempt": attempt,
-        "step": step,
-        "steps": steps,
-        "epoch": step // per_epoch if per_epoch else _count(sign.get("epoch")),
-        "epochs": -(-manifest.steps // manifest.steps_per_epoch) if manifest else sign.get("epochs"),
-        "metrics": (result or {}).get("metrics") if state == "finished" else sign.get("metrics") or _metrics(manifest),
-        "exit": end.get("exit") if end else None,
-        "outcome": end.get("outcome") if end else None,
-        "host": machine.get("host") if isinstance(machine, dict) else None,
-        "last_seen_s": seen,
-        "checkpoint": newest.name if newest else None,
-        "checkpoint_step": manifest.step if manifest else None,
-        "checkpoint_age_s": _age(manifest.time) if manifest else None,
-        "checkpoint_health": newest.health if newest else None,
-        "save_error": sign.get("save_error"),
-        "samples_per_s": sign.get("samples_per_s"),
-        "seconds_left": sign.get("seconds_left") if state == "running" else None,
-        "weights_sha256": manifest.weights_sha256 if manifest else None,
-        "state_sha256": manifest.state_sha256 if manifest else None,
-        "order_sha256": manifest.order_sha256 if manifest else None,
-        "synthetic": manifest.synthetic if manifest else bool(sign.get("synthetic")),
-    }
+def _look(store: Store, run: str | None) -> list[Told]:
+    if run is None:
+        return [told for told in at_once(lambda name: glance(History(store, name)), runs(store)) if told is not None]
+    told = whole(History(store, run))
+    if told is None:
+        raise UserError(f"no run {run!r} in {store.url}; `status` without --run lists those there are")
+    return [told]
 
 
-def _newest(history: History) -> Newest | None:
-    names = history.checkpoints()
-    if not names:
-        return None
-    name = checkpoint_name(*names[0])
-    try:
-        manifest = history.manifest(name)
-    except Bad as e:
-        return Newest(None, name, str(e))
-    for ref in manifest.parts:
-        try:
-            size = history.store.stat(history.key("parts", ref.sha256)).size
-        except NotFound:
-            return Newest(manifest, name, f"part {ref.sha256[:12]} is not there")
-        if size != ref.size:
-            return Newest(manifest, name, f"part {ref.sha256[:12]} has {size} bytes and should have {ref.size}")
-    return Newest(manifest, name, "ok")
+# -- for people -----------------------------------------------------------------------------------------------
 
 
-def _metrics(manifest: Manifest | None) -> dict[str, Json]:
-    return manifest.metrics if manifest else {}
-
-
-def _count(value: Json) -> int:
-    return value if isinstance(value, int) else 0
-
-
-def _age(at: Json) -> float | None:
-    # what others wrote: a number may be none, or too large for arithmetic
-    return round(max(0.0, time.time() - at), 1) if isinstance(at, int | float) and 0 <= at < 1e12 else None
-
-
-def _print_table(found: list[dict[str, Json]]) -> None:
+def print_whole(page: RenderableType) -> None:
+    """On a terminal as it fits; elsewhere each row as one line, however long, with nothing after its end."""
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("run", "state", "step", "attempt", "accuracy", "last durable checkpoint", "seen"):
-        table.add_column(title)
+    if sys.stdout.isatty():
+        Console(highlight=False).print(page)
+        return
+    console = Console(width=10_000, highlight=False, color_system=None)
+    with console.capture() as captured:
+        console.print(page)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def _page(found: Sequence[Told], run: str | None, store: str) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    if not found:
+        return Text(f"no runs in {store}")
+    parts: list[RenderableType] = [_table_of_runs(found)]
+    if run:
+        parts += [Text(), _table_of_attempts(found[0])]
     for told in found:
+        if told["save_error"] and told["state"] == "running":
+            parts.append(Text(one_line(f"{told['run']}: the last save failed: {told['save_error']}"), style="bold red"))
+        health = told["checkpoint_health"]
+        if health not in (None, "ok"):
+            words = f"{told['run']}: checkpoint {told['checkpoint']} is BAD: {health}; a start takes the one before it"
+            parts.append(Text(one_line(words), style="bold red"))
+    return Group(*parts)
+
+
+_LOOKS = {"running": "green", "finished": "bold", "dead": "bold red", "superseded": "dim"}
+
+
+def _table_of_runs(found: Sequence[Told]) -> Table:
+    rows = []
+    for told in found:
+        left = number(told["seconds_left"])
         cells = (
             f"{told['run']}" + (" SYNTHETIC" if told["synthetic"] else ""),
-            f"{told['state']}" + (f" (exit {told['exit']})" if told["exit"] is not None else ""),
-            f"{told['step']} of {told['steps'] or '?'}",
-            str(told["attempt"]),
-            _accuracy(told["metrics"]),
+            _state(told),
+            f"{told['step']}/{told['steps'] or '?'}",
             _checkpoint(told),
-            f"{_ago(told['last_seen_s'])} on {told['host']}",
+            _machine(told),
+            f"{told['attempt']}",
+            _metrics(told["metrics"]),
+            "-" if left is None else duration(left),
         )
-        table.add_row(
-            *[escape(one_line(f"{cell:.200}")) for cell in cells]
-        )  # records may hold what rich takes for markup
-    Console(width=None if _is_terminal() else 160, highlight=False).print(table)
-    for told in found:
-        if told["save_error"]:
-            print(one_line(f"{told['run']}: the last save failed: {told['save_error']}"))
+        rows.append((cells, _LOOKS.get(str(told["attempt_state"]), "")))
+    return _table(("run", "state", "step", "durable", "machine", "attempt", "metrics", "left"), rows)
 
 
-def _is_terminal() -> bool:
-    import sys
+def _table_of_attempts(told: Told) -> Table:
+    rows = []
+    attempts = told["attempts"]
+    for one in attempts if isinstance(attempts, list) else []:
+        assert isinstance(one, dict)
+        started, seconds = number(one["started"]), number(one["seconds"])
+        cells = (
+            f"{one['attempt']}",
+            f"{one['state']}",
+            "-" if one["exit"] is None else f"{one['exit']}",
+            "-" if one["first_step"] is None else f"{one['first_step']} to {one['last_step']}",
+            "-" if seconds is None else f"{seconds:.0f}",
+            "-" if started is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started)),
+            _machine(one),
+            f"{one['how'] or '-'}",
+        )
+        rows.append((cells, _LOOKS.get(str(one["state"]), "")))
+    titles = ("attempt", "state", "exit", "steps", "seconds", "started", "machine", "how it ended")
+    return _table(titles, rows)
 
-    return sys.stdout.isatty()
+
+def _table(titles: Sequence[str], rows: Sequence[tuple[Sequence[str], str]]) -> Table:
+    """Rows, each with the look of its second cell. A narrow terminal breaks lines between words, not within."""
+    from rich.table import Table
+    from rich.text import Text
+
+    # records are others' words: no markup, no line breaks, no end of the page
+    clean = [([one_line(f"{cell:.200}") for cell in cells], look) for cells, look in rows]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for i, title in enumerate(titles):
+        words = [word for cells, _ in clean for word in cells[i].split()]
+        longest = max(len(word) for word in (title, *words))
+        table.add_column(title, overflow="fold", min_width=min(longest, LONGEST_WORD))
+    for cells, look in clean:
+        table.add_row(*[Text(cell, style=look if i == 1 else "") for i, cell in enumerate(cells)])
+    return table
 
 
-def _accuracy(metrics: Json) -> str:
-    value = metrics.get("accuracy") if isinstance(metrics, dict) else None
-    return f"{100 * value:.2f} %" if isinstance(value, float) else "-"
+def _state(told: Told) -> str:
+    state, seen = f"{told['attempt_state'] or told['state']}", number(told["last_seen_s"])
+    if told["state"] == "finished":
+        return "finished"
+    if state == "running":
+        return "running" if seen is None or seen < 45 else f"silent for {roughly(seen)}"
+    if state == "dead":
+        return "dead" if seen is None else f"dead for {roughly(seen)}"
+    return state if told["exit"] is None else f"{state}, exit {told['exit']}"
 
 
-def _checkpoint(told: dict[str, Json]) -> str:
+def _machine(told: Told) -> str:
+    cloud = _CLOUDS.get(str(told["cloud"]), told["cloud"])
+    words = [f"{word}" for word in (cloud, told["instance_type"]) if word]
+    return ", ".join([" ".join(words)] * bool(words) + [f"{told['host']}"] * bool(told["host"])) or "-"
+
+
+def _metrics(metrics: Json) -> str:
+    """The first two, accuracy as the percentage that people compare."""
+    values = metrics if isinstance(metrics, dict) else {}
+    told = []
+    for name, value in values.items():
+        if isinstance(value, float):
+            accuracy = name in ("accuracy", "macro_f1")
+            told.append(f"{name.replace('_', ' ')} " + (f"{100 * value:.2f} %" if accuracy else f"{value:.4f}"))
+    return ", ".join(told[:2]) or "-"
+
+
+def _checkpoint(told: Told) -> str:
     if told["checkpoint"] is None:
         return "none yet"
-    health = "" if told["checkpoint_health"] == "ok" else f", BAD: {told['checkpoint_health']}"
-    return f"step {told['checkpoint_step']}, {_ago(told['checkpoint_age_s'])}{health}"
-
-
-def _ago(seconds: Json) -> str:
-    from console.progress import duration
-
-    return f"{duration(seconds)} ago" if isinstance(seconds, int | float) else "never"
+    age = number(told["checkpoint_age_s"])
+    return f"step {told['checkpoint_step']}" + ("" if age is None else f", {roughly(age)} ago")

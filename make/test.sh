@@ -16,7 +16,7 @@ run() {
 
 (
     export OMP_NUM_THREADS=1
-    run -n auto --maxprocesses 4 --dist worksteal tests/unit tests/contract tests/chaos tests/launch --ignore "$alone" "$@"
+    run -n auto --maxprocesses 4 --dist worksteal tests/unit tests/contract tests/chaos tests/docs tests/launch --ignore "$alone" "$@"
     exit $status
 ) || status=$?
 run "$alone" tests/container tests/relay "$@"

@@ -29,7 +29,11 @@ def open_store(url: str, *, patience: Callable[[], float] = lambda: PATIENCE_S) 
     """
     scheme, separator, _ = url.partition("://")
     if not separator:
-        raise InvalidURL(f"{url!r} is no store: write its URL, for example file:///store")
+        scheme, _, rest = url.partition(":/")
+        meant = (
+            f"{scheme}://{rest}" if scheme in _STORES else f"file://{url}" if url.startswith("/") else "file:///store"
+        )
+        raise InvalidURL(f"{url!r} is no store: write its URL, for example {meant}")
     if scheme not in _STORES:
         near = difflib.get_close_matches(scheme, _STORES, n=1)
         hint = f"did you mean {near[0]}://?" if near else f"known: {', '.join(f'{name}://' for name in _STORES)}"

@@ -230,7 +230,9 @@ def _translated(key: str, *, absent: StoreError | None = None) -> Iterator[None]
         if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise NoSpace(f"{where}: no space left for it") from e
         if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise PermissionDenied(f"{where}: {os.strerror(e.errno).lower()} for user {os.getuid()}") from e
+            denied = f"{where}: {os.strerror(e.errno).lower()} for user {os.getuid()}"
+            chown = "let that user have the folder (chown), or run as its owner (docker run --user)"
+            raise PermissionDenied(f"{denied}; {'mount it writable' if e.errno == errno.EROFS else chown}") from e
         if e.errno == errno.ELOOP:
             raise NotSetUp(f"{where}: symbolic links that lead in a circle") from e
         raise Unavailable(f"{where}: {e.strerror or e}") from e

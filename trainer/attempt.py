@@ -37,6 +37,7 @@ log = logging.getLogger("baton")
 TRY_S = 30.0  # how long one save meets faults by trying again; the next one has a newer state to save
 LAST_TRY_S = 60.0  # the same for the last save, where no deadline is known
 SPARE_S = 1.0  # kept before a deadline, for the end of the process
+NEWS_S = 1.0  # between two signs of life, however often saves become durable
 RECORD_S = 0.3  # for the end's record where even that is over, and of it for what comes after
 
 
@@ -133,8 +134,14 @@ class Attempt:
             between=self._clean_up,
         )
         self._closed = threading.Event()
+        self._news = threading.Event()  # something that whoever looks from afar wants to see
         self._sign_thread = threading.Thread(target=self._sign, name="sign", daemon=True)
         self._sign_thread.start()
+
+    @property
+    def first_step(self) -> int:
+        """The step that this attempt went on from."""
+        return self._first_step
 
     # -- what the loop tells ----------------------------------------------------------------------------------
 
@@ -259,6 +266,7 @@ class Attempt:
         tally = done.manifest.ledger[-1]["tally"]
         assert isinstance(tally, dict)
         self.tally.saved(done.manifest.step, tally["seconds"])
+        self._news.set()
         for notice in list(self._mailbox.notices):
             if done.taken >= notice.seen:
                 self.answers.setdefault(notice.id, Answer(done.manifest.step, time.time()))
@@ -341,18 +349,27 @@ class Attempt:
         self._show(self._progress)
 
     def _sign(self) -> None:
-        """Every 30 s: look whether a newer copy has taken over or this one is halted, and leave a sign of life."""
-        while True:
+        """Leave a sign of life every 30 s and once a save is durable, so that `status` knows of the newest checkpoint.
+
+        Every 30 s look too whether a newer copy has taken over or this one is halted; a save has just looked.
+        """
+        looked = -math.inf
+        while self.superseded is None:
+            self._news.clear()
             try:
-                self._signs.check_fence(self.facts.attempt)
-                self._look_for_halt()
-                self.write_status("running", None)
+                if CLOCK() - looked >= SIGN_S:
+                    looked = CLOCK()
+                    self._signs.check_fence(self.facts.attempt)
+                    self._look_for_halt()
+                self.write_status("running", None, None)
             except Superseded as e:
                 self._on_superseded(e)
                 return
             except Exception as e:  # this thread fences: it may not end before the attempt
                 log.debug("no sign of life could be left: %s", e)
-            if self._closed.wait(SIGN_S):
+            self._closed.wait(min(NEWS_S, SIGN_S))
+            self._news.wait(max(0.0, looked + SIGN_S - CLOCK()))
+            if self._closed.is_set():
                 return
 
     def _look_for_halt(self) -> None:
@@ -363,30 +380,36 @@ class Attempt:
             detail = f"halted through the store, from {asked.get('by')!s:.100}"
             self._mailbox.post(Notice("halt", "stop", detail, f"store:{name}", time.time()))
 
-    def write_status(self, state: str, exit_code: int | None) -> None:
-        """What `status` shows between checkpoints; never used to resume."""
+    def write_status(self, state: str, exit_code: int | None, outcome: str | None) -> None:
+        """All that `status` shows of a run; never used to resume."""
         last, position, progress = self.saver.durable, self.position, self._progress
+        machine = self.facts.machine
         self._signs.write_record(
             {
                 "run": self.facts.run,
                 "job": self.facts.job,
                 "state": state,
                 "exit": exit_code,
+                "outcome": outcome,
                 "attempt": self.facts.attempt,
+                "first_step": self._first_step,
+                "started": self._started,
                 "step": position.step,
                 "steps": self._plan.steps,
                 "epoch": position.step // self._plan.steps_per_epoch,
                 "epochs": -(-self._plan.steps // self._plan.steps_per_epoch),
                 "metrics": self.metrics,
                 "samples_per_s": progress.samples_per_s if progress else None,
+                "unit": self._task.unit,
                 "seconds_left": progress.seconds_left if progress else None,
-                "durable": {"name": last.name, "step": last.step, "time": last.at} if last else None,
+                "durable": told_of(last) if last else None,
                 "save_error": self.saver.error,
                 "save_seconds": self.saver.expected_s,
                 "checkpoint_every_s": self._cadence.seconds or None,
                 "checkpoint_every_why": self.interval_why,
                 "tally": self.tally.with_saves(position.step),
-                "host": self.facts.machine.get("host"),
+                **{name: machine.get(name) for name in ("host", "cloud", "instance_type", "device")},
+                "arguments": list(self.facts.arguments),
                 "synthetic": self.facts.synthetic,
                 "time": time.time(),
             },
@@ -410,6 +433,7 @@ class Attempt:
         """Put the end on record. A store that is away, or too slow for the deadline, is no reason not to end."""
         self._closed.set()
         self.tally.rest()
+        self._news.set()
         # a daemon, and left behind at the deadline: one request to a slow store may last longer than all that is left
         thread = threading.Thread(target=self._put_end_on_record, args=(exit_code, outcome), name="end", daemon=True)
         thread.start()
@@ -425,9 +449,21 @@ class Attempt:
             record_end(self.history, self.facts.attempt, exit_code, outcome, self._mailbox, self)
             if outcome != "superseded":
                 self._sign_thread.join(1.0)
-                self.write_status("finished" if outcome == "finished" else "stopped", exit_code)
+                self.write_status("finished" if outcome == "finished" else "stopped", exit_code, outcome)
         except Exception as e:
             log.warning("the end of this attempt could not be put on record: %s", e)
+
+
+def told_of(last: Durable) -> dict[str, Json]:
+    """A durable checkpoint as status.json tells of it; `time` in seconds since 1970."""
+    return {
+        "name": last.name,
+        "step": last.step,
+        "time": last.at,
+        "weights_sha256": last.weights_sha256,
+        "state_sha256": last.state_sha256,
+        "order_sha256": last.order_sha256,
+    }
 
 
 def finite(values: Mapping[str, Metric]) -> dict[str, Json]:

@@ -33,7 +33,7 @@ class Check(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunFacts:
-    """What every manifest of this attempt says alike."""
+    """What all that this attempt writes says alike."""
 
     run: str
     job: str
@@ -43,6 +43,7 @@ class RunFacts:
     settings: dict[str, Json]
     machine: dict[str, Json]
     synthetic: bool
+    arguments: tuple[str, ...] = ()  # the command line that goes on with the run; in its records, not in manifests
 
 
 @dataclass(frozen=True, slots=True)

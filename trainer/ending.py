@@ -28,26 +28,43 @@ def stop(request: Request, settings: Settings, attempt: Attempt) -> int:
     attempt.stopped_at = time.time()
     # what a watcher saw with a deadline was told of when it came
     known = mailbox.stop.deadline is not None and not mailbox.stop.source.startswith("SIG")
-    log.info("stopping at step %d%s", attempt.position.step, "" if known else f": {mailbox.stop.detail}")
+    known |= mailbox.stop.source == "superseded"  # of which the last line tells
+    log.info(
+        "stopping at step %d%s",
+        attempt.position.step,
+        "" if known else f": {mailbox.stop.detail}",
+        extra={"fields": {"step": attempt.position.step, "notice": mailbox.stop.source}},
+    )
     saved = attempt.save_last(final=False)
     if (notice := request.halt.check()) is not None:  # an operator's halt outranks the SIGTERM that came with it
         mailbox.post(notice)
-    last, step = attempt.saver.durable, attempt.position.step
+    step, kept = attempt.position.step, attempt.saver.durable.step if attempt.saver.durable else 0
     if attempt.superseded is not None:  # whatever else came: the run is no longer this copy's to halt or to save
         code, outcome = settings.superseded_exit_code, "superseded"
         log.info("superseded: %s; nothing more is saved here", attempt.superseded)
     elif saved:
         code, outcome = exit_code_for(Stopped(mailbox.stop), settings), "stopped"
         spare = f", {mailbox.deadline - time.time():.1f} s before the deadline" if mailbox.deadline else ""
-        log.info("last checkpoint durable at step %d, 0 steps lost%s", last.step if last else 0, spare)
-        log.info("to go on: start it again, here or anywhere (exit code %d)", code)
+        log.info(
+            "last checkpoint durable at step %d, 0 steps lost%s",
+            kept,
+            spare,
+            extra={"fields": {"durable_step": kept, "lost_steps": 0}},
+        )
+        log.info(
+            "to go on: %sstart it again, here or anywhere (exit code %d)",
+            "remove that file, then " if notice is not None else "",
+            code,
+            extra={"fields": {"exit": int(code)}},
+        )
     else:
         code, outcome = ExitCode.NOT_DURABLE, "not durable"
         log.error(
             "the last state could not be saved (%s): %d steps since step %d are lost",
             attempt.saver.error or "no time left",
-            step - (last.step if last else 0),
-            last.step if last else 0,
+            step - kept,
+            kept,
+            extra={"fields": {"durable_step": kept, "lost_steps": step - kept}},
         )
     attempt.end(code, outcome)
     if outcome == "stopped":
@@ -124,6 +141,7 @@ def record_end(
             "attempt": number,
             "exit": exit_code,
             "outcome": outcome,
+            "first_step": attempt.first_step if attempt else None,
             "step": attempt.position.step if attempt else None,
             "durable_step": last.step if last else None,
             "notices": [_record(notice, mailbox, attempt) for notice in mailbox.notices],

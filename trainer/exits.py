@@ -1,4 +1,4 @@
-"""Exit codes, and the error that a user's mistake ends in. The table is in README.md, "Exit codes"."""
+"""Exit codes, and the error that a user's mistake ends in. docs/reference.md has them as a table."""
 
 from __future__ import annotations
 
@@ -13,6 +13,32 @@ class ExitCode(IntEnum):
     PREEMPTED = 75  # told to go by the machine; start it again anywhere (EX_TEMPFAIL)
     SETUP = 78  # a person must act before it can run (EX_CONFIG)
     INTERRUPTED = 130  # Ctrl-C
+
+
+# code -> what it means, what whoever restarts containers should do; for people
+MEANINGS = {
+    ExitCode.DONE: (
+        "nothing left to do here: finished, halted by its operator, or superseded by a newer copy; the last line says "
+        "which",
+        "leave it",
+    ),
+    ExitCode.PREEMPTED: (
+        "told to go by the machine (a cloud's notice, SIGTERM, a closed terminal, `preempt.txt`), last checkpoint "
+        "durable",
+        "start it again, anywhere",
+    ),
+    ExitCode.NOT_DURABLE: (
+        "stopped, or the store can't be reached, and the last save is not durable; the one before it is",
+        "start it again, and look",
+    ),
+    ExitCode.SETUP: (
+        "settings, data, permission or room are wrong, found before the first step",
+        "not restart; a person must act",
+    ),
+    ExitCode.USAGE: ("the command line can't be understood", "not restart"),
+    ExitCode.INTERRUPTED: ("Ctrl-C, last checkpoint durable", "leave it"),
+    ExitCode.DEFECT: ("a defect in Baton or in the job", "look"),
+}
 
 
 class UserError(Exception):

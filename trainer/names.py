@@ -12,6 +12,12 @@ def job_names() -> list[str]:
     return sorted(path.stem for path in JOBS.glob("*.py") if path.stem != "__init__")
 
 
+def summary(job: str) -> str:
+    """What a job trains, in a line: the beginning of its module's docstring."""
+    told = ast.get_docstring(ast.parse((JOBS / f"{job}.py").read_text())) or f"train {job}"
+    return told.splitlines()[0].partition(";")[0].rstrip(".")
+
+
 def dataset_of(job: str) -> str:
     """The data set that a job trains on: its DATASET, or its own name where it says none."""
     for statement in ast.parse((JOBS / f"{job}.py").read_text()).body:
@@ -23,9 +29,14 @@ def dataset_of(job: str) -> str:
 
 def of_preset(job: str, preset: str, setting: str) -> object:
     """What a job's preset (the first one for "") says of a setting; None where it says nothing."""
+    values = presets_of(job)
+    return values.get(preset or next(iter(values), ""), {}).get(setting)
+
+
+def presets_of(job: str) -> dict[str, dict[str, object]]:
+    """A job's presets, the default one first."""
     for statement in ast.parse((JOBS / f"{job}.py").read_text()).body:
         match statement:
             case ast.AnnAssign(target=ast.Name("PRESETS"), value=ast.Dict() as presets):
-                values = ast.literal_eval(presets)
-                return values.get(preset or next(iter(values)), {}).get(setting)
-    return None
+                return dict(ast.literal_eval(presets))
+    return {}

@@ -31,6 +31,7 @@ from trainer.exits import ExitCode, UserError
 from trainer.history import Checkpoint, History
 from trainer.loop import Loop, Plan
 from trainer.manifest import Manifest
+from trainer.resuming import arguments
 from trainer.settings import LARGEST_COUNT, Json, Settings, difference
 from trainer.startup import put_off_compiler
 from trainer.tally import Tally
@@ -255,6 +256,7 @@ def _begin(request: Request, ready: Prepared, prefetched: Checkpoint | None) -> 
             "pid": os.getpid(),
             "machine": ready.machine,
             "settings": ready.shape,
+            "arguments": list(arguments(request.job, history.run, request.given)),
             "data": {"name": ready.data.name, "synthetic": ready.data.synthetic},
             "plan": {
                 "steps": ready.plan.steps,
@@ -269,8 +271,13 @@ def _begin(request: Request, ready: Prepared, prefetched: Checkpoint | None) -> 
     try:
         return _load(request, ready, prefetched, number, before)
     except (Stopped, UserError, StoreError) as e:
+        code = exit_code_for(e, ready.settings)
         with suppress(StoreError):
-            record_end(history, number, exit_code_for(e, ready.settings), "did not begin", request.mailbox)
+            record_end(history, number, code, "did not begin", request.mailbox)
+            end: dict[str, Json] = {"state": "stopped", "exit": code, "outcome": "did not begin", "time": time.time()}
+            end["host"] = ready.machine["host"]
+            mine: dict[str, Json] = {"run": history.run, "job": request.job, "attempt": number}
+            history.write_record({**(before or {}), **mine, **end}, "status.json")
         raise
 
 
@@ -302,6 +309,7 @@ def _load(
         settings=ready.shape,
         machine=ready.machine,
         synthetic=ready.data.synthetic,
+        arguments=arguments(request.job, history.run, request.given),
     )
     if request.curves is not None:
         request.curves.begin()
@@ -352,7 +360,11 @@ def _say_start(
     if (caveat := store.caveat()) is not None:
         log.warning("%s", caveat)
     if newest is None:
-        log.info("attempt %d starts at step 0: the store has no checkpoint of this run", number)
+        log.info(
+            "attempt %d starts at step 0: the store has no checkpoint of this run",
+            number,
+            extra={"fields": {"run": request.history.run, "attempt": number, "step": 0, "steps": plan.steps}},
+        )
     else:
         seen = ""
         if before and before.get("state") == "running" and isinstance(before.get("time"), int | float):
@@ -364,6 +376,15 @@ def _say_start(
             plan.steps,
             newest.name,
             seen,
+            extra={
+                "fields": {
+                    "run": request.history.run,
+                    "attempt": number,
+                    "step": newest.step,
+                    "steps": plan.steps,
+                    "checkpoint": newest.name,
+                }
+            },
         )
         _warn_of_other_machine(newest.machine, ready.machine)
     touch = f"touch {settings.halt}/halt, or " if os.path.isdir(settings.halt) else ""

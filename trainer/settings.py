@@ -34,7 +34,9 @@ def setting(
 class Settings:
     """All settings of one container. "", 0 and NaN as defaults mean: not given, so the preset decides."""
 
-    store: str = setting("file://./store", "where runs live: file:///folder or file://./folder")
+    store: str = setting(
+        "file://./store", "where runs live: gs://..., s3://..., az://..., or a folder: file:///folder, file://./folder"
+    )
     run: str = setting("", "name of the run; the job's name if not given")
     data: str = setting("", "packed folder, archive, image folder, tar or URL; data/JOB if not given")
     halt: str = setting("/halt", "folder to look in for a file `halt` or `preempt.txt`")

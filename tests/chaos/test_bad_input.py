@@ -51,7 +51,8 @@ MISTAKES = [
     (["report", "--out", "{tmp}/out", "--prices", "/nowhere.csv"], 78, "prices /nowhere.csv"),
     (["report", "--out", "{tmp}/out", "--store", "fil://x/y"], 78, "did you mean file://?"),
     (["cifar10", "--tensorboard", "/proc/nothing/here"], 78, "--tensorboard /proc/nothing/here"),
-    (["data", "cifar11"], 78, "cifar11"),
+    (["data", "cifar11"], 64, "no job 'cifar11'; there are: bert, cifar10"),
+    (["cifar10", "--store", "gs:/bucket/runs"], 78, "for example gs://bucket/runs"),
     (["data", "cifar10", "--source", "/nowhere.tar"], 78, "/nowhere.tar"),
 ]
 

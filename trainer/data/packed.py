@@ -126,7 +126,8 @@ def remedy(name: str) -> str:
     if name == "imagenet":
         return "pack it: python entrypoint.py data imagenet --source FOLDER-OR-TAR-OR-STORE"
     name = name if name.isidentifier() else "cifar10"
-    return f"pack it: python entrypoint.py data {name} --source ARCHIVE-OR-FOLDER, or make cifar10"
+    short = ", or make cifar10" if name == "cifar10" else ""
+    return f"pack it: python entrypoint.py data {name} --source ARCHIVE-OR-FOLDER{short}"
 
 
 def _unusable(path: Path, why: str, name: str) -> UserError:

@@ -1,0 +1,304 @@
+"""How a run stands, from its records in the store: at a glance from one small object, or whole from all of them.
+
+A run is running, stopped or finished. An attempt, one container's part in it, is more: `dead` if it gave no sign of
+life for 90 s and nobody heard of its end, `superseded` if a newer one took the run from it while it lived.
+
+Ages are by the store's clock and the reader's: the writer's own, which may be minutes off, is taken out.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from storage.errors import NotFound
+from trainer import strict
+from trainer.history import MAX_RECORD_BYTES, Bad, History
+from trainer.manifest import Manifest, checkpoint_name
+from trainer.settings import Json
+
+T = TypeVar("T")
+R = TypeVar("R")
+Record = Mapping[str, Json]
+
+SILENT_S = 90.0  # three signs of life missed: the machine is gone
+AT_ONCE = 16  # reads
+
+
+def at_once(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Each item's result in order; what one of them raises is raised."""
+    with ThreadPoolExecutor(AT_ONCE) as readers:
+        return list(readers.map(work, items))
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """A record, and when the store took it."""
+
+    record: Record
+    modified: float  # seconds since 1970 by the store's clock
+
+    @property
+    def seen_s(self) -> float:
+        return round(max(0.0, time.time() - self.modified), 1)
+
+    def age_s(self, at: Json) -> float | None:
+        """Seconds since a time that the record's writer told, whose clock may be wrong."""
+        written, at = number(self.record.get("time")), number(at)
+        return None if at is None else round(max(0.0, self.seen_s + max(0.0, (written or at) - at)), 1)
+
+
+def read(history: History, *names: str) -> Sign | None:
+    """A small JSON object, or None where it isn't there or is none."""
+    sink = io.BytesIO()
+    try:
+        info = history.store.get(history.key(*names), sink, byte_range=(0, MAX_RECORD_BYTES))
+        record = strict.loads(sink.getvalue())
+    except (NotFound, ValueError):
+        return None
+    return Sign(record, info.modified) if isinstance(record, dict) else None
+
+
+# -- at a glance ----------------------------------------------------------------------------------------------
+
+
+def glance(history: History) -> dict[str, Json] | None:
+    """What `status` shows of a run, from its status.json alone where that can be believed; None: no such run.
+
+    All records are read where it can't: the last word was "running", and that is long ago. Most likely it is dead, but
+    it may have ended, or lost the run, without another word there; and a save may have come after it.
+    """
+    sign = read(history, "status.json")
+    state = sign.record.get("state") if sign is not None else None
+    if sign is None or not count(sign.record.get("attempt")) or state not in ("running", "stopped", "finished"):
+        return whole(history)
+    if state == "running" and sign.seen_s >= SILENT_S:
+        return whole(history)
+    return _told(history, sign, str(state), str(state))
+
+
+def _told(history: History, sign: Sign, state: str, attempt_state: str) -> dict[str, Json]:
+    record = sign.record
+    durable = record.get("durable")
+    last: Record = durable if isinstance(durable, dict) else {}
+    left = number(record.get("seconds_left"))
+    return {
+        "run": history.run,
+        "job": text(record.get("job")),
+        "state": state,
+        "attempt_state": attempt_state,
+        "attempt": count(record.get("attempt")),
+        "step": count(record.get("step")),
+        "steps": count(record.get("steps")) or None,
+        "epoch": count(record.get("epoch")),
+        "epochs": count(record.get("epochs")) or None,
+        "metrics": _metrics(record.get("metrics")),
+        "exit": record.get("exit"),
+        "outcome": text(record.get("outcome")),
+        "host": text(record.get("host")),
+        "cloud": text(record.get("cloud")),
+        "instance_type": text(record.get("instance_type")),
+        "device": text(record.get("device")),
+        "last_seen_s": sign.seen_s,
+        "checkpoint": text(last.get("name")),
+        "checkpoint_step": count(last.get("step")) if last else None,
+        "checkpoint_age_s": sign.age_s(last.get("time")),
+        "checkpoint_health": None,  # nobody looked
+        "checkpoint_every_s": number(record.get("checkpoint_every_s")),
+        "save_error": text(record.get("save_error")),
+        "samples_per_s": number(record.get("samples_per_s")) if state == "running" else None,
+        "unit": text(record.get("unit")),
+        "seconds_left": max(0.0, left - sign.seen_s) if state == "running" and left is not None else None,
+        "weights_sha256": text(last.get("weights_sha256")),
+        "state_sha256": text(last.get("state_sha256")),
+        "order_sha256": text(last.get("order_sha256")),
+        "arguments": words(record.get("arguments")),
+        "synthetic": bool(record.get("synthetic")),
+    }
+
+
+# -- whole ----------------------------------------------------------------------------------------------------
+
+
+def whole(history: History) -> dict[str, Json] | None:
+    """All that `status --run` tells of a run, its attempts too, or None where there is none of this name."""
+    numbers = history.attempts()
+    names = history.checkpoints()
+    if not numbers and not names:
+        return None
+    attempt = numbers[-1] if numbers else 0
+    sign = read(history, "status.json")
+    if sign is not None and sign.record.get("attempt") != attempt:
+        sign = None
+    newest = checkpoint_name(*names[0]) if names else None
+    manifest, health = _examine(history, newest) if newest else (None, None)
+    result = history.read_record("result.json")
+    finished = result is not None and newest is not None and result.get("checkpoint") == newest
+
+    def both(number: int) -> tuple[Sign, Record | None]:
+        claim = read(history, "attempts", f"{number:06d}.json")
+        return claim or Sign({}, 0.0), history.read_record("attempts", f"{number:06d}.end.json")
+
+    records = dict(zip(numbers, at_once(both, numbers), strict=True))
+    claim, end = records.get(attempt, (Sign({}, 0.0), None))
+    last = sign or claim
+    seen = last.seen_s if last.record else None
+    alive = end is None and seen is not None and seen < SILENT_S
+    state = "finished" if finished else "running" if alive else "stopped"
+    told = _told(
+        history, sign or Sign({**claim.record, **_dict(claim.record.get("machine"))}, last.modified), state, ""
+    )
+    if end is not None:
+        told |= {"exit": end.get("exit"), "outcome": text(end.get("outcome"))}
+    if finished:
+        told["metrics"] = _metrics(_dict(result).get("metrics"))
+    if manifest is not None:
+        told |= _of_manifest(manifest, told, sign or claim)
+    attempts = [_attempt(n, *records[n], manifest, sign, alive, n == attempt) for n in numbers]
+    told |= {
+        "attempt": attempt,
+        "attempt_state": attempts[-1]["state"] if attempts else None,
+        "last_seen_s": seen,
+        "checkpoint": newest,
+        "checkpoint_health": health,
+        "attempts": list(attempts),
+    }
+    return told
+
+
+def _of_manifest(manifest: Manifest, told: Record, sign: Sign) -> dict[str, Json]:
+    step = max(count(told["step"]), manifest.step)
+    return {
+        "job": told["job"] or manifest.job,
+        "step": step,
+        "steps": manifest.steps,
+        "epoch": step // manifest.steps_per_epoch,
+        "epochs": -(-manifest.steps // manifest.steps_per_epoch),
+        "metrics": told["metrics"] or _metrics(manifest.metrics),
+        "checkpoint_step": manifest.step,
+        "checkpoint_age_s": sign.age_s(manifest.time),
+        "weights_sha256": manifest.weights_sha256,
+        "state_sha256": manifest.state_sha256,
+        "order_sha256": manifest.order_sha256,
+        "synthetic": manifest.synthetic,
+    }
+
+
+def _examine(history: History, name: str) -> tuple[Manifest | None, str]:
+    """A checkpoint's manifest, and whether it can be used, as far as sizes tell: "ok", or what is wrong."""
+    try:
+        manifest = history.manifest(name)
+    except Bad as e:
+        return None, str(e)
+
+    def size(sha256: str) -> int | None:
+        try:
+            return history.store.stat(history.key("parts", sha256)).size
+        except NotFound:
+            return None
+
+    for ref, found in zip(manifest.parts, at_once(size, [ref.sha256 for ref in manifest.parts]), strict=True):
+        if found is None:
+            return manifest, f"part {ref.sha256[:12]} is not there"
+        if found != ref.size:
+            return manifest, f"part {ref.sha256[:12]} has {found} bytes and should have {ref.size}"
+    return manifest, "ok"
+
+
+def _attempt(
+    n: int, claim: Sign, end: Record | None, manifest: Manifest | None, sign: Sign | None, alive: bool, newest: bool
+) -> dict[str, Json]:
+    """One container's part. `alive`: whether the newest attempt is."""
+    ledger = next((entry for entry in manifest.ledger if entry.get("attempt") == n), {}) if manifest else {}
+    now: Record = sign.record if sign is not None and newest else {}
+    machine = _dict(claim.record.get("machine"))
+    if end is not None:
+        outcome = text(end.get("outcome"))
+        state = outcome if outcome in ("finished", "superseded") else "stopped"
+    else:
+        state = "running" if newest and alive else "dead"
+    began = number(claim.record.get("time"))
+    until = number(end.get("time")) if end is not None else number(now.get("time"))
+    seconds = until - began if began is not None and until is not None else number(ledger.get("seconds"))
+    first, last = (
+        next((s for s in steps if s is not None), None)
+        for steps in (
+            [_step(end, "first_step"), _step(now, "first_step"), _step(ledger, "first_step")],
+            [_step(end, "step"), _step(now, "step"), _step(ledger, "last_step")],
+        )
+    )
+    return {
+        "attempt": n,
+        "state": state,
+        "how": _how(state, end),
+        "exit": end.get("exit") if end is not None else None,
+        "started": began,
+        "seconds": round(max(0.0, seconds), 1) if seconds is not None else None,
+        "first_step": first,
+        "last_step": last,
+        "durable_step": _step(end, "durable_step"),
+        **{name: text(machine.get(name)) for name in ("host", "cloud", "instance_type", "device")},
+    }
+
+
+_SOURCES = {"halt": "halted by its operator", "preempt.txt": "rehearsed eviction", "SIGINT": "Ctrl-C"}
+_CLOUDS = {"aws": "AWS", "gcp": "Google", "azure": "Azure"}
+
+
+def _how(state: str, end: Record | None) -> str | None:
+    """How an attempt ended, in a few words."""
+    if end is None:
+        return "no word of its end: killed, or its machine went" if state == "dead" else None
+    outcome = text(end.get("outcome")) or "?"
+    step, durable = _step(end, "step"), _step(end, "durable_step")
+    if outcome == "not durable" and step is not None:
+        return f"the last {step - (durable or 0)} steps were not saved"
+    if outcome == "superseded":
+        return "a newer attempt took over"
+    if outcome != "stopped":
+        return {"defect": "a defect: see its log", "not set up": "settings or machine: see its log"}.get(
+            outcome, outcome
+        )
+    notices = end.get("notices")
+    sources = [text(n.get("source")) for n in notices if isinstance(n, dict)] if isinstance(notices, list) else []
+    source = "halt" if "halt" in sources else next((s for s in sources if s), None)
+    if source is None:
+        return "stopped"
+    return f"evicted by {_CLOUDS[source]}" if source in _CLOUDS else _SOURCES.get(source, source)
+
+
+# -- what others wrote: anything may be of another type --------------------------------------------------------
+
+
+def number(value: Json) -> float | None:
+    """A number that arithmetic and clocks can bear."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e12 else None
+
+
+def count(value: Json) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def text(value: Json) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def words(value: Json) -> list[Json]:
+    return [*value] if isinstance(value, list) and all(isinstance(word, str) for word in value) else []
+
+
+def _step(record: Record | None, name: str) -> int | None:
+    value = (record or {}).get(name)
+    return value if isinstance(value, int) and value >= 0 else None
+
+
+def _dict(value: object) -> Record:
+    return value if isinstance(value, dict) else {}
+
+
+def _metrics(value: Json) -> dict[str, Json]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,112 @@
+"""A run tells the same facts on a terminal, in whole lines, and as JSON that the clouds' log readers take."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from tests.runs import REPOSITORY, environment
+
+# progress each 0.2 s in place of 5, so that a run of seconds has some
+SCRIPT = (
+    "import os, sys, entrypoint, console.progress as p\n"
+    "p.Lines.every_s = 0.2\n"
+    "code = entrypoint.main(sys.argv[1:])\n"
+    "sys.stdout.flush()\n"
+    "os._exit(code)"
+)
+OPTIONS = ["--preset", "tutorial", "--batch-size", "50", "--steps", "60", "--checkpoint-every", "20steps"]
+
+
+def words(folder: Path, data: Path, form: str) -> list[str]:
+    place = ["--store", f"file://{folder}/{form}", "--halt", str(folder), "--data", str(data)]
+    return [sys.executable, "-c", SCRIPT, "cifar10", *place, *OPTIONS]
+
+
+def piped(folder: Path, data: Path, form: str, *options: str) -> list[str]:
+    done = subprocess.run(
+        [*words(folder, data, form), *options], capture_output=True, text=True, env=environment(), cwd=REPOSITORY
+    )
+    assert done.returncode == 0, done.stdout
+    assert not done.stderr, "a cloud takes what comes there for an error"
+    return done.stdout.splitlines()
+
+
+def on_a_terminal(folder: Path, data: Path) -> str:
+    command = words(folder, data, "terminal")
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(REPOSITORY)
+        os.execve(command[0], command, {**environment(), "COLUMNS": "200", "TERM": "xterm"})
+    shown = b""
+    try:
+        while piece := os.read(terminal, 1 << 16):
+            shown += piece
+    except OSError:
+        pass  # how a terminal says that nobody is left
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, shown
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+
+
+def told(lines: list[str]) -> list[str]:
+    """What lines tell, without clock, store and progress, which differ from run to run."""
+    bare = [re.sub(r"^\d\d:\d\d:\d\d ", "", line).strip() for line in lines]
+    return [re.sub(r"file://\S+?/cifar10", "STORE", line) for line in bare if line and "saved:" not in line]
+
+
+def test_the_same_facts_in_each_form(tmp_path: Path, small_cifar: Path) -> None:
+    text = piped(tmp_path, small_cifar, "text")
+    records = [json.loads(line) for line in piped(tmp_path, small_cifar, "json", "--log", "json")]
+    shown = on_a_terminal(tmp_path, small_cifar)
+
+    facts = [line for line in told(text) if "nothing saved yet" not in line]
+    assert any("finished: 60 steps" in line for line in facts)
+    assert [line for line in told([r["message"] for r in records]) if "nothing saved yet" not in line] == facts
+    on_screen = told(re.split(r"[\r\n]+", shown))
+    assert [line for line in on_screen if line in facts] == facts, f"the terminal lacks some of {facts}:\n{shown}"
+
+    # progress: in words in all, in fields too for a program
+    assert "loss" in shown
+    assert "images/s" in shown
+    progress = [r for r in records if "durable_step" in r and "samples_per_s" in r]
+    assert any("saved: step" in line for line in text)
+    assert progress
+    for record in progress:
+        assert f"step {record['step']}/{record['steps']}" in record["message"]
+        assert f"epoch {record['epoch']}/{record['epochs']}" in record["message"]
+        if record["durable_step"]:
+            assert f"saved: step {record['durable_step']}" in record["message"]
+    (finished,) = [r for r in records if r["message"].find("finished:") >= 0]
+    assert f"accuracy {finished['accuracy']:.4f}" in finished["message"]
+
+    for record in records:
+        assert record["severity"] == record["level"] == "INFO"
+        assert datetime.fromisoformat(record["time"]).tzinfo is not None
+
+
+def test_no_record_is_longer_than_what_docker_leaves_in_one_piece() -> None:
+    import logging
+
+    from console.logs import LONGEST_JSON, _Json
+
+    def deep(level: int) -> None:
+        if level:
+            deep(level - 1)
+        raise ValueError("\u20ac" * 30_000)
+
+    record = logging.LogRecord("baton", logging.ERROR, __file__, 1, "\u20ac" * 30_000, (), None)
+    record.fields = {"detail": "x" * 30_000}
+    try:
+        deep(50)
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    line = _Json().format(record)
+    assert len(line.encode()) <= LONGEST_JSON
+    assert json.loads(line)["severity"] == "ERROR"

@@ -1,0 +1,137 @@
+"""What the documents say is so: commands run or are understood, links lead somewhere, the reference is of this code."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from tests.docs import pages
+from tests.docs.pages import PAGES, REPOSITORY
+from tests.runs import environment
+
+MADE_UP = {"trainer/jobs/linear.py"}  # which docs/jobs.md shows how to add, and tests/chaos/test_new_job.py adds
+RUN = [page for page in PAGES if pages.to_run(page)]
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """The repository's own files in a folder of their own, with an environment that holds the lock already."""
+    listed = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True)
+    names = [name for name in listed.stdout.decode().split("\0") if name and (REPOSITORY / name).is_file()]
+    if listed.returncode:  # an archive of it
+        names = [str(path.relative_to(REPOSITORY)) for path in REPOSITORY.rglob("*") if path.is_file()]
+    for name in names:
+        if not name.startswith((".", "tests/", "data/", "store/")):
+            target = tmp_path / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPOSITORY / name, target)
+    venv = tmp_path / ".venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (venv / "bin" / "python").chmod(0o755)
+    shutil.copy2(REPOSITORY / "requirements.lock", venv / ".installed-requirements.lock")
+    return tmp_path
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
+def test_what_a_page_says_to_type_works(page: Path, clone: Path) -> None:
+    # as in a shell of its own: what the make that runs the tests was told is not for this one
+    clean = {name: value for name, value in environment().items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    threads = os.environ.get("OMP_NUM_THREADS", "1")
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", pages.to_run(page)],
+        cwd=clone,
+        env={**clean, "OMP_NUM_THREADS": threads, "CIFAR10": "synthetic"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "Traceback" not in done.stdout, done.stdout
+    for expected in re.findall(r"^# prints: (.+)$", pages.to_run(page), re.MULTILINE):
+        assert expected in done.stdout, f"{expected!r} is not in\n{done.stdout}"
+
+
+def test_the_tutorial_is_run() -> None:
+    assert "tutorial.md" in [page.name for page in RUN]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_command_line_understands_every_command(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from console.commands import those_given
+    from entrypoint import baton
+    from trainer.names import job_names
+    from trainer.settings import Settings, fields_of
+
+    for name in list(os.environ):
+        if name.startswith("BATON_"):
+            monkeypatch.delenv(name)
+    for line in pages.commands(page):
+        words = pages.arguments(line)
+        if not words or words[0] == "linear":
+            continue
+        root = click.Context(baton, info_name="baton")
+        try:
+            name, command, rest = baton.resolve_command(root, list(words))
+            assert command is not None
+            with command.make_context(name, rest, parent=root) as context:
+                shared = {f.name for f in fields_of()}
+                given = those_given({n: value for n, value in context.params.items() if n in shared})
+                Settings.of(given)
+                if name == "data":
+                    assert context.params["job"] in job_names()
+        except click.exceptions.Exit:
+            continue  # --help
+        except Exception as e:
+            pytest.fail(f"{line}: {e.format_message() if isinstance(e, click.ClickException) else e}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_make_target_is_there(page: Path) -> None:
+    makefile = (REPOSITORY / "Makefile").read_text()
+    targets = {name for names in re.findall(r"^([a-z0-9 -]+):(?!=)", makefile, re.MULTILINE) for name in names.split()}
+    assert {"cifar10", "push-gcp", "relay"} <= targets
+    texts = [" ".join(line.words) for line in pages.commands(page)] + re.findall(r"`(make [^`]+)`", page.read_text())
+    for text in texts:
+        if text.startswith("make "):
+            words = [word for word in text.split() if "=" not in word]
+            named = [word for word in words[1:2] if re.fullmatch(r"[a-z][a-z0-9-]*", word)]
+            assert set(named) <= targets, f"{page.name}: {text}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_names_of_files_lead_somewhere(page: Path) -> None:
+    for link in pages.links(page):
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), f"{page.name}: {link}"
+        if anchor and target.suffix == ".md":
+            assert anchor in pages.anchors(target), f"{page.name}: {link}"
+    for name in pages.files(page):
+        assert (REPOSITORY / name).exists() or name in MADE_UP, f"{page.name}: {name}"
+
+
+def test_the_reference_is_what_the_code_says() -> None:
+    made = subprocess.run(
+        [sys.executable, str(REPOSITORY / "make" / "reference.py")], capture_output=True, text=True, env=environment()
+    )
+    assert made.returncode == 0, made.stderr
+    assert made.stdout == (REPOSITORY / "docs" / "reference.md").read_text(), "run `make reference`"
+
+
+def test_a_command_that_nobody_understands_would_be_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        'Text\n\n    $ docker run -v "$PWD/x:/x" baton:cuda cifr10 --lr 1 | tail     # why\n    make nothing\n'
+    )
+    first, _, last = pages.commands(page)
+    assert pages.arguments(first) == ["cifr10", "--lr", "1"]
+    assert last.words == ("make", "nothing")
