@@ -380,7 +380,8 @@ for _name in job_names():
 
 def main(arguments: list[str]) -> int:
     logs.set_up("json" if wants_json(arguments) else "text", debug=bool(os.environ.get("BATON_DEBUG")))
-    warn_of_unknown_variables()
+    if ranks.speaks_first(os.environ):
+        warn_of_unknown_variables()
     try:
         return baton.main(arguments, prog_name="entrypoint.py", standalone_mode=False, obj=arguments) or ExitCode.DONE
     except click.UsageError as e:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+import torch
+
 from trainer import prepare
 from trainer.checkpoint import Position, restore
 from trainer.ending import acknowledge, exit_code_for
@@ -12,8 +14,9 @@ from trainer.history import Checkpoint
 from trainer.job import Task
 from trainer.loop import Loop
 from trainer.manifest import from_json
-from trainer.prepare import Prepared, Start, Wanted
+from trainer.prepare import Prepared, Wanted
 from trainer.scores import Metric
+from trainer.settings import Settings
 from trainer.together import START_S, Ended, Together
 from watchers import Stopped
 
@@ -30,15 +33,20 @@ class Quiet:
         pass
 
 
+def join(wanted: Wanted) -> Together:
+    """Meet the others, before anything can go wrong that all should hear of. Raises `UserError` and `Stopped`."""
+    gpus = Settings.of(wanted.given).device != "cpu" and torch.cuda.is_available()
+    return Together.join(wanted.rank, wanted.mailbox, gpus=gpus)
+
+
 def follow(wanted: Wanted) -> int:
     """Train with the others for as long as process 0 does. Returns its exit code.
 
     Raises `UserError` and `Stopped` for what ends it before it has met the others.
     """
-    begun = prepare.start(wanted)
-    together = Together.join(wanted.rank, wanted.mailbox, begun.device)
+    together = join(wanted)
     try:
-        ready = _prepare(wanted, begun, together)
+        ready = _prepare(wanted, together)
         position, evaluated_at = _take_over(together, ready.task)
         Loop(ready.task, ready.plan, position, wanted.mailbox, Quiet(), together).run(evaluated_at=evaluated_at)
         return together.last_word().code
@@ -48,14 +56,16 @@ def follow(wanted: Wanted) -> int:
         if together.has_lost:
             return ExitCode.PREEMPTED
         code = together.last_word().code
-        if code == exit_code_for(e, begun.settings):  # all is saved
+        if code == exit_code_for(e, Settings.of(wanted.given)):  # all is saved
             acknowledge(wanted.mailbox)
         return code
 
 
-def _prepare(wanted: Wanted, begun: Start, together: Together) -> Prepared:
+def _prepare(wanted: Wanted, together: Together) -> Prepared:
     """What is wrong here is told to process 0, which ends all."""
     try:
+        begun = prepare.start(wanted)
+        together.device = begun.device
         data = wanted.data.result(wanted.mailbox)
         shape = together.hear("shape", START_S)
         if shape["data_sha256"] != data.sha256:

@@ -26,6 +26,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous import registry as rendezvous
 
 from trainer.exits import ExitCode
+from trainer.ranks import ROLE
 from watchers import Mailbox
 
 log = logging.getLogger("baton")
@@ -96,7 +97,7 @@ def train(count: int, arguments: Sequence[str], mailbox: Mailbox) -> int:
         result = _run(count, arguments, told)
         codes = {number: failure.exitcode for number, failure in result.failures.items()}
         killed = [number for number, code in codes.items() if code < 0]
-        if not killed or told.signals:
+        if not killed or told.signals or ExitCode.DEFECT in codes.values():
             break
         first = min(killed, key=lambda number: result.failures[number].timestamp)
         name = signal.Signals(-codes[first]).name
@@ -116,7 +117,7 @@ def _run(count: int, arguments: Sequence[str], told: Told) -> RunResult:
         RendezvousParameters("c10d", f"{address}:0", uuid.uuid4().hex, 1, 1, local_addr=address)
     )
     spec = WorkerSpec(
-        role="baton",
+        role=ROLE,
         local_world_size=count,
         entrypoint=sys.executable,
         args=tuple(arguments),

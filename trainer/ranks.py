@@ -13,6 +13,7 @@ from pathlib import Path
 
 from trainer.exits import ExitCode, UserError
 
+ROLE = "baton"  # of the processes that `--nproc` starts
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -52,6 +53,11 @@ def int_of(environment: Mapping[str, str], name: str, default: str) -> int:
     if not (text.isascii() and text.isdecimal()):
         raise UserError(f"{name}={text}: must be a whole number, as torchrun sets it")
     return int(text)
+
+
+def speaks_first(environment: Mapping[str, str]) -> bool:
+    """Whether no other process of this start says what all would say, before any of them has met the others."""
+    return environment.get("RANK", "0") == "0" and environment.get("ROLE_NAME") != ROLE
 
 
 def wanted(nproc: str) -> int | None:

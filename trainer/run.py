@@ -28,7 +28,7 @@ from trainer.history import Checkpoint, History
 from trainer.loop import Loop, Plan
 from trainer.manifest import Manifest
 from trainer.prepare import Prepared, Start, Wanted
-from trainer.settings import Json, difference
+from trainer.settings import Json, Settings, difference
 from watchers import Stopped, Watch, Watcher
 
 if TYPE_CHECKING:
@@ -60,18 +60,19 @@ def train(request: Request) -> int:
 
     Raises `UserError`, `StoreError` and `Stopped` for what ends it before it has begun.
     """
-    begun = prepare.start(request)
     if request.rank.count == 1:
-        return _train(request, begun, None)
-    from trainer.together import Together
+        return _train(request, prepare.start(request), None)
+    from trainer.follow import join
 
-    together = Together.join(request.rank, request.mailbox, begun.device)
+    together = join(request)
     code = int(ExitCode.DEFECT)
     try:
+        begun = prepare.start(request)
+        together.device = begun.device
         code = _train(request, begun, together)
         return code
     except (UserError, StoreError, Stopped) as e:
-        code = exit_code_for(e, begun.settings)
+        code = exit_code_for(e, Settings.of(request.given))
         raise
     finally:
         together.part(code)

@@ -64,17 +64,19 @@ class Keys(Protocol):
 class Together:
     """This process among those of a run; see `trainer.group.Group`."""
 
-    def __init__(self, rank: Rank, keys: Keys, mailbox: Mailbox, device: torch.device) -> None:
+    device = torch.device("cpu")  # what this process computes with
+
+    def __init__(self, rank: Rank, keys: Keys, mailbox: Mailbox) -> None:
         self.number, self.count = rank.number, rank.count
         self._keys = keys
         self._mailbox = mailbox
-        self._device = device
         self._layouts: dict[str, list[tuple[str, list[int]]]] = {}
         self.has_lost = False  # one of the others is gone
 
     @classmethod
-    def join(cls, rank: Rank, mailbox: Mailbox, device: torch.device) -> Together:
-        """Meet the others. Raises `Stopped` when a notice comes first, `UserError` if they don't come."""
+    def join(cls, rank: Rank, mailbox: Mailbox, *, gpus: bool) -> Together:
+        """Meet the others, who all have GPUs or none. Raises `Stopped` when a notice comes first, `UserError` if they
+        don't come."""
 
         def meet() -> Keys:
             # the launcher's own store serves its processes; a restart by torchrun uses it again
@@ -82,7 +84,7 @@ class Together:
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             keys = PrefixStore(f"baton/{attempt}", keys)
             dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                "cpu:gloo,cuda:nccl" if gpus else "gloo",
                 store=keys,
                 rank=rank.number,
                 world_size=rank.count,
@@ -91,7 +93,7 @@ class Together:
             return keys
 
         try:
-            return cls(rank, Early(meet, "join").result(mailbox), mailbox, device)
+            return cls(rank, Early(meet, "join").result(mailbox), mailbox)
         except RuntimeError as e:
             where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             log.debug("joining failed: %s", e)
@@ -244,10 +246,10 @@ class Together:
         """As float64, which holds every float32 and every count."""
         layout = self._layout(kind, sums)
         lengths = [math.prod(shape) for _, shape in layout]
-        mine = torch.zeros(sum(lengths), dtype=torch.float64, device=self._device)
+        mine = torch.zeros(sum(lengths), dtype=torch.float64, device=self.device)
         if sums:
             mine = torch.cat([sums[name].double().reshape(-1) for name, _ in layout])
-        rows = torch.empty(self.count * len(mine), dtype=torch.float64, device=self._device)
+        rows = torch.empty(self.count * len(mine), dtype=torch.float64, device=self.device)
         with self._others():
             dist.all_gather_into_tensor(rows, mine)
         return [

@@ -55,23 +55,26 @@ def begun(lab: Lab, *options: str, job: str = "cifar10") -> tuple[Container, dic
     return container, processes_of(container.process.pid)
 
 
-def test_one_two_one_processes_killed_and_told_to_go_in_every_way_make_the_run_of_two_left_in_peace(
+def alone(lab: Lab, *options: str) -> Container:
+    """One process, told to go once it has saved."""
+    container = lab.start("--checkpoint-every", "40steps", *options, **ONE_THREAD)
+    assert container.wait_for("durable after") is not None, container.text
+    container.signal(signal.SIGTERM)
+    assert container.wait() == 75, container.text
+    return container
+
+
+def test_one_two_one_two_processes_make_the_run_of_one_whichever_of_them_is_told_to_go_or_killed(
     tmp_path: Path, small_cifar: Path
 ) -> None:
     quiet = Lab(tmp_path / "quiet", small_cifar, *OPTIONS)
-    container = quiet.start("--nproc", "2", **ONE_THREAD)
+    container = quiet.start(*HALVES, **ONE_THREAD)
     assert container.wait() == 0, container.text
-    assert "on cpu (2 processes of 1 threads, " in container.text
-    assert not re.search(r"Traceback|torch|W[0-9]{4} ", container.text), "a word of the launcher's own"
-    assert container.text.count("finished:") == 1, "only process 0 speaks"
 
     hunted = Lab(tmp_path / "hunted", small_cifar, *OPTIONS)
-    alone = hunted.start(*HALVES, "--checkpoint-every", "40steps", **ONE_THREAD)
-    assert alone.wait_for("durable after") is not None, alone.text
-    alone.signal(signal.SIGTERM)
-    assert alone.wait() == 75, alone.text
+    alone(hunted, *HALVES)
 
-    # one process alone hears of a notice: all stop at the same step, and nothing is lost
+    # process 1 alone hears of a notice: all stop at the same step, and nothing is lost
     container, pids = begun(hunted)
     assert "processes 1 -> 2" in container.text
     os.kill(pids[1], signal.SIGTERM)
@@ -79,31 +82,66 @@ def test_one_two_one_processes_killed_and_told_to_go_in_every_way_make_the_run_o
     assert re.search(r"last checkpoint durable at step [0-9]+, 0 steps lost", container.text), container.text
     assert_gone(pids)
 
-    # the launcher is killed, and with it all
-    container, pids = begun(hunted)
-    container.signal(signal.SIGKILL)
-    assert container.wait() == -signal.SIGKILL
-    assert_gone(pids)
+    assert "processes 2 -> 1" in alone(hunted).text  # nobody says the micro-batch any more: it is the run's
 
-    # one process is killed: the run goes on by itself, as a new attempt; then it is halted
+    # process 1 is killed: the run goes on by itself, as a new attempt, to its end
     container, pids = begun(hunted)
     os.kill(pids[1], signal.SIGKILL)
-    assert container.wait_for(r"process 1 of 2 was killed \(SIGKILL\): starting again") is not None, container.text
-    assert_gone(pids)
-    assert container.wait_for("attempt 5 goes on at step") is not None, container.text
-    pids = processes_of(container.process.pid)
-    (hunted.halt / "halt").touch()
     assert container.wait() == 0, container.text
-    (hunted.halt / "halt").unlink()
+    assert "process 1 of 2 was killed (SIGKILL): starting again from the newest checkpoint" in container.text
+    assert "attempt 5 goes on at step" in container.text
+    assert container.text.count("finished:") == 1, "process 0 alone speaks"
+    assert not re.search(r"Traceback|torch|[WE][0-9]{4} ", container.text), "a word of the launcher's own"
     assert_gone(pids)
-    assert "finished:" not in container.text, "the run is too short for this machine"
 
-    alone = hunted.start(**ONE_THREAD)  # nobody says the micro-batch any more: it is the run's
-    assert alone.wait() == 0, alone.text
-    assert "processes 2 -> 1" in alone.text
     assert hunted.hashes() == quiet.hashes()
     results = [json.loads((lab.store / "cifar10" / "result.json").read_bytes()) for lab in (quiet, hunted)]
     assert results[0]["metrics"] == results[1]["metrics"]
+
+
+@soak
+def test_halted_or_with_their_launcher_killed_two_processes_lose_no_bit(tmp_path: Path, small_cifar: Path) -> None:
+    quiet = Lab(tmp_path / "quiet", small_cifar, *OPTIONS)
+    container = quiet.start("--nproc", "2", **ONE_THREAD)
+    assert container.wait() == 0, container.text
+    assert "on cpu (2 processes of 1 threads, " in container.text
+    hunted = Lab(tmp_path / "hunted", small_cifar, *OPTIONS)
+    for _ in range(2):
+        container, pids = begun(hunted)
+        container.signal(signal.SIGKILL)
+        assert container.wait() == -signal.SIGKILL
+        assert_gone(pids)
+        container, pids = begun(hunted)
+        (hunted.halt / "halt").touch()
+        assert container.wait() == 0, container.text
+        (hunted.halt / "halt").unlink()
+        assert "finished:" not in container.text, "the run is too short for this machine"
+        assert_gone(pids)
+    container = hunted.start("--nproc", "2", **ONE_THREAD)
+    assert container.wait() == 0, container.text
+    assert hunted.hashes() == quiet.hashes()
+
+
+@soak
+@pytest.mark.parametrize("number", [0, 1])
+def test_one_that_is_killed_again_and_again_ends_in_74(number: int, tmp_path: Path, small_cifar: Path) -> None:
+    lab = Lab(tmp_path, small_cifar, *OPTIONS, "--epochs", "500")
+    container = lab.start("--nproc", "2", "--checkpoint-every", "40steps", **ONE_THREAD)
+    for attempt in range(1, 5):
+        assert container.wait_for(f"checkpoint {attempt:06d}-[0-9]+ durable after") is not None, container.text
+        os.kill(processes_of(container.process.pid)[number], signal.SIGKILL)
+    assert container.wait() == 74, container.text
+    assert f"process {number} of 2 was killed again (SIGKILL), after 3 restarts" in container.lines[-1]
+
+
+@soak
+def test_a_mistake_that_all_of_them_find_is_one_line(tmp_path: Path, small_cifar: Path) -> None:
+    lab = Lab(tmp_path, small_cifar)
+    for options, code in ((["--preset", "nope"], 64), (["--data", str(tmp_path / "nowhere")], 78)):
+        container = lab.start("--nproc", "2", *options, debug=False, BATON_UNKNOWN="1")
+        assert container.wait() == code, container.text
+        assert len(container.lines) == 2, container.text
+        assert "BATON_UNKNOWN means nothing here" in container.lines[0]
 
 
 def torchrun_variables(number: int, port: int, count: int = 2) -> dict[str, str]:
