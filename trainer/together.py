@@ -71,6 +71,7 @@ class Together:
         self._keys = keys
         self._mailbox = mailbox
         self._layouts: dict[str, list[tuple[str, list[int]]]] = {}
+        self._buffers: dict[torch.dtype, tuple[Tensor, Tensor]] = {}  # all gradients, and the pieces of one sum
         self.has_lost = False  # one of the others is gone
 
     @classmethod
@@ -192,12 +193,17 @@ class Together:
     def _add_up_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         like, length = parameters[0], sum(p.numel() for p in parameters)
         piece = -(-length // self.count)
-        flat = torch.zeros(piece * self.count, dtype=like.dtype, device=like.device)
+        flat, pieces = self._buffers.get(like.dtype, (None, None))
+        if flat is None or pieces is None or len(flat) != piece * self.count:  # new memory in each step costs its time
+            flat = torch.zeros(piece * self.count, dtype=like.dtype, device=like.device)
+            pieces = torch.empty_like(flat)
+            self._buffers[like.dtype] = flat, pieces
         places = torch.split(flat[:length], [p.numel() for p in parameters])
         for parameter, place in zip(parameters, places, strict=True):
-            if parameter.grad is not None:
+            if parameter.grad is None:
+                place.zero_()
+            else:
                 place.view(parameter.shape).copy_(parameter.grad)
-        pieces = torch.empty_like(flat)
         with self._others():
             dist.all_to_all_single(pieces, flat)
         total, *others = pieces.view(self.count, piece)

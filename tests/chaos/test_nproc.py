@@ -15,11 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import REPOSITORY, Container, Lab, environment
+from tests.bert_makers import small_model, small_texts
+from tests.chaos.test_new_job import newcomers
+from tests.jobs import JOBS, packed
+from tests.runs import REPOSITORY, Container, Lab, command, environment
 
 # no BatchNorm, and as many micro-batches as processes: then the count changes no bit, where all compute with one thread
 OPTIONS = ["--preset", "tutorial", "--batch-size", "20", "--dropout", "0.1", "--epochs", "6"]
 HALVES = ("--micro-batch-size", "10")
+HALVES_OF_50 = ("--micro-batch-size", "25")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 soak = pytest.mark.skipif(not os.environ.get("BATON_SOAK"), reason="in `make soak`")
 
@@ -256,10 +260,10 @@ def test_a_sigterm_during_start_up_is_obeyed(delay: float, tmp_path: Path, small
 @soak
 def test_torchrun_itself_may_start_them(tmp_path: Path, small_cifar: Path) -> None:
     lab = Lab(tmp_path, small_cifar, *OPTIONS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     places = ("--store", lab.url, "--halt", str(lab.halt), "--data", str(lab.data))
     done = subprocess.run(
-        [*command, *lab.command("cifar10", *places, *OPTIONS)[1:]],
+        [*torchrun, *lab.command("cifar10", *places, *OPTIONS)[1:]],
         env=environment(**ONE_THREAD),
         cwd=REPOSITORY,
         capture_output=True,
@@ -268,3 +272,49 @@ def test_torchrun_itself_may_start_them(tmp_path: Path, small_cifar: Path) -> No
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("finished:") == 1
+
+
+@soak
+@pytest.mark.parametrize("job", [*JOBS, "bert"])
+def test_every_job_is_shared_by_two_processes_unasked(job: str, tmp_path: Path) -> None:
+    options: tuple[str, ...] = ("--run", job)
+    if job == "bert":
+        model, source = small_model(tmp_path), small_texts(tmp_path)
+        options += ("--model", str(model), "--batch-size", "16", "--lr", "5e-3", "--epochs", "5", "--dropout", "0.1")
+        code, said = command(
+            "data", "bert", "--source", str(source), "--model", str(model), "--out", str(tmp_path / "packed")
+        )
+        assert code == 0, said
+        data = tmp_path / "packed"
+    else:
+        options += JOBS[job].options
+        data = packed(job, tmp_path)
+    quiet, hunted = (Lab(tmp_path / name, data, *options) for name in ("quiet", "hunted"))
+    for number in (0, 1):
+        container, pids = begun(hunted, "--checkpoint-every", "3steps", job=job)
+        os.kill(pids[number], signal.SIGTERM)
+        assert container.wait() == 75, container.text
+    for lab in (quiet, hunted):
+        container = lab.start("--nproc", "2", job=job, **ONE_THREAD)
+        assert container.wait(300) == 0, container.text
+    first, second = (json.loads((lab.store / job / "result.json").read_bytes()) for lab in (quiet, hunted))
+    for name in ("weights_sha256", "state_sha256", "order_sha256", "metrics"):
+        assert first[name] == second[name]
+
+
+@soak
+def test_a_newcomers_job_of_60_lines_is_shared_unasked(tmp_path: Path, small_cifar: Path) -> None:
+    newcomers(tmp_path)
+    place = ["--store", f"file://{tmp_path}/store", "--halt", str(tmp_path), "--data", str(small_cifar)]
+    program = [sys.executable, "entrypoint.py", "linear", *place]
+    for run, options in (("one", HALVES_OF_50), ("two", ("--nproc", "2"))):
+        done = subprocess.run(
+            [*program, "--run", run, *options],
+            cwd=tmp_path,
+            env=environment(**ONE_THREAD),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    first, second = (json.loads((tmp_path / "store" / run / "result.json").read_bytes()) for run in ("one", "two"))
+    assert first["state_sha256"] == second["state_sha256"]
