@@ -33,14 +33,16 @@ from console.commands import (
 from storage import PATIENCE_S, Store, open_store
 from storage.errors import StoreError, Transient
 from storage.retry import Retrying
+from trainer import ranks
 from trainer.exits import ExitCode, UserError
 from trainer.names import dataset_of, job_names, of_preset, presets_of, summary
 from trainer.settings import Settings, fields_of
-from watchers import HaltWatcher, Mailbox, Stopped, Watch, drill, signals
+from watchers import HaltWatcher, Mailbox, Stopped, Watch, Watcher, drill, signals
 from watchers.drill import DrillWatcher
 
 if TYPE_CHECKING:
     from console.tensorboard import Following
+    from trainer.data.packed import Packed
     from trainer.history import History
     from watchers.metadata import Instance
 
@@ -83,17 +85,66 @@ def job_command(name: str) -> click.Command:
 
 def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int:
     """Wire a job's parts together, with what can begin early begun before torch is imported."""
-    from console.progress import Lines, Live
-    from trainer.data.pack import locate
     from trainer.early import Early
     from trainer.ending import exit_code_for
-    from trainer.history import History
 
     settings = Settings.of(given)
-    live = settings.log == "auto" and sys.stdout.isatty()
+    rank = ranks.Rank.of(os.environ)
+    if rank.number:
+        logs.say_only_errors(f"process {rank.number} of {rank.count}")
     mailbox = Mailbox()
-    grace = stop_grace_s()
-    signals.install(mailbox, grace)
+    signals.install(mailbox, stop_grace_s())
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        signals.heed_parents_death()
+    halt = HaltWatcher(settings.halt)
+    if (notice := halt.check()) is not None:
+        log.info("not started: %s; remove it to start", notice.detail)
+        return ExitCode.DONE if notice.source == "halt" else settings.preempted_exit_code
+    if rank.count == 1 and (count := ranks.processes(settings.nproc, settings.device)) > 1:
+        from trainer import processes
+
+        try:
+            return processes.train(count, [__file__, *click.get_current_context().find_root().obj], mailbox)
+        except Stopped as e:
+            return exit_code_for(e, settings)
+
+    watched: list[Watcher] = [halt] if rank.local == 0 else []  # one process of a machine listens for all
+    if rank.number == 0:
+        watched += [DrillWatcher(*one) for one in drill.parse(settings.drill)]
+    watch = Watch(watched, mailbox)
+    wanted: dict[str, Any] = {
+        "job": job,
+        "given": given,
+        "allow_change": allow_change,
+        "rank": rank,
+        "mailbox": mailbox,
+        "instance": Early(lambda: find_cloud(settings.cloud, watch) if rank.local == 0 else None, "cloud"),
+        "data": Early(lambda: packed_data(job, settings, rank, mailbox), "data"),
+    }
+    try:
+        if rank.number:
+            from trainer.follow import follow
+            from trainer.prepare import Wanted
+
+            return follow(Wanted(**wanted))
+        return lead(settings, wanted, halt, watch)
+    except Stopped as e:
+        if (notice := halt.check()) is not None:  # it outranks a SIGTERM that came with it
+            mailbox.post(notice)
+        stop = mailbox.stop or e.notice
+        log.info("stopped before training: %s; the run's checkpoints are as they were", stop.detail)
+        return exit_code_for(Stopped(stop), settings)
+    finally:
+        watch.close()
+
+
+def lead(settings: Settings, wanted: dict[str, Any], halt: HaltWatcher, watch: Watch) -> int:
+    """Train as the process that has the run's store, and a display."""
+    from console.progress import Lines, Live
+    from trainer.early import Early
+    from trainer.history import History
+
+    mailbox: Mailbox = wanted["mailbox"]
 
     def patience() -> float:
         deadline = mailbox.deadline
@@ -103,71 +154,54 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int
         mailbox.pause(seconds)
         mailbox.check()
 
-    halt = HaltWatcher(settings.halt)
-    if (notice := halt.check()) is not None:
-        log.info("not started: %s; remove it to start", notice.detail)
-        return ExitCode.DONE if notice.source == "halt" else settings.preempted_exit_code
     store = open_store(settings.store, patience=patience)
-    history = History(Retrying(store, lambda tried: START_TRY_S - tried, pause), settings.run or job)
-    drills = [DrillWatcher(*one) for one in drill.parse(settings.drill)]
-    watch = Watch([halt, *drills], mailbox)
-    instance = Early(lambda: find_cloud(settings.cloud, watch), "cloud")
+    history = History(Retrying(store, lambda tried: START_TRY_S - tried, pause), settings.run or wanted["job"])
     checkpoint = Early(lambda: history.newest_good(check=mailbox.check), "newest-checkpoint")
-
-    dataset = dataset_of(job)
-
-    def data() -> Any:
-        packed = locate(
-            dataset,
-            settings.data or None,
-            DATA / dataset,
-            options={
-                "model": settings.model or of_preset(job, settings.preset, "model"),
-                "size": settings.size or of_preset(job, settings.preset, "size"),
-                "strict": settings.strict,
-            },
-            check=mailbox.check,
-            say=log.info,
-        )
-        if packed.synthetic:
-            logs.say_synthetic()
-        packed.verify()
-        return packed
-
-    early_data = Early(data, "data")
-    display = Live() if live else Lines()
+    display = Live() if settings.log == "auto" and sys.stdout.isatty() else Lines()
     curves = following(settings.tensorboard, history)
     try:
         from trainer import run
 
         request = run.Request(
-            job=job,
-            given=given,
-            allow_change=allow_change,
+            **wanted,
             history=history,
             checkpoint=checkpoint,
-            data=early_data,
-            mailbox=mailbox,
-            stop_grace_s=grace,
+            stop_grace_s=stop_grace_s(),
             halt=halt,
             watch=watch,
-            instance=instance,
             show=display.show,
             show_every_s=display.every_s,
             curves=curves,
         )
         return run.train(request)
-    except Stopped as e:
-        if (notice := halt.check()) is not None:  # it outranks a SIGTERM that came with it
-            mailbox.post(notice)
-        stop = mailbox.stop or e.notice
-        log.info("stopped before training: %s; the run's checkpoints are as they were", stop.detail)
-        return exit_code_for(Stopped(stop), settings)
     finally:
         if curves is not None:
             curves.close()
         display.close()
-        watch.close()
+
+
+def packed_data(job: str, settings: Settings, rank: ranks.Rank, mailbox: Mailbox) -> Packed:
+    """The job's data, whole: one process of a machine checks that. Raises `UserError`."""
+    from trainer.data.pack import locate
+
+    dataset = dataset_of(job)
+    packed = locate(
+        dataset,
+        settings.data or None,
+        DATA / dataset,
+        options={
+            "model": settings.model or of_preset(job, settings.preset, "model"),
+            "size": settings.size or of_preset(job, settings.preset, "size"),
+            "strict": settings.strict,
+        },
+        check=mailbox.check,
+        say=log.info,
+    )
+    if packed.synthetic:
+        logs.say_synthetic()
+    if rank.local == 0:
+        packed.verify()
+    return packed
 
 
 def following(folder: str, history: History) -> Following | None:
@@ -403,9 +437,10 @@ for _name in job_names():
 
 def main(arguments: list[str]) -> int:
     logs.set_up("json" if wants_json(arguments) else "text", debug=bool(os.environ.get("BATON_DEBUG")))
-    warn_of_unknown_variables()
+    if ranks.speaks_first(os.environ):
+        warn_of_unknown_variables()
     try:
-        return baton.main(arguments, prog_name=program(), standalone_mode=False) or ExitCode.DONE
+        return baton.main(arguments, prog_name=program(), standalone_mode=False, obj=arguments) or ExitCode.DONE
     except click.UsageError as e:
         log.error("%s%s (%s)", variable_of(e), e.format_message().rstrip("."), where_more_is_said(e))
         return ExitCode.USAGE

@@ -106,7 +106,7 @@ class Baton:
         started = time.perf_counter()
         for _ in range(steps):
             self.attempt.boundary(evaluating=False)
-            self.loop._mailbox.check()
+            self.loop._group.check()
             self.loop._step()
         return steps / (time.perf_counter() - started)
 

@@ -117,6 +117,18 @@ def set_up(form: str, *, debug: bool = False) -> None:
     logger.propagate = False
 
 
+def say_only_errors(who: str) -> None:
+    """One of several processes leaves the talking to another, but tells of what ends it."""
+
+    def named(record: logging.LogRecord) -> bool:
+        record.msg, record.args = f"{who}: {record.getMessage()}", ()
+        return True
+
+    logger = logging.getLogger("baton")
+    logger.setLevel(max(logger.level, logging.ERROR) if logger.level != logging.DEBUG else logging.DEBUG)
+    logger.handlers[0].addFilter(named)
+
+
 def say_synthetic() -> None:
     """From now on every line says that the data is SYNTHETIC."""
     _synthetic.on = True

@@ -68,11 +68,11 @@ def stop(request: Request, settings: Settings, attempt: Attempt) -> int:
         )
     attempt.end(code, outcome)
     if outcome == "stopped":
-        _acknowledge(mailbox)
+        acknowledge(mailbox)
     return code
 
 
-def _acknowledge(mailbox: Mailbox) -> None:
+def acknowledge(mailbox: Mailbox) -> None:
     """Tell the cloud that the machine may go, now that all is durable and on record: it may go at this moment."""
     for notice in mailbox.notices:
         if notice.acknowledge is None or notice.id in mailbox.withdrawn:

@@ -79,7 +79,7 @@ class Task:
             raise UserError(f"--weights {weights}: this job begins by chance; leave it out", ExitCode.USAGE)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean loss over the micro-batch (0-d), and sums over its samples to report (0-d, by name)."""
+        """The micro-batch's mean loss (0-d), and sums over its samples to report (0-d, always by the same names)."""
         raise NotImplementedError
 
     def evaluate(self, rows: slice) -> dict[str, Tensor]:

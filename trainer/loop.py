@@ -7,6 +7,7 @@ whoever restores that state goes on exactly as if nothing had happened.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +15,7 @@ import torch
 
 from trainer import order
 from trainer.checkpoint import Position
+from trainer.group import Alone, Group
 from trainer.job import Batch, Task
 from trainer.scores import Metric
 from watchers import Mailbox, Stopped
@@ -41,11 +43,20 @@ class Events(Protocol):
 
 
 class Loop:
-    def __init__(self, task: Task, plan: Plan, position: Position, mailbox: Mailbox, events: Events) -> None:
+    def __init__(
+        self,
+        task: Task,
+        plan: Plan,
+        position: Position,
+        mailbox: Mailbox,
+        events: Events,
+        group: Group | None = None,
+    ) -> None:
+        """`group`: the processes that share the work; this one alone if not given."""
         self._task = task
         self._plan = plan
         self._position = position
-        self._mailbox = mailbox
+        self._group = group or Alone(mailbox)
         self._events = events
         self._order: tuple[int, order.Int64s] | None = None  # epoch, and its order of samples
 
@@ -62,7 +73,7 @@ class Loop:
                 self._evaluate()
                 evaluated_at = position.step
             self._events.boundary(evaluating=False)
-            self._mailbox.check()
+            self._group.check()
             if position.step >= plan.steps:
                 return
             self._step()
@@ -75,21 +86,14 @@ class Loop:
         samples = self._order[1][index * plan.batch_size : (index + 1) * plan.batch_size]
         task.schedule(position.step, plan.steps)
 
-        whole = plan.micro_batch_size >= plan.batch_size
+        whole = plan.micro_batch_size >= plan.batch_size and self._group.count == 1
         # a forward pass changes buffers (BatchNorm's): kept, so that a step given up half-way leaves no trace
         buffers = [] if whole else [buffer.clone() for buffer in task.model.buffers()]
-        sums: dict[str, torch.Tensor] = {}
-        for number, start in enumerate(range(0, len(samples), plan.micro_batch_size)):
-            if number and self._mailbox.stop is not None:
-                self._give_up_step(buffers)
-            batch = Batch(samples[start : start + plan.micro_batch_size], plan.seed, epoch, plan.device)
-            _seed_chance(order.stream(plan.seed, "step", position.step, number), plan.device)
-            with torch.autocast(plan.device.type, torch.bfloat16, enabled=plan.bf16):
-                loss, batch_sums = task.loss(batch)
-            (loss if whole else loss * (len(batch.samples) / len(samples))).backward()  # type: ignore[no-untyped-call]
-            batch_sums["loss"] = loss.detach() * len(batch.samples)
-            for name, value in batch_sums.items():
-                sums[name] = sums[name] + value if name in sums else value.double()
+        try:
+            sums = self._gradients(samples, epoch)
+        except Stopped:
+            self._give_up_step(buffers)
+            raise
         task.update()
 
         if index == 0:
@@ -98,28 +102,57 @@ class Loop:
             position.sums[name] = position.sums[name] + value if name in position.sums else value
         position.order = order.extend_hash(position.order, samples)
         position.step += 1
+        self._group.share_buffers(task.model)
+
+    def _gradients(self, samples: order.Int64s, epoch: int) -> dict[str, torch.Tensor]:
+        """Leave the gradients of the batch's mean loss in the parameters; returns the batch's sums, float64."""
+        plan, task, group = self._plan, self._task, self._group
+        size = plan.micro_batch_size
+        whole = size >= plan.batch_size
+        sums: dict[str, torch.Tensor] = {}
+        for first in range(0, -(-len(samples) // size), group.count):
+            if first:
+                group.check()
+            number = first + group.number
+            batch = Batch(samples[number * size : (number + 1) * size], plan.seed, epoch, plan.device)
+            if not len(batch.samples):
+                continue  # fewer are left than there are processes
+            _seed_chance(order.stream(plan.seed, "step", self._position.step, number), plan.device)
+            with torch.autocast(plan.device.type, torch.bfloat16, enabled=plan.bf16):
+                loss, batch_sums = task.loss(batch)
+            (loss if whole else loss * (len(batch.samples) / len(samples))).backward()  # type: ignore[no-untyped-call]
+            batch_sums["loss"] = loss.detach() * len(batch.samples)
+            for name, value in batch_sums.items():
+                sums[name] = sums[name] + value if name in sums else value.double()
+        return group.add_up(task.model, sums)
 
     def _give_up_step(self, buffers: list[torch.Tensor]) -> None:
-        """Return to the boundary before this step, and stop there."""
+        """Return to the boundary before this step."""
         with torch.no_grad():
             for buffer, before in zip(self._task.model.buffers(), buffers, strict=True):
                 buffer.copy_(before)
         for parameter in self._task.model.parameters():
             parameter.grad = None
-        assert self._mailbox.stop is not None
-        raise Stopped(self._mailbox.stop)
 
     def _evaluate(self) -> None:
-        task, plan = self._task, self._plan
+        task, plan, group = self._task, self._plan, self._group
         sums: dict[str, torch.Tensor] = {}
+        pieces = [
+            slice(start, min(start + task.eval_batch, task.eval_size))
+            for start in range(0, task.eval_size, task.eval_batch)
+        ]
         task.model.eval()
         try:
-            for start in range(0, task.eval_size, task.eval_batch):
+            for first in range(0, len(pieces), group.count):
                 self._events.boundary(evaluating=True)  # may save, so not in inference mode
-                self._mailbox.check()
-                rows = slice(start, min(start + task.eval_batch, task.eval_size))
-                with torch.inference_mode(), torch.autocast(plan.device.type, torch.bfloat16, enabled=plan.bf16):
-                    for name, value in task.evaluate(rows).items():
+                group.check()
+                side_by_side = pieces[first : first + group.count]
+                mine: Mapping[str, torch.Tensor] = {}
+                if group.number < len(side_by_side):
+                    with torch.inference_mode(), torch.autocast(plan.device.type, torch.bfloat16, enabled=plan.bf16):
+                        mine = task.evaluate(side_by_side[group.number])
+                for part in group.collect("evaluation", mine, len(side_by_side)):
+                    for name, value in part.items():
                         sums[name] = sums[name] + value if name in sums else value.double()
         finally:
             task.model.train()

@@ -15,12 +15,18 @@ from trainer.exits import UserError
 from trainer.settings import Json
 
 
-def pick_device(wanted: str) -> torch.device:
-    """Raises `UserError` if a GPU is asked for and none can be used."""
+def pick_device(wanted: str, place: int = 0) -> torch.device:
+    """`place`: which of the machine's GPUs, from 0. Raises `UserError` if one is asked for and none can be used."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU; in docker give --gpus all, or use --device auto")
     name = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
-    return torch.device(name, 0) if name == "cuda" else torch.device(name)
+    if name == "cpu":
+        return torch.device(name)
+    if place >= torch.cuda.device_count():
+        raise UserError(f"process {place} of this machine has no GPU: torch sees {torch.cuda.device_count()}")
+    if place:
+        torch.cuda.set_device(place)
+    return torch.device(name, place)
 
 
 def computes_in_bf16(device: torch.device) -> bool:
@@ -56,10 +62,14 @@ def compute_exactly(threads: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def thread_count() -> int:
-    """Threads to compute with: torch's own choice, but no more than the container's share of the processors."""
+def thread_count(processes: int = 1) -> int:
+    """Threads to compute with: torch's own choice, but no more than the container's share of the processors.
+
+    `processes` of one machine share them, unless OMP_NUM_THREADS says what each takes.
+    """
     quota = _cgroup_cpus()
-    return max(1, min(torch.get_num_threads(), math.ceil(quota)) if quota else torch.get_num_threads())
+    threads = min(torch.get_num_threads(), math.ceil(quota)) if quota else torch.get_num_threads()
+    return max(1, threads if "OMP_NUM_THREADS" in os.environ else threads // processes)
 
 
 def facts(device: torch.device, threads: int) -> dict[str, Json]:

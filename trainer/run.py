@@ -12,33 +12,29 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
-
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from storage.errors import StoreError
-from trainer import job as jobs
-from trainer import machine
+from trainer import prepare
 from trainer.attempt import Attempt, Progress
 from trainer.cadence import Cadence
 from trainer.checkpoint import Position, restore, take
 from trainer.commit import RunFacts
-from trainer.data.packed import Packed
 from trainer.early import Early
 from trainer.ending import exit_code_for, finish, record_end, stop, told
 from trainer.exits import ExitCode, UserError
 from trainer.history import Checkpoint, History
 from trainer.loop import Loop, Plan
 from trainer.manifest import Manifest
+from trainer.prepare import Prepared, Start, Wanted
 from trainer.resuming import arguments
-from trainer.settings import LARGEST_COUNT, Json, Settings, difference
-from trainer.startup import put_off_compiler
+from trainer.settings import Json, Settings, difference
 from trainer.tally import Tally
-from watchers import Mailbox, Stopped, Watch, Watcher
+from watchers import Stopped, Watch, Watcher
 
 if TYPE_CHECKING:
-    from watchers.metadata import Instance
+    from trainer.together import Together
 
 log = logging.getLogger("baton")
 
@@ -58,35 +54,17 @@ class Curves(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
-    """What the command line wants, and what was begun before torch was imported."""
+class Request(Wanted):
+    """The same for the process that leads: the run's own place, and whom to tell."""
 
-    job: str
-    given: Mapping[str, Any]  # the user's own settings
-    allow_change: Sequence[str]
     history: History
     checkpoint: Early[Checkpoint | None]
-    data: Early[Packed]
-    mailbox: Mailbox
     stop_grace_s: float  # between a SIGTERM and the kill that follows
     halt: Watcher
     watch: Watch
-    instance: Early[Instance | None]  # the cloud's machine that this is; once known, its notices are watched for
     show: Callable[[Progress], None]
     show_every_s: float
     curves: Curves | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """All that is needed to train, with the run not yet touched."""
-
-    settings: Settings
-    shape: dict[str, Json]  # the settings that shape the run, and its data
-    data: Packed
-    task: jobs.Task
-    plan: Plan
-    machine: dict[str, Json]
 
 
 def train(request: Request) -> int:
@@ -94,17 +72,36 @@ def train(request: Request) -> int:
 
     Raises `UserError`, `StoreError` and `Stopped` for what ends it before it has begun.
     """
-    ready, newest = _prepare(request)
+    if request.rank.count == 1:
+        return _train(request, prepare.start(request), None)
+    from trainer.follow import join
+
+    together = join(request)
+    code = int(ExitCode.DEFECT)
+    try:
+        begun = prepare.start(request)
+        together.device = begun.device
+        code = _train(request, begun, together)
+        return code
+    except (UserError, StoreError, Stopped) as e:
+        code = exit_code_for(e, Settings.of(request.given))
+        raise
+    finally:
+        together.part(code)
+
+
+def _train(request: Request, begun: Start, together: Together | None) -> int:
+    ready, newest = _prepare(request, begun, together)
     if _is_finished(request.history, ready, newest):
         return ExitCode.DONE
     _check_room(request.history, ready)
     request.watch.first_looks(FIRST_LOOKS_S)
     request.mailbox.check()
-    attempt = _begin(request, ready, newest)
+    attempt = _begin(request, ready, newest, together)
     del newest  # its bytes are in the model now
     evaluated_at = attempt.metrics.get("step")
     try:
-        loop = Loop(ready.task, ready.plan, attempt.position, request.mailbox, attempt)
+        loop = Loop(ready.task, ready.plan, attempt.position, request.mailbox, attempt, together)
         loop.run(evaluated_at=evaluated_at if isinstance(evaluated_at, int) else None)
         return finish(request, ready.settings, attempt, ready.data.classes)
     except Stopped:
@@ -117,71 +114,43 @@ def train(request: Request) -> int:
         raise
 
 
-def _prepare(request: Request) -> tuple[Prepared, Checkpoint | None]:
+def _prepare(request: Request, begun: Start, together: Together | None) -> tuple[Prepared, Checkpoint | None]:
     """Everything that can fail before the run is touched, and its newest checkpoint. Raises as `train` does."""
-    put_off_compiler()
-    job = jobs.load(request.job)
-    name, preset = jobs.preset(job, request.given.get("preset", ""))
-    settings = Settings.of({**request.given, "preset": name}, preset)
-    device = machine.pick_device(settings.device)
-    threads = machine.thread_count()
-    machine.compute_exactly(threads)
-    machine.keep_memory()
     data = request.data.result(request.mailbox)
     newest = request.checkpoint.result(request.mailbox)
-
-    precision = settings.precision
-    if precision == "auto":  # fixed by the run's first machine, wherever it goes on
-        recorded = newest.manifest.settings.get("precision") if newest else None
-        precision = "fp32" if recorded == "fp32" or not (recorded or machine.computes_in_bf16(device)) else "bf16"
-    micro = min(settings.micro_batch_size or settings.batch_size, settings.batch_size)
-    shape: dict[str, Json] = {
-        **settings.that_shape_the_run(),
-        "precision": precision,
-        "micro_batch_size": micro,
-        "data_sha256": data.sha256,
-    }
-    torch.default_generator.manual_seed(settings.seed)  # initial weights
-    task = job.build(settings, data, device)
+    shape = prepare.shape_of(begun, request, data, newest.manifest.settings if newest else None)
+    if together is not None:
+        together.say("shape", shape)
+    ready = prepare.build(begun, request, data, shape)
+    _check_share(request, ready.plan)
     if newest is None:
-        task.begin(settings.weights, request.mailbox.check)
-    steps_per_epoch = task.train_size // settings.batch_size
-    if not steps_per_epoch:
-        raise UserError(f"--batch-size {settings.batch_size}: the data has only {task.train_size} training samples")
-    _check_micro_batches(task.model, settings.batch_size, micro)
-    plan = Plan(
-        seed=settings.seed,
-        batch_size=settings.batch_size,
-        micro_batch_size=micro,
-        steps=settings.steps or settings.epochs * steps_per_epoch,
-        steps_per_epoch=steps_per_epoch,
-        bf16=precision == "bf16",
-        device=device,
+        ready.task.begin(ready.settings.weights, request.mailbox.check)
+    else:
+        _check_same_run(newest.manifest, request, shape, ready.plan, request.allow_change)
+        restore(ready.task, newest)  # does it fit this image's network? once more after the claim
+    if together is not None:
+        together.wait_for_others()
+    return ready, newest
+
+
+def _check_share(request: Request, plan: Plan) -> None:
+    """Raise `UserError` where a step has fewer micro-batches than there are processes; with `auto` only say so."""
+    count, micro_batches = request.rank.count, -(-plan.batch_size // plan.micro_batch_size)
+    if micro_batches >= count:
+        return
+    what = (
+        f"run {request.history.run!r} computes its batch of {plan.batch_size} in {micro_batches} "
+        f"micro-batch{'es' if micro_batches > 1 else ''}"
     )
-    if plan.steps > LARGEST_COUNT:
-        raise UserError(f"--epochs {settings.epochs}: {plan.steps} steps are too many for a run", ExitCode.USAGE)
-    if newest is not None:
-        _check_same_run(newest.manifest, request, shape, plan, request.allow_change)
-        restore(task, newest)  # does it fit this image's network? once more after the claim
-    instance = request.instance.result(request.mailbox)
-    facts = {
-        **machine.facts(device, threads),
-        **(asdict(instance) if instance else {}),
-        "instance_type": settings.instance_type or (instance.instance_type if instance else None),
-        "price_per_hour": settings.price_per_hour if settings.price_per_hour == settings.price_per_hour else None,
-    }
-    return Prepared(settings, shape, data, task, plan, facts), newest
-
-
-def _check_micro_batches(model: torch.nn.Module, batch: int, micro: int) -> None:
-    """Raise `UserError` for micro-batches of one sample where a network takes means over the batch."""
-    takes_means = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    if takes_means and 1 in (micro, batch % micro):
-        raise UserError(
-            f"--batch-size {batch} in micro-batches of {micro} leaves a single sample, of which BatchNorm can take no "
-            "mean: choose other sizes",
-            ExitCode.USAGE,
-        )
+    if plan.batch_size < count:
+        raise UserError(f"--nproc {count}: a batch of {plan.batch_size} can't be shared by so many processes")
+    if plan.micro_batch_size == request.given.get("micro_batch_size"):
+        way = "give a smaller --micro-batch-size"
+    else:
+        way = f"add --allow-change micro_batch_size for {-(-plan.batch_size // count)} samples each"
+    if request.given.get("nproc") != "auto":
+        raise UserError(f"--nproc {count}: {what}, too few to share: {way}, or start fewer processes")
+    log.warning("%s: %d of %d processes have nothing to do; %s", what, count - micro_batches, count, way)
 
 
 def _check_same_run(
@@ -244,7 +213,7 @@ def _check_room(history: History, ready: Prepared) -> None:
         )
 
 
-def _begin(request: Request, ready: Prepared, prefetched: Checkpoint | None) -> Attempt:
+def _begin(request: Request, ready: Prepared, prefetched: Checkpoint | None, together: Together | None) -> Attempt:
     """Claim the run, then load what is newest now: an older copy may have saved until this moment."""
     history = request.history
     before = history.read_record("status.json")
@@ -269,7 +238,7 @@ def _begin(request: Request, ready: Prepared, prefetched: Checkpoint | None) -> 
         }
     )
     try:
-        return _load(request, ready, prefetched, number, before)
+        return _load(request, ready, prefetched, number, before, together)
     except (Stopped, UserError, StoreError) as e:
         code = exit_code_for(e, ready.settings)
         with suppress(StoreError):
@@ -287,7 +256,12 @@ def last_sign(status: dict[str, Json] | None) -> dict[str, Json] | None:
 
 
 def _load(
-    request: Request, ready: Prepared, prefetched: Checkpoint | None, number: int, before: dict[str, Json] | None
+    request: Request,
+    ready: Prepared,
+    prefetched: Checkpoint | None,
+    number: int,
+    before: dict[str, Json] | None,
+    together: Together | None,
 ) -> Attempt:
     history, plan = request.history, ready.plan
     newest = history.newest_good(prefetched.data if prefetched else None, request.mailbox.check)
@@ -298,6 +272,10 @@ def _load(
         if prefetched is None:
             _check_same_run(newest.manifest, request, ready.shape, plan, ())
         position = restore(ready.task, newest)
+    if together is not None:
+        from trainer.follow import hand_over
+
+        hand_over(together, ready.task, newest)
     manifest = newest.manifest if newest else None
     _say_start(request, ready, number, manifest, before)
     facts = RunFacts(
@@ -344,12 +322,13 @@ def _say_start(
     """Four lines: what runs, where checkpoints go, where it goes on from and why, how to stop it."""
     settings, plan, machine_ = ready.settings, ready.plan, ready.machine
     log.info(
-        "%s, preset %s: %d steps of %d samples on %s (%s threads, %s), data: %s",
+        "%s, preset %s: %d steps of %d samples on %s (%s%s threads, %s), data: %s",
         request.job,
         settings.preset,
         plan.steps,
         plan.batch_size,
         machine_["device"],
+        f"{request.rank.count} processes of " if request.rank.count > 1 else "",
         machine_["threads"],
         "bf16" if plan.bf16 else "fp32",
         ready.data.name,
@@ -392,9 +371,9 @@ def _say_start(
 
 
 def _warn_of_other_machine(theirs: dict[str, Json], mine: dict[str, Json]) -> None:
-    odd = [
-        name for name in ("cpu", "cpu_capability", "threads", "device", "torch") if theirs.get(name) != mine.get(name)
-    ]
+    theirs = {"processes": 1, **theirs}
+    names = ("cpu", "cpu_capability", "threads", "device", "processes", "torch")
+    odd = [name for name in names if theirs.get(name) != mine.get(name)]
     if odd:
         log.warning(
             "another kind of machine than before (%s): the same samples in the same order, but last bits may differ",

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
 
+from trainer import ranks
 from trainer.cadence import Cadence
 from trainer.exits import ExitCode, UserError
 from watchers import drill
@@ -58,7 +59,10 @@ class Settings:
     steps: int = setting(0, "length of the run in steps, instead of --epochs", shapes_run=True, low=1)
     batch_size: int = setting(0, "samples in a step (the global batch)", shapes_run=True, low=1)
     micro_batch_size: int = setting(
-        0, "samples computed at once; gradients add up to the batch; all at once if not given", shapes_run=True, low=1
+        0,
+        "samples computed at once; gradients add up to the batch; a process's whole share if not given",
+        shapes_run=True,
+        low=1,
     )
     lr: float = setting(math.nan, "peak learning rate", shapes_run=True, above=0)
     momentum: float = setting(math.nan, "momentum", shapes_run=True, low=0)
@@ -69,6 +73,7 @@ class Settings:
         "auto", "bf16 autocast or fp32; auto: bf16 where the device computes in it", shapes_run=True
     )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to compute")
+    nproc: str = setting("1", "processes that share each batch: a number, or auto, one for each GPU")
     checkpoint_every: str = setting("auto", "how often to save: 30s, 200steps, 1epoch, or auto: as often as pays")
     keep: int = setting(3, "how many good checkpoints to keep; those of the last hour stay anyhow")
     cloud: Literal["auto", "aws", "gcp", "azure", "none"] = setting(
@@ -132,6 +137,8 @@ def check(name: str, value: Any) -> None:
             f"{flag} {value}: must be 2 or more: should the newest prove damaged, the one before it saves the run",
             ExitCode.USAGE,
         )
+    if name == "nproc":
+        ranks.wanted(value)
     if name == "checkpoint_every":
         Cadence.parse(value)
     if name == "drill":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
@@ -31,3 +32,12 @@ def install(mailbox: Mailbox, stop_grace_s: float) -> None:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, on_sigterm)
     signal.signal(signal.SIGINT, on_sigint)
+    # whoever started this process may have kept them back until now; trainer/processes.py does
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGHUP, signal.SIGINT))
+
+
+def heed_parents_death() -> None:
+    """Take the death of the process that started this one as a SIGTERM (Linux: prctl(2), PR_SET_PDEATHSIG)."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        libc.prctl(1, int(signal.SIGTERM))

@@ -17,18 +17,22 @@ from tests.runs import REPOSITORY, environment
 EXAMPLE = re.compile(r"## How to add a job\n.*?```python\n(.*?)```", re.DOTALL)
 
 
-def test_one_file_is_a_job_with_every_promise(tmp_path: Path, small_cifar: Path) -> None:
+def newcomers(folder: Path) -> None:
+    """Put the program there, with the documented example among its jobs."""
     example = EXAMPLE.search((REPOSITORY / "docs" / "jobs.md").read_text())
     assert example is not None
     assert len(example[1].splitlines()) <= 60
     for name in ("entrypoint.py", "trainer", "storage", "watchers", "console"):
         source = REPOSITORY / name
         if source.is_dir():
-            shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy(source, tmp_path)
-    (tmp_path / "trainer" / "jobs" / "linear.py").write_text(example[1])
+            shutil.copy(source, folder)
+    (folder / "trainer" / "jobs" / "linear.py").write_text(example[1])
 
+
+def test_one_file_is_a_job_with_every_promise(tmp_path: Path, small_cifar: Path) -> None:
+    newcomers(tmp_path)
     options = ("--checkpoint-every", "10steps", "--dropout", "0.1")
 
     def run(run_name: str, *, stop_at: str | None = None) -> int:

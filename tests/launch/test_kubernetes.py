@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.launch.parsers import LAUNCH, several_machines
+from trainer.ranks import Rank
 
 SPEC = (LAUNCH / "kubernetes.yaml").read_text()
 
@@ -73,7 +74,12 @@ def test_its_variant_for_several_nodes_is_valid_too_and_its_pods_find_each_other
     job = found["Job"]["spec"]
     pod = job["template"]["spec"]
     assert (job["completionMode"], job["completions"], job["parallelism"]) == ("Indexed", 2, 2)
-    assert any("torchrun" in word for word in pod["containers"][0]["command"])
+    variables = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
+    index = next(one["valueFrom"] for one in pod["containers"][0]["env"] if one["name"] == "RANK")
+    assert index["fieldRef"]["fieldPath"] == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    ranks = [Rank.of({**variables, "RANK": str(n)}) for n in range(job["completions"])]
+    assert ranks == [Rank(0, 2), Rank(1, 2)], "one process in each pod"
+    assert variables["MASTER_ADDR"] == f"{found['Job']['metadata']['name']}-0.{pod['subdomain']}"
     assert pod["subdomain"] == found["Service"]["metadata"]["name"]
     assert found["Service"]["spec"]["selector"].items() <= job["template"]["metadata"]["labels"].items()
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.launch.parsers import LAUNCH, REPOSITORY, several_machines
+from trainer.ranks import VARIABLES
 
 VENV = REPOSITORY / ".build" / "skypilot"
 LOCK = LAUNCH / "requirements-skypilot.lock"
@@ -76,9 +77,9 @@ def test_it_is_a_spot_job_on_any_of_three_clouds_started_again_on_74_and_75_alon
     several = tasks["several machines"]
     assert several["error"] is None
     assert several["nodes"] == 2
-    launcher = "launcher=(--entrypoint /opt/venv/bin/torchrun)"
-    assert launcher in several["run"].splitlines()
-    assert launcher not in task["run"].splitlines()
+    for name in VARIABLES:
+        assert f"-e {name}=" in several["run"]
+        assert not any(f"-e {name}=" in line for line in task["run"].splitlines() if not line.startswith("#"))
 
     for number, script in enumerate((task["setup"], task["run"], several["run"])):
         good_shell(script, tmp_path / f"script-{number}")

@@ -1,0 +1,143 @@
+"""`--nproc`: this machine's processes for a run, started and watched by torch's elastic agent.
+
+The agent ends them all when one dies. Then they are started anew, a new attempt from the newest checkpoint. The agent's
+own restarts aren't used: it would also start again what ended on purpose, and says nothing that a user understands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous import registry as rendezvous
+
+from trainer.exits import ExitCode
+from trainer.ranks import ROLE
+from watchers import Mailbox
+
+log = logging.getLogger("baton")
+
+RESTARTS = 3
+LOOK_S = 0.1
+TOLD = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
+class Told:
+    """What this process is told by signals, passed on to its processes, each once.
+
+    They are in sessions of their own: a terminal's Ctrl-C comes here alone.
+    """
+
+    def __init__(self) -> None:
+        self.signals: list[int] = []
+        self.pids: list[int] = []
+        self._sent: set[tuple[int, int]] = set()
+        for number in TOLD:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                signal.signal(number, self._hear)
+        threading.Thread(target=self._pass_on, name="signals", daemon=True).start()
+
+    def _hear(self, number: int, _frame: FrameType | None) -> None:
+        self.signals.append(number)
+
+    def _pass_on(self) -> None:
+        while True:
+            for pid in list(self.pids):
+                for place, number in enumerate(list(self.signals)):
+                    if (pid, place) not in self._sent:
+                        self._sent.add((pid, place))
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(pid, number)
+            time.sleep(LOOK_S / 2)
+
+
+class Agent(LocalElasticAgent):
+    """Tells who its processes are, and starts them so that no signal ends them before they can take it."""
+
+    def __init__(self, spec: WorkerSpec, told: Told, log_dir: str) -> None:
+        super().__init__(spec, DefaultLogsSpecs(log_dir))
+        self._told = told
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        signal.pthread_sigmask(signal.SIG_BLOCK, TOLD)  # a new process inherits it; watchers.signals.install unblocks
+        try:
+            pids: dict[int, Any] = super()._start_workers(worker_group)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
+        self._told.pids = list(pids.values())
+        return pids
+
+
+def train(count: int, arguments: Sequence[str], mailbox: Mailbox) -> int:
+    """Run this program and its arguments in `count` processes until they end; returns the exit code.
+
+    Raises `Stopped` if a notice came to `mailbox` before the first of them was started.
+    """
+    told = Told()
+    mailbox.check()
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "none"  # `Told` does; the agent would kill after 30 s
+    quiet = logging.getLogger("torch.distributed")  # it would speak of its own matters, with a traceback
+    quiet.handlers[:] = [logging.NullHandler()]
+    quiet.propagate = False
+    for restart in range(RESTARTS + 1):
+        result = _run(count, arguments, told)
+        codes = {number: failure.exitcode for number, failure in result.failures.items()}
+        killed = [number for number, code in codes.items() if code < 0]
+        if not killed or told.signals or ExitCode.DEFECT in codes.values():
+            break
+        first = min(killed, key=lambda number: result.failures[number].timestamp)
+        name = signal.Signals(-codes[first]).name
+        if restart == RESTARTS:
+            log.error("process %d of %d was killed again (%s), after %d restarts", first, count, name, restart)
+            return ExitCode.NOT_DURABLE
+        log.warning(
+            "process %d of %d was killed (%s): starting again from the newest checkpoint (%d of %d times)",
+            *(first, count, name, restart + 1, RESTARTS),
+        )
+    return code_of(codes)
+
+
+def _run(count: int, arguments: Sequence[str], told: Told) -> RunResult:
+    address = "127.0.0.1"
+    place = rendezvous.get_rendezvous_handler(
+        RendezvousParameters("c10d", f"{address}:0", uuid.uuid4().hex, 1, 1, local_addr=address)
+    )
+    spec = WorkerSpec(
+        role=ROLE,
+        local_world_size=count,
+        entrypoint=sys.executable,
+        args=tuple(arguments),
+        rdzv_handler=place,
+        max_restarts=0,
+        monitor_interval=LOOK_S,
+        local_addr=address,
+    )
+    try:
+        with tempfile.TemporaryDirectory() as folder:  # the agent makes one, and leaves it
+            result: RunResult = Agent(spec, told, folder).run()
+            return result
+    finally:
+        told.pids = []
+        place.shutdown()
+
+
+def code_of(codes: dict[int, int]) -> int:
+    """What all end with: a defect's code, wherever it is; else that of process 0, which tells the others."""
+    if ExitCode.DEFECT in codes.values():
+        return ExitCode.DEFECT
+    said = [code for code in (codes.get(0), *codes.values()) if code is not None and code >= 0]
+    return next(iter(said), ExitCode.DONE if not codes else ExitCode.NOT_DURABLE)
