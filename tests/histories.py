@@ -26,6 +26,7 @@ from trainer import attempt, commit, ending, result, run, saver, tally
 from trainer.history import History
 from trainer.job import Batch, Task
 from trainer.loop import Plan
+from trainer.ranks import Rank
 from trainer.settings import Settings
 from trainer.startup import put_off_compiler
 from watchers import Mailbox, Notice, Stopped
@@ -250,6 +251,7 @@ def live(folder: Path, copies: list[Copy], steps: int, every: str) -> History:
             job="cifar10",
             given={},
             allow_change=(),
+            rank=Rank(),
             history=mine,
             mailbox=copy.mailbox,
             stop_grace_s=10.0,
@@ -264,7 +266,7 @@ def live(folder: Path, copies: list[Copy], steps: int, every: str) -> History:
         except Stopped:
             return 75
 
-    def prepare(request: Any) -> tuple[Any, Any]:
+    def prepare(request: Any, begun: Any, together: Any) -> tuple[Any, Any]:
         copy = world.acting
         world.spend(copy.start_up_s)
         request.mailbox.check()
@@ -292,14 +294,15 @@ def live(folder: Path, copies: list[Copy], steps: int, every: str) -> History:
 
     begin = run._begin
 
-    def begin_and_note(request: Any, ready: Any, prefetched: Any) -> Any:
+    def begin_and_note(request: Any, ready: Any, prefetched: Any, together: Any) -> Any:
         copy = world.acting
-        made = begin(request, ready, prefetched)
+        made = begin(request, ready, prefetched, together)
         copy.number, copy.step = made.facts.attempt, made.position.step  # type: ignore[attr-defined]
         copy.sign, copy.signed = made._sign, copy.now
         return made
 
     with made_up_time(world), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run.prepare, "start", lambda wanted: None)
         patch.setattr(run, "_prepare", prepare)
         patch.setattr(run, "_begin", begin_and_note)
         world.live(work)

@@ -50,9 +50,12 @@ def verify(history: History, tell: Callable[[str], None] = lambda line: None) ->
 
 
 def _chain_problems(manifest: Manifest) -> list[str]:
-    """A parent that is not there any more was cleaned up; one that is not older would be a ring."""
+    """A parent that is not there any more was cleaned up; one that is not older would be a ring.
+
+    Of another attempt it may be of the same step: one that had but the last evaluation left to do.
+    """
     parent = parse_name(manifest.parent) if manifest.parent else None
-    if parent is None or (parent[0] <= manifest.attempt and parent[1] < manifest.step):
+    if parent is None or (parent < (manifest.attempt, manifest.step) and parent[1] <= manifest.step):
         return []
     return [f"its parent {manifest.parent} is not older than it is"]
 

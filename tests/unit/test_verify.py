@@ -107,6 +107,12 @@ def test_a_parent_that_was_cleaned_up_is_no_fault(run: History) -> None:
     assert [(v.name, v.problems) for v in verify(run)] == [(m.name, []) for m in made[1:]]
 
 
+def test_an_attempt_that_had_but_the_last_evaluation_to_do_saves_the_same_step_again(run: History) -> None:
+    made = chain(run, 1, [10, 20])
+    chain(run, 2, [20], parent=made[-1].name)
+    assert [v.problems for v in verify(run)] == [[], [], []]
+
+
 def test_what_the_store_itself_calls_damaged_is_bad_when_read_twice(run: History) -> None:
     made = chain(run, 1, [10, 20])
 
