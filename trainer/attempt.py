@@ -367,7 +367,8 @@ class Attempt:
                 return
             except Exception as e:  # this thread fences: it may not end before the attempt
                 log.debug("no sign of life could be left: %s", e)
-            self._closed.wait(min(NEWS_S, SIGN_S))
+            if self._closed.wait(min(NEWS_S, SIGN_S)):
+                return
             self._news.wait(max(0.0, looked + SIGN_S - CLOCK()))
             if self._closed.is_set():
                 return
