@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 JOBS = Path(__file__).parent / "jobs"
@@ -14,13 +15,13 @@ def job_names() -> list[str]:
 
 def summary(job: str) -> str:
     """What a job trains, in a line: the beginning of its module's docstring."""
-    told = ast.get_docstring(ast.parse((JOBS / f"{job}.py").read_text())) or f"train {job}"
+    told = ast.get_docstring(_parsed(job)) or f"train {job}"
     return told.splitlines()[0].partition(";")[0].rstrip(".")
 
 
 def dataset_of(job: str) -> str:
     """The data set that a job trains on: its DATASET, or its own name where it says none."""
-    for statement in ast.parse((JOBS / f"{job}.py").read_text()).body:
+    for statement in _parsed(job).body:
         match statement:
             case ast.Assign(targets=[ast.Name("DATASET")], value=ast.Constant(str(name))):
                 return name
@@ -35,8 +36,13 @@ def of_preset(job: str, preset: str, setting: str) -> object:
 
 def presets_of(job: str) -> dict[str, dict[str, object]]:
     """A job's presets, the default one first."""
-    for statement in ast.parse((JOBS / f"{job}.py").read_text()).body:
+    for statement in _parsed(job).body:
         match statement:
             case ast.AnnAssign(target=ast.Name("PRESETS"), value=ast.Dict() as presets):
                 return dict(ast.literal_eval(presets))
     return {}
+
+
+@cache
+def _parsed(job: str) -> ast.Module:
+    return ast.parse((JOBS / f"{job}.py").read_text())
