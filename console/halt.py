@@ -5,10 +5,10 @@ from __future__ import annotations
 import socket
 import time
 
-from console.standing import SILENT_S, whole
+from console.standing import whole
 from storage import Store
 from trainer.exits import ExitCode, UserError
-from trainer.history import SIGN_S, History
+from trainer.history import SIGN_S, SILENT_S, History
 
 
 def halt(store: Store, run: str) -> int:

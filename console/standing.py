@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from storage.errors import NotFound
 from trainer import strict
-from trainer.history import MAX_RECORD_BYTES, Bad, History
+from trainer.history import MAX_RECORD_BYTES, SILENT_S, Bad, History
 from trainer.manifest import Manifest, checkpoint_name
 from trainer.settings import Json
 
@@ -25,7 +25,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 Record = Mapping[str, Json]
 
-SILENT_S = 90.0  # three signs of life missed: the machine is gone
 AT_ONCE = 16  # reads
 
 

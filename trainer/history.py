@@ -31,6 +31,7 @@ log = logging.getLogger("baton.history")
 
 READERS = 2  # parts of a checkpoint
 SIGN_S = 30.0  # between two signs of life of a copy
+SILENT_S = 3 * SIGN_S  # without any: the machine is gone
 MAX_RECORD_BYTES = 1 << 20
 _CLAIM = re.compile(r"([0-9]{6,12})\.json")
 

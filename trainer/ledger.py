@@ -18,10 +18,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from trainer.curve import is_number, losses
+from trainer.history import SILENT_S
 from trainer.records import Record, Records
 from trainer.settings import Json
-
-SILENT_S = 90.0  # three signs of life missed: the machine is gone
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
