@@ -14,7 +14,7 @@ sys.path.insert(0, str(REPOSITORY))  # tests import each other's drivers as test
 
 pytest_plugins = [
     *("tests.emulators.azurite", "tests.emulators.gcs", "tests.emulators.moto", "tests.clouds"),
-    "tests.container.image",
+    *("tests.container.image", "tests.disks"),
 ]
 
 os.environ.setdefault("BATON_CLOUD", "none")  # no test asks a real cloud's metadata service

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 
 from storage import ObjectInfo
+from storage.errors import NoSpace
 from trainer.exits import UserError
 from trainer.history import History
 from trainer.retention import store_time
@@ -64,14 +65,22 @@ def check_silent(history: History) -> None:
 
 def delete(history: History) -> None:
     """Delete every object of the run. May be called again after a death in the midst. Raises `StoreError`."""
-    if not history.is_marked():
-        history.claim({"run": history.run, "deleted_by": socket.gethostname(), "time": time.time()})
-        history.mark(f"was being deleted: finish with `delete --run {history.run} --yes`")
+    try:
+        _mark(history)
+    except NoSpace:  # which deleting would mend: so give up first what no start goes on from
+        _delete(history, "metrics/")
+        _mark(history)
     for folder in _ORDER:
         _delete(history, f"{folder}/")
     _delete(history, "", but="attempts/")
     _delete(history, "attempts/")
     history.unmark()
+
+
+def _mark(history: History) -> None:
+    if not history.is_marked():
+        history.claim({"run": history.run, "deleted_by": socket.gethostname(), "time": time.time()})
+        history.mark(f"was being deleted: finish with `delete --run {history.run} --yes`")
 
 
 def _delete(history: History, prefix: str, but: str | None = None) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.disks import fill_up
 from tests.runs import REPOSITORY, Lab, environment
 
 MISTAKES = [
@@ -126,27 +125,6 @@ def test_an_unwritable_store_is_found_before_the_first_step(tmp_path: Path, smal
     got, lines = run("cifar10", "--store", f"file://{store}", "--data", str(small_cifar), "--halt", str(tmp_path))
     assert got == 78, lines
     assert len(lines) == 1
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MB; as root, for it has to be mounted."""
-    if os.getuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], check=True)
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill_up(disk: Path) -> Path:
-    """A file that takes all the room there is."""
-    ballast = disk / "ballast"
-    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
-        while file.write(b"x" * 4096):
-            pass
-    return ballast
 
 
 def test_a_full_disk_stops_no_training_shows_and_heals(tmp_path: Path, small_cifar: Path, small_disk: Path) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from storage import open_store
+from storage.errors import NoSpace
 from tests.checkpoints import DyingStore, age, chain, history
+from tests.disks import fill_up
 from tests.runs import Lab, command
 from trainer.deletion import delete
 from trainer.exits import UserError
@@ -121,3 +123,14 @@ def test_a_real_run_deleted_under_a_copy_that_lives_stops_that_copy(tmp_path: Pa
     refused = lab.start()
     assert refused.wait() == 78, refused.text
     assert "was being deleted" in refused.lines[-1]
+
+
+def test_a_full_disk_has_room_for_the_mark_once_the_curve_is_gone(small_disk: Path) -> None:
+    run = made_run(small_disk)
+    run.store.put("run/metrics/000001-00000010.jsonl", bytes(20_000))
+    fill_up(small_disk)
+    with pytest.raises(NoSpace):
+        run.claim({})
+    code, text = command("delete", "--store", run.store.url, "--run", "run", "--yes")
+    assert code == 0, text
+    assert not list(run.store.list("run/"))
