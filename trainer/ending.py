@@ -101,11 +101,12 @@ def finish(request: Request, settings: Settings, attempt: Attempt, classes: Sequ
     if not attempt.save_last(final=True):
         if attempt.superseded is not None:
             return stop(request, settings, attempt)
-        return _end_without(attempt, f"the last state could not be saved: {attempt.saver.error or 'no time left'}")
+        why = f"the last state could not be saved: {attempt.saver.error or 'no time left'}"
+        return _end_without(attempt, why, ExitCode.NOT_DURABLE)
     try:
         attempt.write_result(classes)
     except StoreError as e:
-        return _end_without(attempt, f"its result could not be written: {e}")
+        return _end_without(attempt, f"its result could not be written: {e}", exit_code_for(e, settings))
     if attempt.superseded is not None:
         return stop(request, settings, attempt)
     attempt.end(ExitCode.DONE, "finished")
@@ -122,10 +123,11 @@ def finish(request: Request, settings: Settings, attempt: Attempt, classes: Sequ
     return ExitCode.DONE
 
 
-def _end_without(attempt: Attempt, what: str) -> int:
-    log.error("trained to the end, but %s; start it again, and it goes on from what is saved", what)
-    attempt.end(ExitCode.NOT_DURABLE, "not durable")
-    return ExitCode.NOT_DURABLE
+def _end_without(attempt: Attempt, what: str, code: int) -> int:
+    mend = "" if code == ExitCode.NOT_DURABLE else "mend that, "
+    log.error("trained to the end, but %s; %sstart it again, and it goes on from what is saved", what, mend)
+    attempt.end(code, "not durable")
+    return code
 
 
 def record_end(

@@ -133,6 +133,11 @@ def test_a_run_killed_before_its_result_was_written_still_gets_it(tmp_path: Path
     result = lab.store / "cifar10" / "result.json"
     before = result.read_text()
     result.unlink()
+    result.mkdir()  # whatever starts it again can't mend this: it must not try for ever
+    refused = lab.start()
+    assert refused.wait() == 78, refused.text
+    assert "result.json: is a folder" in refused.lines[-1]
+    result.rmdir()
     lab.finish()
     assert '"accuracy"' in before
     keys = ("metrics", "weights_sha256", "checkpoint")
