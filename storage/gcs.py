@@ -137,7 +137,7 @@ class GoogleStore:
         if delimiter not in (None, "/"):
             raise ValueError(f"the delimiter can only be '/': {delimiter!r}")
         start = self._prefix + check_prefix(prefix)
-        fields = "nextPageToken,prefixes,items(name,size,timeCreated)"
+        fields = "kind,nextPageToken,prefixes,items(name,size,timeCreated)"
         pages = self._client.list_blobs(
             self._bucket, prefix=start or None, delimiter=delimiter, fields=fields, retry=None
         ).pages
@@ -146,6 +146,7 @@ class GoogleStore:
                 page = next(pages, None)
                 if page is None:
                     return
+                page.raw_page["kind"]  # none: whatever answered, Google did not, and nothing is proven absent
                 found = [self._info(blob) for blob in page if _fits(self._key(blob.name))]
             found += [ObjectInfo(self._key(name), 0, 0.0) for name in page.prefixes if _fits(self._key(name)[:-1])]
             # Google gives a page's objects and prefixes apart

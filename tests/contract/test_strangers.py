@@ -19,6 +19,7 @@ STRANGERS = {
     "the way to a page": Fault("answer", status=302, headers={"Location": "http://127.0.0.1:9/login"}),
     "nothing": Fault("answer", status=200, headers={"Date": HEAD["Date"]}),
     "another's JSON": Fault("answer", status=200, body=b"[]", headers={"Content-Type": "application/json"}),
+    "JSON of nothing": Fault("answer", status=200, body=b"{}", headers={"Content-Type": "application/json"}),
 }
 
 
