@@ -28,6 +28,7 @@ from storage.errors import NotFound, StoreError
 from storage.retry import Retrying
 from tests.scheduling import ACTING, Actor, Body, Replay, State, at_random, digest, search
 from trainer import commit as committing
+from trainer import history
 from trainer.checkpoint import Snapshot
 from trainer.commit import RunFacts, Save
 from trainer.exits import UserError
@@ -47,7 +48,7 @@ DIES_IN_ITS_SAVE = 10  # calls of a start and of a first save's parts
 
 
 class Inline:
-    """In place of the pool that sends parts: one after the other, so that an actor has one call at a time."""
+    """In place of the pools that send and read parts: one after the other, so that an actor has one call at a time."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -70,6 +71,9 @@ class Inline:
             return types.SimpleNamespace(result=fail)
         return types.SimpleNamespace(result=lambda: result)
 
+    def shutdown(self, *, cancel_futures: bool) -> None:
+        pass
+
 
 @pytest.fixture(autouse=True)
 def _all_follows_from_the_turns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,6 +88,7 @@ def _all_follows_from_the_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(logging.getLogger(f"baton.{name}"), "disabled", True)
     monkeypatch.setattr("uuid.uuid4", uuid4)
     monkeypatch.setattr(committing, "ThreadPoolExecutor", Inline)
+    monkeypatch.setattr(history, "ThreadPoolExecutor", Inline)
     monkeypatch.setattr(committing, "time", types.SimpleNamespace(time=lambda: ACTING[-1].now))
 
 
