@@ -1,11 +1,13 @@
 #!/bin/sh
-# make/test.sh PYTHON [pytest's options]: every test. Most wait more than they compute, so several at once, each with one
-# thread; then, one after the other, what must compute with all threads and what times whole containers.
+# make/test.sh PYTHON [pytest's options]: every test. Most wait more than they compute, so several at once, one more than
+# there are processors, each with one thread; then, one after the other, what must compute with all threads and what
+# times whole containers.
 set -u
 
 python=$1
 shift
 status=0
+several=$(($(nproc 2>/dev/null || echo 3) + 1))
 alone="tests/chaos/test_exactness.py"
 
 run() {
@@ -16,7 +18,8 @@ run() {
 
 (
     export OMP_NUM_THREADS=1
-    run -n auto --maxprocesses 4 --dist worksteal tests/unit tests/contract tests/chaos tests/docs tests/launch --ignore "$alone" "$@"
+    run -n $several --maxprocesses 4 --dist worksteal \
+        tests/unit tests/contract tests/chaos tests/docs tests/launch --ignore "$alone" "$@"
     exit $status
 ) || status=$?
 run "$alone" tests/container tests/relay "$@"

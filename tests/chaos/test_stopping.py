@@ -103,8 +103,8 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, small_cifar: Path) -> None
 
 
 def test_between_micro_batches_the_step_is_given_up_and_leaves_no_trace(tmp_path: Path, small_cifar: Path) -> None:
-    """One step of 2,000 micro-batches lasts long; a stop in it may not wait for its end, nor change a bit."""
-    options = ["--preset", "quick", "--batch-size", "2000", "--micro-batch-size", "4", "--epochs", "2"]
+    """One step of 1,000 micro-batches lasts long; a stop in it may not wait for its end, nor change a bit."""
+    options = ["--preset", "tutorial", "--batch-size", "2000", "--micro-batch-size", "2", "--epochs", "2"]
     lab = Lab(tmp_path / "hunted", small_cifar, *options)
     container = lab.start("--checkpoint-every", "1steps")
     container.wait_for("durable after")

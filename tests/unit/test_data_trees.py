@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.unit.data_makers import SMALL, laid_out, png, small_splits, tar, tree
 from trainer.data.pack import pack
-from trainer.data.packed import FILE_NAME, Packed
+from trainer.data.packed import FILE_NAME, Packed, open_packed
 from trainer.exits import UserError
 
 TEST_DATA = Path(os.environ.get("BATON_TEST_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
@@ -45,8 +45,8 @@ def grey() -> bytes:
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real CIFAR-10 tar is not at hand (BATON_TEST_DATA)")
-def test_the_real_tar_packs_whole(tmp_path: Path) -> None:
-    result = pack("cifar10", str(REAL), tmp_path, say=lambda line: None)
+def test_the_real_tar_packs_whole(cifar: Path) -> None:
+    result = open_packed(cifar)
     result.verify()
     assert result.arrays["train_images"].shape == (50_000, 32, 32, 3)
     assert result.arrays["test_images"].shape == (10_000, 32, 32, 3)
