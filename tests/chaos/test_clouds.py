@@ -201,12 +201,11 @@ def test_a_checkpoint_costs_a_handful_of_requests(cloud: Cloud, tmp_path: Path, 
         lab = cloud.lab(tmp_path / epochs, small_cifar, *OPTIONS[:-1], epochs, "--checkpoint-every", "20steps")
         cloud.proxy.requests.clear()
         assert lab.start(debug=False).wait() == 0
-        # but for signs of life, which come by the clock too
-        asked = [request for request in cloud.proxy.requests if "status.json" not in request.target]
-        counted.append(Counter(kind_of(request) for request in asked))
+        counted.append(Counter(kind_of(request) for request in cloud.proxy.requests))
     more = {kind: (counted[1][kind] - counted[0][kind]) / 10 for kind in counted[1]}  # 5 and 15 checkpoints
     print(f"{cloud.name}: requests a checkpoint: {more}")
-    assert more["write"] < 4.5, "two parts, metric lines, a manifest"
+    # a sign of life comes with each, but not with two in one second
+    assert more["write"] < 5.5, "two parts, metric lines, a manifest, a sign of life"
     assert more["list"] < 1.5, "the list of attempts"
     assert more.get("read", 0) < 1.5, "whether this attempt's own claim is still there"
 
