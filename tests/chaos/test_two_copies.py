@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -45,6 +47,21 @@ def test_a_superseded_copy_can_have_its_own_exit_code(tmp_path: Path, small_cifa
     assert first.wait() == 76, first.text
     second.signal(signal.SIGKILL)
     second.wait()
+
+
+def test_of_many_starts_at_once_one_comes_to_the_end_and_the_others_say_so(tmp_path: Path, small_cifar: Path) -> None:
+    options = ("--preset", "tutorial", "--batch-size", "20", "--epochs", "3", "--checkpoint-every", "0.3s")
+    lab, quiet = (Lab(tmp_path / name, small_cifar, *options) for name in ("many", "quiet"))
+    containers = [lab.start() for _ in range(20 if "BATON_SOAK_SEED" in os.environ else 3)]
+    for container in containers:
+        assert container.wait(600) == 0, container.text
+        assert "superseded:" in container.text or "finished:" in container.text, container.text
+    ends = [line for container in containers for line in container.lines if re.match(r"\S+ finished: 300 steps", line)]
+    assert len(ends) == 1, ends
+    quiet.finish()
+    assert lab.hashes() == quiet.hashes()
+    chain = lab.chain()
+    assert [int(name[:6]) for name in chain] == sorted((int(name[:6]) for name in chain), reverse=True)
 
 
 def test_copies_that_cannot_work_never_take_the_run(tmp_path: Path, small_cifar: Path) -> None:
