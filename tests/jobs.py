@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests.bert_makers import small_model, small_texts
 from tests.runs import command
 
 
 @dataclass(frozen=True)
 class Tiny:
-    source: Callable[[Path], str]  # makes what `data JOB --source` reads
-    options: tuple[str, ...]
+    source: Callable[[Path], str]  # makes, in a folder, what `data JOB --source` reads
+    options: tuple[str, ...]  # in which {folder} is that folder
     packing: tuple[str, ...] = ()
 
 
@@ -38,6 +39,11 @@ def photos(folder: Path, train: int = 48, val: int = 12) -> str:
     return str(folder / "photos")
 
 
+def texts(folder: Path) -> str:
+    small_model(folder)
+    return str(small_texts(folder))
+
+
 def stand_in(_folder: Path) -> str:
     return "synthetic"
 
@@ -49,14 +55,28 @@ JOBS = {
         ("--preset", "scratch", "--model", "shufflenet_v2_x0_5", "--size", "32", "--batch-size", "8", "--epochs", "3"),
         ("--size", "32"),
     ),
+    "bert": Tiny(
+        texts,
+        (
+            *("--model", "{folder}/model", "--batch-size", "16", "--micro-batch-size", "6", "--lr", "5e-3"),
+            *("--dropout", "0.1", "--epochs", "5"),
+        ),
+        ("--model", "{folder}/model"),
+    ),
     "cifar100": Tiny(stand_in, ("--preset", "quick", "--batch-size", "64", "--steps", "14", "--dropout", "0.1")),
     "mnist": Tiny(stand_in, ("--preset", "tutorial", "--batch-size", "64", "--steps", "40", "--dropout", "0.1")),
 }
 
 
 def packed(job: str, folder: Path) -> Path:
-    """The job's small data, packed."""
+    """The job's small data, packed in a folder below `folder`."""
     tiny = JOBS[job]
-    code, said = command("data", job, "--source", tiny.source(folder), "--out", str(folder / "packed"), *tiny.packing)
+    packing = [option.format(folder=folder) for option in tiny.packing]
+    code, said = command("data", job, "--source", tiny.source(folder), "--out", str(folder / "packed"), *packing)
     assert code == 0, said
     return folder / "packed"
+
+
+def options_for(job: str, data: Path) -> list[str]:
+    """The options of the job's small run, on what `packed` gave."""
+    return [option.format(folder=data.parent) for option in JOBS[job].options]

@@ -1,4 +1,4 @@
-"""The text job from end to end: interrupted within an epoch, and its result used by somebody else."""
+"""The text job: its result used by somebody else, and what does not fit refused."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.bert_makers import small_model, small_texts
-from tests.runs import Lab, command, environment
+from tests.bert_makers import small_model
+from tests.jobs import options_for, packed
+from tests.runs import Lab, environment
 
 LOAD = """
 import json, os, sys
@@ -33,46 +34,22 @@ print(json.dumps([confusion, model.config.id2label[int(labels[0])], text]))
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(a model's folder, texts packed by its tokenizer)"""
-    folder = tmp_path_factory.mktemp("bert")
-    model, source = small_model(folder), small_texts(folder)
-    code, said = command(
-        "data", "bert", "--source", str(source), "--model", str(model), "--out", str(folder / "packed")
-    )
-    assert code == 0, said
-    return model, folder / "packed"
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts, packed by the tokenizer of the model that lies beside."""
+    return packed("bert", tmp_path_factory.mktemp("bert"))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_run_killed_thrice_ends_with_the_same_bits_and_a_result_that_transformers_loads(
-    tmp_path: Path, place: tuple[Path, Path], precision: str
-) -> None:
-    model, data = place
-    options = ["--model", str(model), "--run", "texts", "--precision", precision, "--batch-size", "16", "--lr", "5e-3"]
-    options += ["--micro-batch-size", "6", "--dropout", "0.1", "--epochs", "5", "--checkpoint-every", "5steps"]
-    quiet, hunted = (Lab(tmp_path / name, data, *options) for name in ("quiet", "hunted"))
-    container = quiet.start(job="bert")
+def test_a_result_is_what_transformers_loads(tmp_path: Path, data: Path) -> None:
+    lab = Lab(tmp_path, data, *options_for("bert", data), "--precision", "fp32")  # as transformers computes here
+    container = lab.start(job="bert")
     assert container.wait(600) == 0, container.text
-    for number in (15, 9, 9):
-        container = hunted.start(job="bert")
-        container.wait_for("durable after", 300)
-        container.signal(number)
-        assert container.wait(600) in (75, -9), container.text
-    container = hunted.start(job="bert")
-    assert container.wait(600) == 0, container.text
-    assert {m["attempt"] for m in hunted.manifests("texts")} == {1, 2, 3, 4}
-    results = [json.loads((lab.store / "texts" / "result.json").read_bytes()) for lab in (quiet, hunted)]
-    for name in ("weights_sha256", "state_sha256", "order_sha256", "metrics", "files"):
-        assert results[0][name] == results[1][name], name
-    metrics = results[0]["metrics"]
+    result = lab.store / "bert" / "result"
+    metrics = json.loads(result.with_suffix(".json").read_bytes())["metrics"]
     assert metrics["accuracy"] > 0.4, "a third would be chance"
     assert sum(map(sum, metrics["confusion"])) == 36
     assert "taken for  bad  good  odd" in container.text
-    if precision == "bf16":
-        return  # transformers computes in fp32 here
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(hunted.store / "texts" / "result"), str(data / "packed.safetensors")],
+        [sys.executable, "-c", LOAD, str(result), str(data / "packed.safetensors")],
         capture_output=True, text=True, check=False, env=environment(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -82,8 +59,8 @@ def test_a_run_killed_thrice_ends_with_the_same_bits_and_a_result_that_transform
     assert text.split()[0] == label
 
 
-def test_what_does_not_fit_stops_before_the_run_is_touched(tmp_path: Path, place: tuple[Path, Path]) -> None:
-    model, data = place
+def test_what_does_not_fit_stops_before_the_run_is_touched(tmp_path: Path, data: Path) -> None:
+    model = data.parent / "model"
     other = small_model(tmp_path)
     tokenizer = other / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text().replace('"lowercase":true', '"lowercase":false'))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs import JOBS, SHORT, packed
+from tests.jobs import JOBS, SHORT, options_for, packed
 from tests.runs import REPOSITORY, Lab, environment
 
 
@@ -29,13 +29,13 @@ def finish(lab: Lab, job: str) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("job", "data", "precision"),
     # cifar100 and mnist compute as cifar10 does, whose own tests have both
-    [*((job, job, "fp32") for job in JOBS), ("imagenet", "imagenet", "bf16")],
+    [*((job, job, "fp32") for job in JOBS), *((job, job, "bf16") for job in ("imagenet", "bert"))],
     indirect=["data"],
 )
 def test_a_run_ended_thrice_has_the_bits_of_one_that_never_was(
     job: str, data: Path, precision: str, tmp_path: Path
 ) -> None:
-    options = [*JOBS[job].options, *SHORT, "--precision", precision]
+    options = [*options_for(job, data), *SHORT, "--precision", precision]
     quiet, hunted = (Lab(tmp_path / name, data, *options) for name in ("quiet", "hunted"))
     for end, code in ((signal.SIGTERM, 75), (signal.SIGKILL, -9), ("halt", 0)):
         container = hunted.start(job=job)
@@ -70,7 +70,7 @@ def test_a_result_is_used_as_the_docs_say_and_begins_another_run_whose_frozen_pa
 ) -> None:
     page = (REPOSITORY / "docs" / "jobs.md").read_text()
     assert all(line in page for line in USE.splitlines()[3:6]), "docs/jobs.md shows these lines"
-    lab = Lab(tmp_path / "first", data, *JOBS[job].options)
+    lab = Lab(tmp_path / "first", data, *options_for(job, data))
     finish(lab, job)
     result = lab.store / job / "result"
     used = subprocess.run(
@@ -81,7 +81,7 @@ def test_a_result_is_used_as_the_docs_say_and_begins_another_run_whose_frozen_pa
     from safetensors.torch import load_file
 
     before = load_file(result / "model.safetensors")
-    options = [*JOBS[job].options, "--weights", f"{lab.url}/{job}", "--freeze", "--checkpoint-every", "3steps"]
+    options = [*options_for(job, data), "--weights", f"{lab.url}/{job}", "--freeze", "--checkpoint-every", "3steps"]
     frozen = Lab(tmp_path / "second", data, *options)
     finish(frozen, job)
     after = load_file(frozen.store / job / "result" / "model.safetensors")

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.bert_makers import small_model, small_texts
 from tests.chaos.test_new_job import newcomers
-from tests.jobs import JOBS, packed
-from tests.runs import REPOSITORY, Container, Lab, command, environment
+from tests.jobs import JOBS, options_for, packed
+from tests.runs import REPOSITORY, Container, Lab, environment
 
 # no BatchNorm, and as many micro-batches as processes: then the count changes no bit, where all compute with one thread
 OPTIONS = ["--preset", "tutorial", "--batch-size", "20", "--dropout", "0.1", "--epochs", "6"]
@@ -274,20 +273,10 @@ def test_torchrun_itself_may_start_them(tmp_path: Path, small_cifar: Path) -> No
 
 
 @soak
-@pytest.mark.parametrize("job", [*JOBS, "bert"])
+@pytest.mark.parametrize("job", JOBS)
 def test_every_job_is_shared_by_two_processes_unasked(job: str, tmp_path: Path) -> None:
-    options: tuple[str, ...] = ("--run", job)
-    if job == "bert":
-        model, source = small_model(tmp_path), small_texts(tmp_path)
-        options += ("--model", str(model), "--batch-size", "16", "--lr", "5e-3", "--epochs", "5", "--dropout", "0.1")
-        code, said = command(
-            "data", "bert", "--source", str(source), "--model", str(model), "--out", str(tmp_path / "packed")
-        )
-        assert code == 0, said
-        data = tmp_path / "packed"
-    else:
-        options += JOBS[job].options
-        data = packed(job, tmp_path)
+    data = packed(job, tmp_path)
+    options = ["--run", job, *options_for(job, data)]
     quiet, hunted = (Lab(tmp_path / name, data, *options) for name in ("quiet", "hunted"))
     for number in (0, 1):
         container, pids = begun(hunted, "--checkpoint-every", "3steps", job=job)
