@@ -112,6 +112,7 @@ COPY console /app/console
 COPY requirements-uv.lock .build/weights*/ /source/
 ARG WEIGHTS=
 # JOB:MODEL, any number of them: from what `make image` found in weights/, else fetched and checked here.
+# hadolint ignore=DL4006
 RUN --mount=type=secret,id=ca --mount=type=cache,target=/weights \
     if [ -s /run/secrets/ca ]; then export SSL_CERT_FILE=/run/secrets/ca; fi; \
     mkdir -p /layer/weights/app/weights; \
@@ -125,6 +126,12 @@ RUN --mount=type=secret,id=ca --mount=type=cache,target=/weights \
         fi; \
         cp -r /source/"$model"* /layer/weights/app/weights/; \
     done; \
+    : 'what doctor holds them to'; \
+    if [ -n "$WEIGHTS" ]; then \
+        find /layer/weights/app/weights -type f -exec sha256sum {} + | sed 's#/layer/weights/app/weights/##' | \
+            LC_ALL=C sort -k 2 > /source/SHA256SUMS; \
+        mv /source/SHA256SUMS /layer/weights/app/weights/; \
+    fi; \
     chmod -R a+rX /layer/weights/app; \
     find /layer/weights/app -exec touch -h -d @0 {} +
 

@@ -295,6 +295,7 @@ def doctor(as_json: bool, seconds: float, **values: Any) -> int:
         run=settings.run,
         halt=settings.halt,
         data=DATA,
+        weights=DATA.parent / "weights",
         cloud=settings.cloud,
         environment=os.environ,
     )

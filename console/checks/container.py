@@ -21,6 +21,8 @@ UNLIMITED = 1 << 60  # cgroup v1 says so with a number near 2^63
 def halt_folder(patient: Patient) -> str:
     folder = Path(patient.halt)
     mount = f"docker run -v FOLDER:{folder} with a folder of the host's"
+    if not patient.in_container:
+        mount = f"mkdir {folder}, or name another: --halt FOLDER"
     try:
         mode = folder.stat().st_mode
     except FileNotFoundError as e:

@@ -56,11 +56,13 @@ class Patient:
     run: str = ""
     halt: str = "/halt"
     data: Path = Path("data")  # the folder of packed data sets
+    weights: Path = Path("weights")  # the folder of those that an image brings along
     cloud: str = "auto"
     environment: Mapping[str, str] = field(default_factory=dict)
     root: Path = Path("/")  # where /proc, /sys, /dev are
     # the probe's objects lie in a folder that no run can have
     folder: str = field(default_factory=lambda: f".baton-doctor/{uuid.uuid4().hex}")
+    check_s: float = 4.0  # seconds that each check may take
     skew_s: float | None = None  # what one check finds and another needs
     bytes_per_s: float | None = None
     instance: Instance | None = None
@@ -113,10 +115,10 @@ Lanes = Sequence[Sequence[Check]]
 
 def examine(patient: Patient, lanes: Lanes, *, check_s: float, all_s: float) -> list[Found]:
     """Make each lane's checks in their order, the lanes at once; each for `check_s` at most and all for `all_s`."""
-    give_up = time.monotonic() + all_s
+    patient.check_s, give_up = check_s, time.monotonic() + all_s
     results: list[list[Found]] = [[] for _ in lanes]
     threads = [
-        threading.Thread(target=_go, args=(patient, lane, found, check_s, give_up), daemon=True)
+        threading.Thread(target=_go, args=(patient, lane, found, give_up), daemon=True)
         for lane, found in zip(lanes, results, strict=True)
     ]
     for thread in threads:
@@ -126,11 +128,11 @@ def examine(patient: Patient, lanes: Lanes, *, check_s: float, all_s: float) -> 
     return [found for lane in results for found in lane]
 
 
-def _go(patient: Patient, lane: Sequence[Check], found: list[Found], check_s: float, give_up: float) -> None:
+def _go(patient: Patient, lane: Sequence[Check], found: list[Found], give_up: float) -> None:
     good: set[str] = set()
     for check in lane:
         lacking = [name for name in check.needs if name not in good]
-        left = min(check_s, give_up - time.monotonic())
+        left = min(patient.check_s, give_up - time.monotonic())
         if lacking or left <= 0:
             why = f"it needs: {', '.join(lacking)}" if lacking else "no time left"
             found.append(Found(check.group, check.name, "not tried", why))
@@ -166,13 +168,15 @@ def _look(check: Check, patient: Patient) -> Found:
     except Trouble as e:
         return Found(check.group, check.name, e.status, str(e), e.mend)
     except StoreError as e:
-        return Found(check.group, check.name, "failed", str(e), _mend(e))
+        return Found(check.group, check.name, "failed", str(e), _mend(e, patient.url))
     except Exception as e:
         return Found(check.group, check.name, "failed", f"{type(e).__name__}: {e}", "a defect in Baton: tell us")
 
 
-def _mend(error: StoreError) -> str:
+def _mend(error: StoreError, url: str) -> str:
     match error:
+        case PermissionDenied() if url.startswith("file:"):
+            return "mount it writable (docker run -v FOLDER:/store, without :ro), a folder of this user's"
         case PermissionDenied():
             return "give this user or role the right to list, read, write and delete there (docs/credentials.md)"
         case NotSetUp() | InvalidURL():

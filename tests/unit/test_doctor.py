@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from console.checks import content as content_checks
 from console.checks import store as store_checks
 from console.checks.examination import Check, Found, Patient, examine
 from console.doctor import LANES
@@ -51,7 +53,7 @@ PATIENT = {"check_s": 100.0, "all_s": 300.0}
 
 def examined(folder: Path, name: str = "", wrong: Any = None, **times: float) -> dict[str, Found]:
     """The store's checks alone."""
-    patient = Patient(f"file://{folder}", lambda url: Sick(url, name, wrong))  # type: ignore[arg-type, return-value]
+    patient = Patient("s3://bucket/runs", lambda url: Sick(f"file://{folder}", name, wrong))  # type: ignore[arg-type, return-value]
     return {found.check: found for found in examine(patient, (store_checks.CHECKS,), **(PATIENT | times))}
 
 
@@ -79,27 +81,41 @@ def unconditional(real: Any, key: str, source: Any, *, if_absent: bool = False) 
 
 
 SICK_STORES = {
-    "no right to write": ("put", raising(PermissionDenied("lacks s3:PutObject")), "write", "failed", "s3:PutObject"),
-    "no right to list": ("list", raising(PermissionDenied("lacks s3:ListBucket")), "list", "failed", "s3:ListBucket"),
-    "no bucket": ("stat", raising(NotSetUp("no such bucket")), "reachable", "failed", "no such bucket"),
-    "no conditional writes": ("put", unconditional, "create once", "failed", "own a run"),
-    "deletes that do nothing": ("delete", lambda real, key: None, "delete", "failed", "still listed"),
-    "no ranges": ("get", lambda real, key, sink, **_: real(key, sink), "ranges", "failed", "range"),
-    "a clock 10 minutes off": ("put", skewed(600), "clock", "failed", "600 s behind"),
-    "a clock 2 minutes off": ("put", skewed(-120), "clock", "warning", "120 s ahead"),
-    "little room": ("free_bytes", lambda real: 1000, "room", "warning", "0 MB free"),
-    "a caveat": ("caveat", lambda real: "it is in memory", "place", "warning", "in memory"),
-    "a defect": ("get", raising(KeyError("x")), "read", "failed", "KeyError"),
+    "wrong role": (
+        "put",
+        raising(PermissionDenied("lacks s3:PutObject")),
+        "write",
+        "failed",
+        "s3:PutObject",
+        "right to",
+    ),
+    "no right to list": ("list", raising(PermissionDenied("lacks s3:List")), "list", "failed", "s3:List", "right to"),
+    "missing bucket": (
+        "stat",
+        raising(NotSetUp("no such bucket")),
+        "reachable",
+        "failed",
+        "no such",
+        "docs/credentials",
+    ),
+    "no conditional writes": ("put", unconditional, "create once", "failed", "own a run", "conditional writes"),
+    "deletes do nothing": ("delete", lambda real, key: None, "delete", "failed", "still listed", "allow deletes"),
+    "no ranges": ("get", lambda real, key, sink, **_: real(key, sink), "ranges", "failed", "range", "serves ranges"),
+    "a clock 10 minutes off": ("put", skewed(600), "clock", "failed", "600 s behind", "chrony"),
+    "a clock 2 minutes off": ("put", skewed(-120), "clock", "warning", "120 s ahead", "chrony"),
+    "little room": ("free_bytes", lambda real: 1000, "room", "warning", "0 MB free", "make room"),
+    "a caveat": ("caveat", lambda real: "it is in memory", "place", "warning", "in memory", "lost with"),
+    "a defect": ("get", raising(KeyError("x")), "read", "failed", "KeyError", "tell us"),
 }
 
 
 @pytest.mark.parametrize("what", SICK_STORES)
 def test_each_trouble_of_a_store_is_found_told_and_comes_with_its_mend(what: str, tmp_path: Path) -> None:
-    name, wrong, check, status, words = SICK_STORES[what]
+    name, wrong, check, status, words, mend = SICK_STORES[what]
     found = examined(tmp_path / "store", name, wrong)[check]
     assert found.status == status
     assert words in found.detail
-    assert found.mend
+    assert mend in found.mend
 
 
 def test_what_depends_on_a_failed_check_is_not_tried(tmp_path: Path) -> None:
@@ -143,6 +159,7 @@ class Machine:
     url: str = ""
     halt: Path = Path()
     opened: Callable[[str], Any] = open_store
+    undo: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
         root = self.folder / "root"
@@ -159,6 +176,11 @@ class Machine:
         self.write("proc/self/mountinfo", f"36 35 98:0 /srv/halt {self.halt} rw,noatime - ext4 /dev/root rw\n")
         (self.folder / "data").symlink_to(self.packed)
         self.url = f"file://{self.folder}/store"
+        baked = {"resnet18.safetensors": b"weights", "bert/model.safetensors": b"more", "bert/config.json": b"{}"}
+        for name, content in baked.items():
+            self.write(f"weights/{name}", content.decode())
+        sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in baked.items())
+        self.write("weights/SHA256SUMS", sums)
         self.environment = {"XDG_CACHE_HOME": str(self.folder / "cache"), "BATON_REVISION": "0123456789abcdef"}
         assert root.is_dir()
 
@@ -174,13 +196,16 @@ class Machine:
             self.opened,
             halt=str(self.halt),
             data=self.folder / "data",
+            weights=self.folder / "root" / "weights",
             cloud=self.cloud,
             environment=self.environment,
             root=self.folder / "root",
         )
 
-    def examined(self) -> dict[str, Found]:
-        return {f"{f.group}: {f.check}": f for f in examine(self.patient, LANES, **PATIENT)}
+    def examined(self, group: str = "") -> dict[str, Found]:
+        """By all lanes, or by the one that has this group."""
+        lanes = [lane for lane in LANES if group in ("", *(check.group for check in lane))]
+        return {f"{f.group}: {f.check}": f for f in examine(self.patient, lanes, **PATIENT)}
 
 
 @pytest.fixture(scope="session")
@@ -201,7 +226,9 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def machine(tmp_path: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     with Metadata("aws") as service:
         monkeypatch.setenv("BATON_AWS_METADATA", service.url)
-        yield Machine(tmp_path, packed, service)
+        machine = Machine(tmp_path, packed, service)
+        with machine.undo:
+            yield machine
 
 
 def test_it_is_silent_about_a_healthy_machine(machine: Machine) -> None:
@@ -272,6 +299,14 @@ def rotten_data(machine: Machine) -> None:
     rotten.write_bytes(body)
 
 
+def rotten_weights(machine: Machine) -> None:
+    machine.write("weights/resnet18.safetensors", "weightz")
+
+
+def missing_weights(machine: Machine) -> None:
+    (machine.folder / "root" / "weights" / "bert" / "config.json").unlink()
+
+
 def an_image_that_nobody_can_build(machine: Machine) -> None:
     machine.environment["BATON_REVISION"] = "0123456789abcdef-dirty"
 
@@ -314,6 +349,23 @@ def a_store_that_is_a_file(machine: Machine) -> None:
     (machine.folder / "store").write_text("")
 
 
+def a_read_only_store(machine: Machine) -> None:
+    folder = machine.folder / "store"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "ro,size=64k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("only root may mount")
+    machine.undo.callback(subprocess.run, ["umount", folder], check=True)
+
+
+def no_scheduled_events_yet(machine: Machine) -> None:
+    """Azure turns them on at the first question, and is silent until then."""
+    machine.cloud = "azure"
+    service = machine.undo.enter_context(Metadata("azure"))
+    machine.undo.enter_context(reached({"BATON_AZURE_METADATA": service.url}))
+    service.fault("hang", path="/metadata/scheduledevents")
+
+
 FAULTS: dict[Callable[[Machine], None], tuple[str, str, str, str]] = {
     halt_is_a_file: ("container: halt folder", "failed", "is a file", "rm it on the host"),
     halt_is_the_containers_own: ("container: halt folder", "warning", "nobody outside", "docker run -v FOLDER:"),
@@ -328,6 +380,8 @@ FAULTS: dict[Callable[[Machine], None], tuple[str, str, str, str]] = {
     a_hidden_gpu: ("compute: GPU", "warning", "can't see", "--gpus all"),
     no_data: ("content: data", "warning", "none packed", "entrypoint.py data cifar10"),
     rotten_data: ("content: data", "failed", "its bytes have changed", "pack it"),
+    rotten_weights: ("content: weights", "failed", "resnet18.safetensors: its bytes have changed", "pull the image"),
+    missing_weights: ("content: weights", "failed", "bert/config.json can't be read", "pull the image"),
     an_image_that_nobody_can_build: ("content: revision", "warning", "-dirty", "commit"),
     hung_metadata: ("cloud: machine", "warning", "doesn't say", "hop-limit 2"),
     hop_limit_1: ("cloud: notices", "failed", "hop limit", "--http-put-response-hop-limit 2"),
@@ -335,7 +389,9 @@ FAULTS: dict[Callable[[Machine], None], tuple[str, str, str, str]] = {
     told_to_go: ("cloud: notices", "warning", "AWS takes this machine away", "another machine"),
     slow_store: ("time: save", "warning", "docker stop gives 1 s", "--stop-timeout"),
     hopeless_store: ("time: save", "failed", "notices give 30 s", "region"),
-    a_store_that_is_a_file: ("store: write", "failed", "", ""),
+    a_store_that_is_a_file: ("store: write", "failed", "is no folder", "choose another --store"),
+    a_read_only_store: ("store: write", "failed", "read-only file system", "mount it writable"),
+    no_scheduled_events_yet: ("cloud: notices", "warning", "are being turned on", "ask again in 2 minutes"),
 }
 
 
@@ -345,10 +401,17 @@ def test_each_fault_of_a_machine_is_found_and_comes_with_its_mend(
 ) -> None:
     name, status, words, mend = FAULTS[fault]
     fault(machine)
-    found = machine.examined()[name]
+    found = machine.examined(name.split(":")[0])[name]
     assert found.status == status, found
     assert words in found.detail
     assert mend in found.mend
+
+
+def test_what_is_too_large_to_be_read_in_its_time_is_not_taken_for_a_disk_that_hangs(machine: Machine) -> None:
+    patient = machine.patient
+    patient.check_s = -1.0
+    assert "too large" in content_checks.data(patient)
+    assert "too large" in content_checks.weights(patient)
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
