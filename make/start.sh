@@ -22,7 +22,7 @@ want BATON_STORE gs://BUCKET/runs "docs/stores.md"
 [[ $MAX_HOURS =~ ^[1-9][0-9]{0,3}$ ]] || die "MAX_HOURS=$MAX_HOURS: a whole number of hours, for example MAX_HOURS=24"
 [[ $NAME =~ ^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$ ]] || die "NAME=$NAME: small letters, digits and '-', for example NAME=baton"
 user_data=${OUT:-$PWD/.build/start}/$cloud.yaml
-where=() create=() again=() watch=() remove=() registry="" tool="" grace=""
+where=() create=() ids=() again=() watch=() remove=() registry="" tool="" grace=""
 # shellcheck source=launch/cloud-init/gcp.sh
 . "launch/cloud-init/$cloud.sh"
 : "${IMAGE:=$registry/baton:$TAG}"
@@ -48,7 +48,7 @@ show() {
         # shellcheck disable=SC1003 # a backslash at a line's end is meant
         case $word in
             --*) text+=$(printf ' \\\n    %q' "$word") ;;
-            "&&") text+=" &&" ;;
+            "&&") text+=$' \\\n    &&' ;;
             *) text+=" $(quoted "$word")" ;;
         esac
     done
@@ -68,6 +68,10 @@ fill_in
 if [[ -z $GO ]]; then
     echo "# The first time:"
     show "${create[@]}"
+    if ((${#ids[@]})); then
+        echo "# Its INSTANCE and REQUEST, which the lines below want:"
+        show "${ids[@]}"
+    fi
     echo "# After an eviction, while the VM is there:"
     show "${again[@]}"
     echo "# To see what it does:"

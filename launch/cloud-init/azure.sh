@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sourced by make/start.sh: a spot VM on Azure. Who starts it again after an eviction: you, by the same line; the VM is
-# deallocated, not deleted, and its disk (64 GB) and address are charged for until `az vm delete`.
+# deallocated, not deleted, and its disk and address are charged for until both are deleted.
 # shellcheck disable=SC2034,SC2154 # make/start.sh sets and reads these
 
 want AZURE_GROUP baton "az group create --name baton --location westeurope"
@@ -11,14 +11,14 @@ registry=$AZURE_REGISTRY tool=az grace=25
 
 # Microsoft's own HPC image has the driver, docker and NVIDIA's toolkit
 if [[ -n $GPU ]]; then
-    machine=${AZURE_MACHINE:-Standard_NC4as_T4_v3} system=microsoft-dsvm:ubuntu-hpc:2204:latest
+    machine=${AZURE_MACHINE:-Standard_NC4as_T4_v3} system=microsoft-dsvm:ubuntu-hpc:2204:latest disk=128
 else
-    machine=${AZURE_MACHINE:-Standard_D4s_v5} system=Canonical:ubuntu-24_04-lts:server:latest
+    machine=${AZURE_MACHINE:-Standard_D4s_v5} system=Canonical:ubuntu-24_04-lts:server:latest disk=64
 fi
 where=(--resource-group "$AZURE_GROUP" --name "$NAME")
 
 create=(
-    az vm create "${where[@]}" --location "$AZURE_LOCATION" --size "$machine" --image "$system" --os-disk-size-gb 64
+    az vm create "${where[@]}" --location "$AZURE_LOCATION" --size "$machine" --image "$system" --os-disk-size-gb "$disk"
     # spot, evicted only when Azure needs the room (-1: the price is never a reason, and never above the regular one)
     --priority Spot --eviction-policy Deallocate --max-price -1
     # notices: Scheduled Events turn on when Baton first asks for them; these add what a person does to the VM
@@ -29,10 +29,14 @@ create=(
     # it has an address to fetch from, and no port open to the world
     --nsg-rule NONE --admin-username baton --generate-ssh-keys
     --custom-data "$user_data"
+    # or `az vm delete` would leave them, and the disk's price
+    --os-disk-delete-option Delete --nic-delete-option Delete
 )
 again=(az vm start "${where[@]}")
-watch=(az vm boot-diagnostics get-boot-log "${where[@]}")
-remove=(az vm delete "${where[@]}" --yes)
+# the console is kept from then on
+watch=(az vm boot-diagnostics enable "${where[@]}" "&&" az vm boot-diagnostics get-boot-log "${where[@]}")
+remove=(az vm delete "${where[@]}" --yes "&&"
+    az network public-ip delete --resource-group "$AZURE_GROUP" --name "${NAME}PublicIP")
 
 look() {
     local power

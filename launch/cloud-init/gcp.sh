@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sourced by make/start.sh: a spot VM on Google Cloud. Who starts it again after an eviction: you, by the same line; the
-# VM is stopped, not deleted, and its disk (64 GB) is charged for until `gcloud compute instances delete`.
+# VM is stopped, not deleted, and its disk is charged for until `gcloud compute instances delete`.
 # shellcheck disable=SC2034,SC2154 # make/start.sh sets and reads these
 
 want GCP_PROJECT PROJECT

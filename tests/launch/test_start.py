@@ -50,7 +50,7 @@ NEEDED = {
     ),
     "azure": (
         "--priority --eviction-policy --additional-scheduled-events --enable-user-reboot-scheduled-events "
-        "--enable-user-redeploy-scheduled-events --assign-identity"
+        "--enable-user-redeploy-scheduled-events --assign-identity --os-disk-delete-option --nic-delete-option"
     ),
 }
 
@@ -93,6 +93,16 @@ def test_the_create_command_is_shown_whole_and_not_run(cloud: str, stand_ins: St
     user_data = (stand_ins.folder / f"{cloud}.yaml").read_text()
     assert "BATON_STORE=gs://bucket/runs" in user_data
     assert "/baton:cuda" in user_data
+
+
+@pytest.mark.parametrize("cloud", SETTINGS)
+def test_the_page_shows_what_is_shown(cloud: str, stand_ins: StandIns):
+    known = {"GCP_PROJECT": "PROJECT", "GCP_SERVICE_ACCOUNT": "baton@PROJECT.iam.gserviceaccount.com"}
+    _, said = start(stand_ins, cloud, **SETTINGS[cloud] | STORE | known)
+    said = said.replace(f"told: {stand_ins.folder}", "told: .build/start")
+    said = said.replace(str(stand_ins.folder), "/home/you/baton/.build/start")
+    page = (REPOSITORY / "docs" / "launch.md").read_text()
+    assert "".join(f"    {line}\n" for line in said.splitlines()) in page, said
 
 
 def test_awss_own_description_of_the_request_accepts_the_command(stand_ins: StandIns):
