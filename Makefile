@@ -61,9 +61,9 @@ start-gcp start-aws start-azure: ## show how a spot VM is started that trains un
 reference: dev-env ## write docs/reference.md anew from the code
 	@mkdir -p .build && $(BIN)/python make/reference.py > .build/reference.md && mv .build/reference.md docs/reference.md
 
-sbom: dev-env ## what is in the image: .build/sbom-FLAVOUR.json, CycloneDX
+sbom: dev-env ## the Python packages that the image's lock pins: .build/sbom-FLAVOUR.json, CycloneDX, checked against its schema
 	@mkdir -p .build
-	@PYTHONWARNINGS=ignore $(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible -o .build/sbom-$(FLAVOUR).json \
+	@PYTHONWARNINGS=ignore $(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible -o .build/sbom-$(FLAVOUR).json $(ARGS) \
 	    $(if $(findstring cpu,$(FLAVOUR)),requirements-cpu.lock,requirements.lock)
 	@echo .build/sbom-$(FLAVOUR).json
 

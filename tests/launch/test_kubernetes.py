@@ -91,9 +91,13 @@ def test_its_variant_for_several_nodes_is_valid_too_and_its_pods_find_each_other
         ("terminationGracePeriodSeconds: 60", "terminationGracePeriodSeconds: a minute"),
         ("action: FailJob", "onExit: FailJob"),
         ('{name: BATON_STOP_GRACE, value: "15"}', "{name: BATON_STOP_GRACE, value: 15}"),
+        ("completions: 2", "completions: two"),
+        ("fieldPath:", "field:"),
+        ("publishNotReadyAddresses: true", "publishNotReadyAddresses: yes, all"),
     ],
 )
-def test_a_mistake_in_it_is_found(right: str, wrong: str):
-    assert right in SPEC
+def test_a_mistake_in_it_or_in_its_variant_for_several_nodes_is_found(right: str, wrong: str):
+    spec = several_machines(SPEC)
+    assert right in spec
     with pytest.raises(kubernetes_validate.ValidationError):
-        objects(SPEC.replace(right, wrong))
+        objects(spec.replace(right, wrong))

@@ -26,6 +26,7 @@ FILES = {
     "several machines": several_machines(SPEC),
     "a key misspelt": SPEC.replace("use_spot:", "use_spott:"),
     "a cloud that isn't one": SPEC.replace("infra: gcp", "infra: gpc"),
+    "a number of machines that isn't one": several_machines(SPEC).replace("num_nodes: 2", "num_nodes: two"),
     "a code that isn't one": SPEC.replace("[74, 75]", "[74, seventy-five]"),
 }
 
