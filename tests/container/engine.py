@@ -109,7 +109,7 @@ class Engine:
             self("import", tar, LOCAL_BASE)
         return LOCAL_BASE
 
-    def build(self, cifar10: str, folder: Path = REPOSITORY) -> tuple[int, str, str]:
+    def build(self, cifar10: str, folder: Path = REPOSITORY, **more: str) -> tuple[int, str, str]:
         """`make image`: (exit code, its output, the image's name). The image goes when these tests end."""
         name = f"baton-test:{uuid.uuid4().hex[:12]}"
         settings = {
@@ -118,6 +118,7 @@ class Engine:
             "CIFAR10": cifar10,
             "IMAGE": name,
             "DOCKER": self.client,
+            **more,
         }
         done = subprocess.run(
             ["make", "image", *(f"{key}={value}" for key, value in settings.items())],

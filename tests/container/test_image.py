@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -116,6 +117,33 @@ def test_a_code_change_makes_one_new_layer_of_less_than_a_megabyte(
         *("-c", "tar -C / -cz --exclude=app/data app | wc -c"),
     )
     assert 0 < int(pushed) < 1_000_000
+
+
+def test_the_same_tree_gives_the_same_layers_when_they_are_made_anew(
+    engine: Engine, image: str, cifar10: str, tmp_path: Path
+):
+    """Data and code; with BATON_SOAK the dependencies too, which are fetched again. Its weights are the doctor's."""
+    copy = working_copy(tmp_path)
+    dockerfile = copy / "Dockerfile"
+    text = dockerfile.read_text()
+    if os.environ.get("BATON_SOAK"):
+        anew = text.replace("mkdir -m 1777 /halt /store\n", "mkdir -m 1777 /halt /store; : anew\n")
+    else:
+        anew = re.sub(r"^FROM deps AS \w+\n", r"\g<0>RUN : anew\n", text, flags=re.MULTILINE)
+    assert anew != text
+    dockerfile.write_text(anew)
+    (copy / "weights").mkdir()
+    (copy / "weights" / "tiny.safetensors").write_bytes(b"weights")
+    code, said, again = engine.build(cifar10, copy, WEIGHTS="imagenet:tiny")
+    assert code == 0, said[-6000:]
+    assert said.count(": anew") > 0
+    first, second = engine.layers(image)[-4:], engine.layers(again)[-4:]
+    (dependencies, data, weights, program) = zip(first, second, strict=True)
+    for one, other in (dependencies, data, program):
+        assert one == other
+    assert weights[0] != weights[1]
+    said = engine("run", "--rm", again, "doctor", "--cloud", "none", "--seconds", "100")
+    assert re.search(r"ok +weights +1 files: every byte as it was built in", said), said
 
 
 def test_without_a_source_the_build_stops_and_says_how_to_give_one(engine: Engine, image: str, tmp_path: Path):
