@@ -41,7 +41,7 @@ START_S = 3.0  # for Python's own start and end, out of the seconds that are pro
 def doctor(patient: Patient, seconds: float, *, as_json: bool) -> int:
     """Examine, print, and return the exit code within these seconds: 0, or 78 where something failed."""
     _listen(patient)
-    found = examine(patient, LANES, check_s=(seconds - START_S) / 3, all_s=seconds - START_S)
+    found = examine(patient, LANES, check_s=(seconds - START_S) / 2, all_s=seconds - START_S)
     if as_json:
         print(json.dumps([asdict(f) for f in found], indent=2))
     else:

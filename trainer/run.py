@@ -366,7 +366,9 @@ def _say_start(
             },
         )
         _warn_of_other_machine(newest.machine, ready.machine)
-    touch = f"touch {settings.halt}/halt, or " if os.path.isdir(settings.halt) else ""
+    # the image has such a folder, which nobody outside sees unless it is mounted
+    outside = os.path.isdir(settings.halt) and ("BATON_REVISION" not in os.environ or os.path.ismount(settings.halt))
+    touch = f"touch {settings.halt}/halt, or " if outside else ""
     log.info("to stop: %sCtrl-C, or docker stop; the place is kept", touch)
 
 

@@ -62,7 +62,7 @@ class Patient:
     root: Path = Path("/")  # where /proc, /sys, /dev are
     # the probe's objects lie in a folder that no run can have
     folder: str = field(default_factory=lambda: f".baton-doctor/{uuid.uuid4().hex}")
-    check_s: float = 4.0  # seconds that each check may take
+    check_s: float = 6.0  # seconds that each check may take
     skew_s: float | None = None  # what one check finds and another needs
     bytes_per_s: float | None = None
     instance: Instance | None = None

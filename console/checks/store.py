@@ -104,7 +104,7 @@ def room(patient: Patient) -> str:
 def place(patient: Patient) -> str:
     caveat = patient.store.caveat()
     if caveat is not None:
-        raise Warn(caveat, "without that, checkpoints are lost with this container or machine")
+        raise Warn(caveat, "as that line says; else checkpoints are lost with this container or machine")
     return "outlives this container"
 
 

@@ -29,8 +29,8 @@ class Runner:
     store: Path
     way: tuple[str, ...]
 
-    def start(self, *command: str, store: bool = True) -> Container:
-        mounts = ["-v", f"{self.halt}:/halt", *(["-v", f"{self.store}:/store"] if store else [])]
+    def start(self, *command: str, mounted: bool = True) -> Container:
+        mounts = ["-v", f"{self.halt}:/halt", "-v", f"{self.store}:/store"] if mounted else []
         options = (*mounts, *self.way, "-e", "BATON_CLOUD=none")  # no test asks a real cloud's metadata service
         return self.engine.run(self.image, *(command or LONG), options=options)
 

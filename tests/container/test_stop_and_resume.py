@@ -76,15 +76,17 @@ def test_with_a_halt_file_there_already_it_leaves_at_once_with_0(runner: Runner)
 
 
 @pytest.mark.parametrize("runner", [()], ids=["plain"], indirect=True)
-def test_without_a_store_folder_it_warns_that_checkpoints_go_with_the_container(runner: Runner):
-    container = runner.start(store=False)
+def test_without_its_folders_it_warns_that_checkpoints_go_with_the_container_and_names_what_stops_it(runner: Runner):
+    container = runner.start(mounted=False)
     container.wait_for("add -v FOLDER:/store to keep checkpoints")
-    (runner.halt / "halt").touch()
-    assert container.exit_code() == 0
+    container.wait_for("to stop: Ctrl-C, or docker stop;")
+    runner.engine("stop", container.name)
+    assert container.exit_code() == 75
 
 
 @pytest.mark.parametrize("runner", [()], ids=["plain"], indirect=True)
-def test_the_image_alone_says_what_it_can_do(runner: Runner):
-    container = runner.start("--help")
-    assert container.exit_code() == 0
-    assert "cifar10" in container.logs()
+def test_the_image_alone_or_with_help_says_what_it_can_do_and_how_to_begin(runner: Runner):
+    for words in ((), ("help",)):
+        said = runner.engine("run", "--rm", runner.image, *words)
+        assert '-v "$PWD/halt:/halt" -v "$PWD/store:/store"' in said
+        assert re.search(r"To begin:\n +doctor .*\n +cifar10 ", said), said

@@ -507,13 +507,13 @@ for found in examine(Patient("file://{tmp_path}/store"), [store.CHECKS], check_s
 
 
 def test_all_that_hangs_at_once_ends_in_time_all_the_same(machine: Machine) -> None:
-    """Store, metadata and a disk; with a third of a real examination's seconds, and its 15 for a busy machine."""
+    """Store, metadata and a disk; with a sixth of a real examination's seconds, and its 15 for a busy machine."""
     never = threading.Event()
     machine.service.fault("hang")
     machine.opened = lambda url: Sick(url, "stat", lambda real, key: never.wait(60))
     hung = tuple(Check("content", str(n), lambda patient: str(never.wait(60))) for n in range(9))
     begun = time.monotonic()
-    found = examine(machine.patient, (*LANES, hung), check_s=1.3, all_s=4)
+    found = examine(machine.patient, (*LANES, hung), check_s=1, all_s=2)
     assert time.monotonic() - begun < 15
     assert {f.check: f.status for f in found}["reachable"] == "failed"
     assert sum(f.status == "failed" for f in found) >= 4
