@@ -20,7 +20,7 @@ read_settings() {
 # want NAME EXAMPLE COMMAND: refuse, with the line that mends it, where a setting is missing.
 want() {
     [[ -n ${!1:-} ]] ||
-        die "$1 is not set: echo '$1=$2' >> launch/registries.env${3:+   (and once: $3)}"
+        die "$1 is not set: echo '$1=$2' >> launch/registries.env${3:+   (before that, once: $3)}"
 }
 
 # The cloud's own tool, and how to come by it.

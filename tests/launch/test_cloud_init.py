@@ -268,6 +268,17 @@ def test_on_aws_the_instances_role_is_asked_by_amazons_helper(machine: Machine):
     assert len(machine.runs) == 1
 
 
+def test_what_the_system_lacks_is_fetched_even_while_it_updates_itself(machine: Machine):
+    machine.stand_ins.add("apt-get")
+    machine.boot(command="install")
+    machine.boot(0, IMAGE="123456789012.dkr.ecr.eu-west-1.amazonaws.com/baton:cpu")
+    fetched = [call for call in machine.stand_ins.calls if call[0] == "apt-get"]
+    assert ["update" in call for call in fetched] == [True, False, True, False]
+    assert [call[-1] for call in fetched[1::2]] == ["curl", "amazon-ecr-credential-helper"]
+    assert all("DPkg::Lock::Timeout=600" in call for call in fetched[1::2])
+    assert len(machine.runs) == 1
+
+
 def test_where_docker_stands_still_the_vm_is_off_all_the_same(machine: Machine):
     """No registry login: three tries, then off, for nobody is watching."""
     machine.stand_ins.add("curl", "exit 7")
