@@ -61,7 +61,7 @@ start-gcp start-aws start-azure: ## show how a spot VM is started that trains un
 reference: dev-env ## write docs/reference.md anew from the code
 	@mkdir -p .build && $(BIN)/python make/reference.py > .build/reference.md && mv .build/reference.md docs/reference.md
 
-sbom: dev-env ## the Python packages that the image's lock pins: .build/sbom-FLAVOUR.json, CycloneDX, checked against its schema
+sbom: dev-env ## the Python packages of the image's lock, as CycloneDX: .build/sbom-FLAVOUR.json
 	@mkdir -p .build
 	@PYTHONWARNINGS=ignore $(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible -o .build/sbom-$(FLAVOUR).json $(ARGS) \
 	    $(if $(findstring cpu,$(FLAVOUR)),requirements-cpu.lock,requirements.lock)

@@ -79,7 +79,7 @@ log_in() {
     local user again
     case $cloud in
         gcp) user=oauth2accesstoken again="gcloud auth login" ;;
-        aws) user=AWS again="aws sso login" ;;
+        aws) user=AWS again="aws sso login (or aws configure, with keys)" ;;
         azure) user=00000000-0000-0000-0000-000000000000 again="az login" ;; # the name that goes with a token
     esac
     # what docker says of where it keeps the token is told only when it fails

@@ -28,8 +28,9 @@ want_tool() {
     command -v "$1" >/dev/null && return
     case $1 in
         gcloud) die "gcloud isn't there: curl https://sdk.cloud.google.com | bash && gcloud auth login" ;;
-        aws) die "aws isn't there: python3 -m pip install --user awscli && aws configure sso" ;;
-        az) die "az isn't there: python3 -m pip install --user azure-cli && az login" ;;
+        # version 2: that of pip is 1, which knows no `aws configure sso`
+        aws) die "aws isn't there: curl -o aws.zip https://awscli.amazonaws.com/awscli-exe-linux-$HOSTTYPE.zip && unzip -q aws.zip && sudo aws/install && aws configure sso" ;;
+        az) die "az isn't there: curl -sL https://aka.ms/InstallAzureCLIDeb | sudo bash && az login" ;;
         *) die "$1 isn't there: install it" ;;
     esac
 }
