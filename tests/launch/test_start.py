@@ -95,6 +95,21 @@ def test_the_create_command_is_shown_whole_and_not_run(cloud: str, stand_ins: St
     assert "/baton:cuda" in user_data
 
 
+# machine, system with driver, docker and NVIDIA's toolkit, and a disk that holds it
+WITH_GPU = {
+    "gcp": ("g2-standard-4", "deeplearning-platform-release", "--maintenance-policy=TERMINATE"),
+    "aws": ("g6.xlarge", "/aws/service/deeplearning/", '"VolumeSize": 128'),
+    "azure": ("Standard_NC4as_T4_v3", "microsoft-dsvm:ubuntu-hpc", "--os-disk-size-gb 128"),
+}
+
+
+@pytest.mark.parametrize("cloud", SETTINGS)
+def test_with_gpu_it_asks_for_a_machine_with_one_and_its_driver(cloud: str, stand_ins: StandIns):
+    _, said = start(stand_ins, cloud, **SETTINGS[cloud], **STORE, GPU="1")
+    for needed in WITH_GPU[cloud]:
+        assert needed in " ".join(create_command(said)), needed
+
+
 @pytest.mark.parametrize("cloud", SETTINGS)
 def test_the_page_shows_what_is_shown(cloud: str, stand_ins: StandIns):
     known = {"GCP_PROJECT": "PROJECT", "GCP_SERVICE_ACCOUNT": "baton@PROJECT.iam.gserviceaccount.com"}
