@@ -96,8 +96,8 @@ push() {
     digest=$(sed -n 's/.*digest: \(sha256:[0-9a-f]*\) .*/\1/p' "$config/pushed")
 }
 
+log_in # before what takes minutes
 build_if_needed
-log_in
 push "$tag"
 [[ $TAG == "$tag" ]] || push "$TAG"
 
