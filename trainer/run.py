@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from storage.errors import StoreError
 from trainer import prepare
-from trainer.attempt import Attempt, Progress
+from trainer.attempt import Attempt
 from trainer.cadence import Cadence
 from trainer.checkpoint import Position, restore, take
 from trainer.commit import RunFacts
@@ -28,6 +28,7 @@ from trainer.history import Checkpoint, History
 from trainer.loop import Loop, Plan
 from trainer.manifest import Manifest
 from trainer.prepare import Prepared, Start, Wanted
+from trainer.progress import Progress
 from trainer.resuming import arguments
 from trainer.settings import Json, Settings, difference
 from trainer.tally import Tally
