@@ -431,8 +431,7 @@ def weights(job: str, source: str | None, out: Path | None, model: str | None) -
 
 
 baton.add_command(help_command)
-for _name in job_names():
-    baton.add_command(job_command(_name))
+baton.build_job = job_command
 
 
 def main(arguments: list[str]) -> int:
