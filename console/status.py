@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from console import next_steps
 from console.logs import one_line
 from console.progress import duration, roughly
-from console.standing import at_once, glance, number, whole
+from console.standing import at_once, count, glance, number, whole
 from storage import Store
 from trainer.exits import ExitCode, UserError
 from trainer.history import History, runs
@@ -172,7 +172,9 @@ def _state(told: Told) -> str:
 def _machine(told: Told) -> str:
     cloud = _CLOUDS.get(str(told["cloud"]), told["cloud"])
     words = [f"{word}" for word in (cloud, told["instance_type"]) if word]
-    return ", ".join([" ".join(words)] * bool(words) + [f"{told['host']}"] * bool(told["host"])) or "-"
+    more = count(told.get("machines")) - 1
+    hosts = [f"{told['host']}" + (f" and {more} more" if more > 0 else "")] * bool(told["host"])
+    return ", ".join([" ".join(words)] * bool(words) + hosts) or "-"
 
 
 def _metrics(metrics: Json) -> str:

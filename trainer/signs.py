@@ -111,6 +111,7 @@ class Signs:
                 "checkpoint_every_why": attempt.interval_why,
                 "tally": attempt.tally.with_saves(position.step),
                 **{name: facts.machine.get(name) for name in ("host", "cloud", "instance_type", "device")},
+                "machines": 1 + len(others) if isinstance(others := facts.machine.get("others"), list) else 1,
                 "arguments": list(facts.arguments),
                 "synthetic": facts.synthetic,
                 "time": time.time(),

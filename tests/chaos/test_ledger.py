@@ -81,7 +81,7 @@ def check_entry(entry: Entry, copy: Copy, link: tuple[int, int, bool] | None) ->
 def ledger_of(history: History) -> Ledger:
     records = read(history)
     assert records is not None
-    return account(records, EPOCH + 10**6)
+    return account(records)
 
 
 @pytest.mark.parametrize("tens", range(0, HISTORIES, 10))

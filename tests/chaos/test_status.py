@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from storage import open_store
-from tests.runs import REPOSITORY, Lab, command, environment
+from tests.runs import FAKETIME, REPOSITORY, Lab, command, environment
+from trainer.history import History
 
 SLOW = ["--preset", "tutorial", "--batch-size", "10", "--epochs", "200", "--checkpoint-every", "0.3s"]
 SILENCE_S = 200.0  # by so much the records are aged, where a test would have to wait for a minute and a half
@@ -169,7 +170,6 @@ def test_a_hundred_runs_take_a_listing_and_one_read_each(tmp_path: Path, capsys:
 
 def test_ages_do_not_depend_on_the_clock_of_whoever_trains(tmp_path: Path) -> None:
     from console.standing import glance
-    from trainer.history import History
 
     history = History(open_store(f"file://{tmp_path}"), "run")
     for off in (-300, 300):
@@ -182,6 +182,41 @@ def test_ages_do_not_depend_on_the_clock_of_whoever_trains(tmp_path: Path) -> No
         assert told is not None
         assert told["attempt_state"] == "running"
         assert told["checkpoint_age_s"] == pytest.approx(20, abs=2)
+
+
+LOOK = """
+import sys, entrypoint
+from storage import open_store
+from trainer.history import History
+from trainer.ledger import account
+from trainer.records import read
+entrypoint.main(["status", "--json", "--store", sys.argv[1]])
+print(*(account(read(History(open_store(sys.argv[1]), run))).state for run in ("gone", "there")))
+"""
+
+
+@pytest.mark.skipif(not FAKETIME.exists(), reason="no libfaketime (Debian: faketime)")
+@pytest.mark.parametrize("off", ["-10m", "+10m"])
+def test_nor_on_that_of_whoever_looks(off: str, tmp_path: Path) -> None:
+    """libfaketime moves the viewer's clock; the files' times, which are the store's clock here, stay the kernel's."""
+    for run in ("gone", "there"):
+        history = History(open_store(f"file://{tmp_path}"), run)
+        history.claim({"time": time.time()})
+        history.write_record({"attempt": 1, "state": "running", "step": 10, "time": time.time()}, "status.json")
+    for file in (tmp_path / "gone").rglob("*.json"):
+        os.utime(file, (file.stat().st_atime - SILENCE_S, file.stat().st_mtime - SILENCE_S))
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK, f"file://{tmp_path}"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        env=environment(LD_PRELOAD=str(FAKETIME), FAKETIME=off, NO_FAKE_STAT="1", FAKETIME_DONT_FAKE_MONOTONIC="1"),
+    )
+    lines = done.stdout.splitlines()
+    gone, there = json.loads("\n".join(lines[:-1]))
+    assert (gone["attempt_state"], there["attempt_state"]) == ("dead", "running"), done.stderr
+    assert SILENCE_S <= gone["last_seen_s"] < SILENCE_S + 60
+    assert lines[-1] == "stopped running", "the report says so too"
 
 
 def test_records_of_others_are_no_commands_to_copy(tmp_path: Path) -> None:
