@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from console.endings import how
 from storage.errors import NotFound
 from trainer.curve import is_number
 from trainer.history import SILENT_S, Bad, History, Sign
@@ -183,6 +184,15 @@ def _examine(history: History, name: str) -> tuple[Manifest | None, str]:
     return manifest, "ok"
 
 
+def _how(state: str, end: Record | None) -> str | None:
+    if end is None:
+        return "no word of its end: killed, or its machine went" if state == "dead" else None
+    step = _step(end, "step")
+    return how(
+        end.get("outcome"), end.get("notices"), None if step is None else step - (_step(end, "durable_step") or 0)
+    )
+
+
 def _last_signs(
     records: Mapping[int, tuple[Sign, Record | None]], manifest: Manifest | None, sign: Sign | None
 ) -> dict[int, list[Record]]:
@@ -222,32 +232,6 @@ def _attempt(n: int, claim: Sign, end: Record | None, tallies: Sequence[Record],
         "durable_step": _step(end, "durable_step"),
         **{name: text(machine.get(name)) for name in ("host", "cloud", "instance_type", "device")},
     }
-
-
-_SOURCES = {"halt": "halted by its operator", "preempt.txt": "rehearsed eviction", "SIGINT": "Ctrl-C"}
-_CLOUDS = {"aws": "AWS", "gcp": "Google", "azure": "Azure"}
-
-
-def _how(state: str, end: Record | None) -> str | None:
-    """How an attempt ended, in a few words."""
-    if end is None:
-        return "no word of its end: killed, or its machine went" if state == "dead" else None
-    outcome = text(end.get("outcome")) or "?"
-    step, durable = _step(end, "step"), _step(end, "durable_step")
-    if outcome == "not durable" and step is not None:
-        return f"the last {step - (durable or 0)} steps were not saved"
-    if outcome == "superseded":
-        return "a newer attempt took over"
-    if outcome != "stopped":
-        return {"defect": "a defect: see its log", "not set up": "settings or machine: see its log"}.get(
-            outcome, outcome
-        )
-    notices = end.get("notices")
-    sources = [text(n.get("source")) for n in notices if isinstance(n, dict)] if isinstance(notices, list) else []
-    source = "halt" if "halt" in sources else next((s for s in sources if s), None)
-    if source is None:
-        return "stopped"
-    return f"evicted by {_CLOUDS[source]}" if source in _CLOUDS else _SOURCES.get(source, source)
 
 
 # -- what others wrote: anything may be of another type --------------------------------------------------------

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from console import next_steps
+from console.endings import CLOUDS
 from console.logs import one_line
 from console.progress import duration, roughly
 from console.standing import at_once, count, glance, number, whole
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 Told = dict[str, Json]
 WATCH_S = 5.0  # between two looks
 LONGEST_WORD = 16  # characters that are not broken
-_CLOUDS = {"aws": "AWS", "gcp": "Google", "azure": "Azure"}
 
 
 def show(store: Store, run: str | None, *, as_json: bool, follow: bool = False) -> int:
@@ -170,7 +170,7 @@ def _state(told: Told) -> str:
 
 
 def _machine(told: Told) -> str:
-    cloud = _CLOUDS.get(str(told["cloud"]), told["cloud"])
+    cloud = CLOUDS.get(str(told["cloud"]), told["cloud"])
     words = [f"{word}" for word in (cloud, told["instance_type"]) if word]
     more = count(told.get("machines")) - 1
     hosts = [f"{told['host']}" + (f" and {more} more" if more > 0 else "")] * bool(told["host"])

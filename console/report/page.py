@@ -99,7 +99,7 @@ def _facts(ledger: Ledger, run: Row, prices: Prices) -> list[tuple[str, str, str
     else:
         told = "on demand " + (tables.UNKNOWN if on_demand is None else f"${run['on demand $'].text}")
     if more := tables.total(ledger, prices.paid, unseen=True):
-        told = f"up to ${tables.money(more).text} more, see below; {told}"
+        told = f"up to ${tables.money(more).text} more, for what vanished; {told}"
     lost = f"{ledger.lost_steps:,} more were lost" if ledger.lost_steps else "none is known to be lost"
     clouds = len({name for name in map(tables.cloud_of, ledger.entries) if name})
     elapsed = ledger.elapsed_s

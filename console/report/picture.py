@@ -145,13 +145,17 @@ def _draw_bar(axis: Axes, lanes: _Lanes, entry: Entry, theme: Theme, per_unit: f
         bar(max(started, kept), min(end, max(started, kept) + entry.lost_s), **look)
     saves = [begin + at for _, at in entry.saves if at <= (entry.wall_s or 0.0)]
     axis.plot([s / per_unit for s in saves], [row + 0.33] * len(saves), "|", color=theme.quiet, ms=4, mew=1, zorder=5)
-    for notice in entry.notices:
-        seen = notice.get("seen")
-        if is_number(seen) and notice.get("action") == "stop" and notice.get("source") not in ("superseded", "halt"):
-            at = min(end, max(begin, seen - entry.clock_ahead_s - lanes.origin))
-            axis.plot([at / per_unit], [row - 0.36], "v", color=theme.ink, ms=6, mew=0, zorder=7, clip_on=False)
+    for seen in _told_to_go(entry):
+        at = min(end, max(begin, seen - entry.clock_ahead_s - lanes.origin))
+        axis.plot([at / per_unit], [row - 0.36], "v", color=theme.ink, ms=6, mew=0, zorder=7, clip_on=False)
     if not entry.ended and not entry.running:
         axis.plot([end / per_unit], [row], "X", color=theme.lost, ms=9, mec=theme.paper, mew=1.2, zorder=8)
+
+
+def _told_to_go(entry: Entry) -> list[float]:
+    """When its machine was to go, by its own clock; an operator's halt and a newer attempt are other matters."""
+    stops = [n for n in entry.notices if n.get("action") == "stop" and n.get("source") not in ("superseded", "halt")]
+    return [seen for n in stops if is_number(seen := n.get("seen"))]
 
 
 def _draw_handovers(axis: Axes, lanes: _Lanes, theme: Theme, per_unit: float) -> None:
@@ -193,7 +197,7 @@ def _legend(axis: Axes, lanes: _Lanes, theme: Theme, *, small: bool) -> None:
         handles.append(Patch(facecolor=theme.paper, edgecolor=theme.lost, hatch="/////", label="lost work"))
     if any(entry.saves for entry in lanes.entries):
         handles.append(mark("|", theme.quiet, "save"))
-    if any(n.get("source") not in ("superseded", "halt") for e in lanes.entries for n in e.notices):
+    if any(_told_to_go(entry) for entry in lanes.entries):
         handles.append(mark("v", theme.ink, "told to go"))
     if any(not entry.ended and not entry.running for entry in lanes.entries):
         handles.append(mark("X", theme.lost, "vanished", 7))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from console.endings import CLOUDS, how
 from console.logs import one_line
 from console.progress import duration
 from console.report.prices import Prices, Rate, machines
@@ -18,7 +19,6 @@ from trainer.records import Record
 from trainer.settings import Json
 
 UNKNOWN = "unknown"
-CLOUDS = {"aws": "AWS", "gcp": "Google", "azure": "Azure"}
 Value = float | int | str | None
 
 
@@ -221,6 +221,5 @@ def how_ended(entry: Entry) -> str:
         return "running"
     if not entry.ended:
         return f"vanished; it may have gone on for {entry.unseen_s:.0f} s"
-    sources = [str(n.get("source")) for n in entry.notices if n.get("action") == "stop"]
-    told = f" ({', '.join(dict.fromkeys(sources))})" if sources else ""
-    return f"{entry.outcome or 'ended'}{told}, exit {entry.exit if entry.exit is not None else UNKNOWN}"
+    told = how(entry.outcome, [dict(notice) for notice in entry.notices], entry.lost_steps)
+    return f"{told}, exit {entry.exit if entry.exit is not None else UNKNOWN}"

@@ -56,7 +56,7 @@ def test_the_table_has_what_the_records_say(ledger: Ledger) -> None:
     rows = tables.attempts(ledger, prices.load())
     assert [row["cloud"].text for row in rows] == ["AWS", "Google", "Azure"]
     assert [row["ended"].text for row in rows] == [
-        "stopped (aws), exit 75",
+        "evicted by AWS, exit 75",
         "vanished; it may have gone on for 30 s",
         "finished, exit 0",
     ]

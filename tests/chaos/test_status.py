@@ -80,7 +80,11 @@ def test_killed_halted_superseded_and_finished_in_one_run(tmp_path: Path, small_
     attempts = lab.status()["attempts"]
     assert isinstance(attempts, list)
     assert [one["exit"] for one in attempts] == [None, 0, 0, 75]
-    assert [one["how"] for one in attempts][1:] == ["halted by its operator", "a newer attempt took over", "SIGTERM"]
+    assert [one["how"] for one in attempts][1:] == [
+        "halted by its operator",
+        "a newer attempt took over",
+        "told to go (SIGTERM)",
+    ]
     ends = [(one["first_step"], one["last_step"]) for one in attempts]
     assert all(first < last for first, last in ends)
 
@@ -182,6 +186,27 @@ def test_ages_do_not_depend_on_the_clock_of_whoever_trains(tmp_path: Path) -> No
         assert told is not None
         assert told["attempt_state"] == "running"
         assert told["checkpoint_age_s"] == pytest.approx(20, abs=2)
+
+
+def test_how_an_attempt_ended_is_told_in_words_of_every_reason(tmp_path: Path) -> None:
+    from console.endings import how
+    from watchers import HaltWatcher
+    from watchers.drill import DrillWatcher
+    from watchers.protocol import Notice
+
+    def told(notice: Notice | None) -> str | None:
+        assert notice is not None
+        record = {"source": notice.source, "action": notice.action, "detail": notice.detail}
+        return how("stopped", [{"source": "aws", "action": "save"}, record], 0)
+
+    for file, words in (("halt", "halted by its operator"), ("preempt.txt", "rehearsed eviction (preempt.txt)")):
+        (tmp_path / file).touch()
+        assert told(HaltWatcher(tmp_path).check()) == words
+        (tmp_path / file).unlink()
+    assert told(DrillWatcher("gcp", 0).check()) == "a drill, as if evicted by Google"
+    assert told(Notice("azure", "stop", "Preempt", "id", 0.0)) == "evicted by Azure"
+    assert how("stopped", None, None) == "stopped"
+    assert how("not durable", [], 7) == "the last 7 steps were not saved"
 
 
 LOOK = """
