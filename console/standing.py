@@ -131,7 +131,11 @@ def whole(history: History) -> dict[str, Json] | None:
     if finished:
         told["metrics"] = _metrics(_dict(result).get("metrics"))
     if manifest is not None:
-        told |= _of_manifest(manifest, told, sign or claim)
+        told |= _of_manifest(manifest, told)
+        if manifest.attempt == attempt:
+            told["checkpoint_age_s"] = age_s(sign or claim, manifest.time)
+        elif (object_ := history.read_sign("checkpoints", f"{newest}.json")) is not None:
+            told["checkpoint_age_s"] = round(object_.age_s, 1)  # another machine's clock can't be held to this one's
     signs = _last_signs(records, manifest, sign)
     attempts = [_attempt(n, *records[n], signs[n], alive=alive and n == attempt) for n in numbers]
     told |= {
@@ -145,7 +149,7 @@ def whole(history: History) -> dict[str, Json] | None:
     return told
 
 
-def _of_manifest(manifest: Manifest, told: Record, sign: Sign) -> dict[str, Json]:
+def _of_manifest(manifest: Manifest, told: Record) -> dict[str, Json]:
     step = max(count(told["step"]), manifest.step)
     return {
         "job": told["job"] or manifest.job,
@@ -155,7 +159,6 @@ def _of_manifest(manifest: Manifest, told: Record, sign: Sign) -> dict[str, Json
         "epochs": -(-manifest.steps // manifest.steps_per_epoch),
         "metrics": told["metrics"] or _metrics(manifest.metrics),
         "checkpoint_step": manifest.step,
-        "checkpoint_age_s": age_s(sign, manifest.time),
         "weights_sha256": manifest.weights_sha256,
         "state_sha256": manifest.state_sha256,
         "order_sha256": manifest.order_sha256,

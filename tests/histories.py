@@ -34,6 +34,7 @@ from watchers import Mailbox, Notice, Stopped
 put_off_compiler()
 SIGN_S = signs.SIGN_S
 EPOCH = 1.7e9  # when all of it begins, in seconds since 1970
+LATER_S = 10**6  # after that, somebody looks
 
 
 class Killed(BaseException):
@@ -169,7 +170,7 @@ class TrueTimeStore:
         return replace(self._store.stat(key), modified=self._times[key])
 
     def get(self, key: str, *args: Any, **options: Any) -> ObjectInfo:
-        now = EPOCH + (10**6 if self.is_over else self._world.acting.now)
+        now = EPOCH + (LATER_S if self.is_over else self._world.acting.now)
         return replace(self._store.get(key, *args, **options), modified=self._times[key], answered=now)
 
 

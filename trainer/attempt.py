@@ -110,7 +110,7 @@ class Attempt:
         self.saver = Saver(
             self.history,
             facts,
-            durable(resumed_from) if resumed_from else None,
+            durable(resumed_from, self.tally.clock_ahead_s) if resumed_from else None,
             on_durable=self._on_durable,
             on_superseded=self.on_superseded,
             between=self._clean_up,

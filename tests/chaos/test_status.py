@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from console.standing import glance, whole
 from storage import open_store
+from tests import checkpoints
 from tests.runs import FAKETIME, REPOSITORY, Lab, command, environment
 from trainer.history import History
 
@@ -173,8 +175,6 @@ def test_a_hundred_runs_take_a_listing_and_one_read_each(tmp_path: Path, capsys:
 
 
 def test_ages_do_not_depend_on_the_clock_of_whoever_trains(tmp_path: Path) -> None:
-    from console.standing import glance
-
     history = History(open_store(f"file://{tmp_path}"), "run")
     for off in (-300, 300):
         now = time.time() + off
@@ -186,6 +186,20 @@ def test_ages_do_not_depend_on_the_clock_of_whoever_trains(tmp_path: Path) -> No
         assert told is not None
         assert told["attempt_state"] == "running"
         assert told["checkpoint_age_s"] == pytest.approx(20, abs=2)
+
+
+def test_nor_does_that_of_a_checkpoint_that_another_machine_saved(tmp_path: Path) -> None:
+    history = checkpoints.history(tmp_path)
+    for off in (0, 300):
+        number = history.claim({"time": time.time() + off, "machine": {"host": f"ahead by {off} s"}})
+        if not off:
+            name = checkpoints.save(history, number, 10).name
+    file = tmp_path / "run" / "checkpoints" / f"{name}.json"
+    os.utime(file, (file.stat().st_atime - 50, file.stat().st_mtime - 50))
+    told = whole(history)
+    assert told is not None
+    assert (told["attempt"], told["host"], told["checkpoint"]) == (2, "ahead by 300 s", name)
+    assert told["checkpoint_age_s"] == pytest.approx(50, abs=5)
 
 
 def test_how_an_attempt_ended_is_told_in_words_of_every_reason(tmp_path: Path) -> None:

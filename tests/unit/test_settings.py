@@ -105,3 +105,10 @@ def test_no_module_outside_the_jobs_imports_a_job_or_a_cloud() -> None:
         for file in Path(REPOSITORY, folder).rglob("*.py"):
             found = re.findall(pattern, file.read_text(), re.MULTILINE)
             assert not found, f"{file}: {found}"
+
+
+def test_a_wrong_preset_is_told_before_torch_is_imported() -> None:
+    code = "import sys, entrypoint; print(entrypoint.main(['cifar10', '--preset', 'quik']), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert "--preset quik: no such preset; did you mean quick?" in done.stdout
+    assert done.stdout.splitlines()[-1] == "64 False"
