@@ -49,9 +49,9 @@ def _attempt(ledger: Ledger, entry: Entry, prices: Prices) -> Row:
     return {
         "run": words(ledger.run),
         "attempt": number(entry.attempt),
-        "cloud": words(cloud_of(entry)),
+        "cloud": words(cloud_of(entry) or ("none" if entry.machine else None)),
         "instance": words(instances(entry)),
-        "market": words(market),
+        "market": words(market) if market or cloud_of(entry) else Cell(None, "-", is_number=False),
         "region": words(entry.machine.get("zone") or entry.machine.get("region")),
         "host": words(entry.machine.get("host")),
         "began": words(moment(entry.began)),

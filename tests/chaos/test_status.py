@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from console.sheets import Words, plain, sheet
 from console.standing import glance, whole
 from storage import open_store
 from tests import checkpoints
@@ -264,6 +265,17 @@ def test_records_of_others_are_no_commands_to_copy(tmp_path: Path) -> None:
     for words in (["rm", "-rf", "/"], ["cifar10", "--nonsense", "x"], ["cifar10", "--run", "a\nb"], "cifar10", [3], []):
         assert going_on({"arguments": words}) == []  # type: ignore[dict-item]
     assert "'a; rm -rf /'" in line(going_on({"arguments": ["cifar10", "--data", "a; rm -rf /"]}), "s3://b/c")
+
+
+def test_off_a_terminal_each_row_is_one_line_whatever_its_words() -> None:
+    rows = [(("a", "red\n\x1b[2J", ""), "bold"), (("longer", "x" * 300, "-"), "")]
+    lines = plain([Words("above"), sheet(("run", "state", "left"), rows)])
+    assert lines == [
+        "above",
+        f"run     {'state':<200}  left",
+        "a       red [2J",
+        f"longer  {'x' * 200}  -",
+    ]
 
 
 @pytest.mark.parametrize(("end", "code"), [("q", 0), ("\x03", 130)])
