@@ -35,7 +35,7 @@ from storage.errors import StoreError, Transient
 from storage.retry import Retrying
 from trainer import ranks
 from trainer.exits import ExitCode, UserError
-from trainer.names import dataset_of, job_names, of_preset, presets_of, summary
+from trainer.names import check_preset, dataset_of, job_names, of_preset, presets_of, summary
 from trainer.settings import Settings, fields_of
 from watchers import HaltWatcher, Mailbox, Stopped, Watch, Watcher, drill, signals
 from watchers.drill import DrillWatcher
@@ -89,6 +89,7 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int
     from trainer.ending import exit_code_for
 
     settings = Settings.of(given)
+    check_preset(settings.preset, presets_of(job))
     rank = ranks.Rank.of(os.environ)
     if rank.number:
         logs.say_only_errors(f"process {rank.number} of {rank.count}")
@@ -432,8 +433,7 @@ def weights(job: str, source: str | None, out: Path | None, model: str | None) -
 
 
 baton.add_command(help_command)
-for _name in job_names():
-    baton.add_command(job_command(_name))
+baton.build_job = job_command
 
 
 def main(arguments: list[str]) -> int:

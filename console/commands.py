@@ -26,15 +26,28 @@ _BEGIN = (
 
 
 class Commands(click.Group):
-    """Jobs and commands in one namespace; a wrong name gets the nearest right one."""
+    """Jobs and commands in one namespace; a wrong name gets the nearest right one.
+
+    A job's command is made when it is asked for: to read all jobs' presets takes longer than many a command.
+    """
+
+    build_job: Callable[[str], click.Command]
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*job_names(), *self.others()]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.commands and cmd_name in job_names():
+            self.add_command(self.build_job(cmd_name))
+        return super().get_command(ctx, cmd_name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if name not in self.commands:
-            near = difflib.get_close_matches(name, self.commands, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join([*job_names(), *self.others()])}"
+        name, known = args[0], self.list_commands(ctx)
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
             raise click.UsageError(f"no job or command {name!r}; {hint}")
         return super().resolve_command(ctx, args)
 
@@ -46,7 +59,8 @@ class Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, names in (("Jobs", job_names()), ("Commands", self.others())):
             with formatter.section(title):
-                formatter.write_dl([(name, self.commands[name].get_short_help_str(90)) for name in names])
+                commands = [self.get_command(ctx, name) for name in names]
+                formatter.write_dl([(c.name or "", c.get_short_help_str(90)) for c in commands if c is not None])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("To begin"):

@@ -42,21 +42,27 @@ class _Text(logging.Formatter):
 class _Json(logging.Formatter):
     """What the clouds' log readers take as it is.
 
-    Google's reads `severity`, `message` and `time` (structured logging), CloudWatch and Azure's ContainerLogV2 know
-    `level`; every other field can be asked for by its name in all three. Nothing is ever longer than LONGEST_JSON:
-    Docker, and so each cloud's agent, gets longer lines in pieces, of which none is JSON.
+    Google's reads `severity`, `message` and `time` (structured logging), Azure's ContainerLogV2 `level`; every other
+    field can be asked for by its name in all three. For CloudWatch, which gives each item of a list a field of its own
+    and stops at 200, there are no lists. Nothing is ever longer than LONGEST_JSON: Docker, and so each cloud's agent,
+    gets longer lines in pieces, of which none is JSON.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line: dict[str, object] = {
+            "time": at.replace("+00:00", "Z"),  # as Google's own logs write it
             "severity": _SEVERITY.get(record.levelname, "DEFAULT"),
             "level": record.levelname,
             "message": one_line(record.getMessage()),
-            **{name: finite(value) for name, value in getattr(record, "fields", {}).items()},
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            # halves of characters, which a file's name may have, are no text to Google
+            line["exception"] = self.formatException(record.exc_info).encode(errors="replace").decode()
+        for name, value in getattr(record, "fields", {}).items():
+            if not isinstance(value, list):
+                # a job may call a metric `level`
+                line.setdefault(name, one_line(value) if isinstance(value, str) else finite(value))
         text = json.dumps(line)
         if len(text) > LONGEST_JSON:  # of a long traceback the end says most
             line = {name: line[name] for name in ("time", "severity", "level", "message", "exception") if name in line}

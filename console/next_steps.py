@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -49,9 +50,10 @@ def of_one(told: Told) -> list[tuple[str, list[str]]]:
 
 
 def of_all(found: Sequence[Told]) -> list[tuple[str, list[str]]]:
-    """The same for a list of runs: of each kind the first one."""
+    """The same for a list of runs: of each kind the one that was heard of last."""
     if not found:
         return []
+    found = sorted(found, key=_silence)
     steps = [("to see one and its attempts", ["status", "--run", str(found[0]["run"])])]
     running = [told for told in found if told["state"] == "running"]
     stopped = [words for told in found if told["state"] == "stopped" and (words := going_on(told))]
@@ -60,6 +62,11 @@ def of_all(found: Sequence[Told]) -> list[tuple[str, list[str]]]:
     if stopped:
         steps.append(("to go on with one", stopped[0]))
     return steps
+
+
+def _silence(told: Told) -> tuple[bool, float]:
+    seen = told["last_seen_s"]
+    return told["state"] != "running", seen if isinstance(seen, int | float) else math.inf
 
 
 def going_on(told: Told) -> list[str]:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from trainer.attempt import Progress
+    from trainer.progress import Progress
 
 log = logging.getLogger("baton")
 

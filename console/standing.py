@@ -3,21 +3,19 @@
 A run is running, stopped or finished. An attempt, one container's part in it, is more: `dead` if it gave no sign of
 life for 90 s and nobody heard of its end, `superseded` if a newer one took the run from it while it lived.
 
-Ages are by the store's clock and the reader's: the writer's own, which may be minutes off, is taken out.
+Ages are by the store's clock: that of whoever trains and that of whoever looks may be minutes off.
 """
 
 from __future__ import annotations
 
-import io
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TypeVar
 
+from console.endings import how
 from storage.errors import NotFound
-from trainer import strict
-from trainer.history import MAX_RECORD_BYTES, SILENT_S, Bad, History
+from trainer.curve import is_number
+from trainer.history import SILENT_S, Bad, History, Sign
 from trainer.manifest import Manifest, checkpoint_name
 from trainer.settings import Json
 
@@ -34,32 +32,10 @@ def at_once(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
         return list(readers.map(work, items))
 
 
-@dataclass(frozen=True, slots=True)
-class Sign:
-    """A record, and when the store took it."""
-
-    record: Record
-    modified: float  # seconds since 1970 by the store's clock
-
-    @property
-    def seen_s(self) -> float:
-        return round(max(0.0, time.time() - self.modified), 1)
-
-    def age_s(self, at: Json) -> float | None:
-        """Seconds since a time that the record's writer told, whose clock may be wrong."""
-        written, at = number(self.record.get("time")), number(at)
-        return None if at is None else round(max(0.0, self.seen_s + max(0.0, (written or at) - at)), 1)
-
-
-def read(history: History, *names: str) -> Sign | None:
-    """A small JSON object, or None where it isn't there or is none."""
-    sink = io.BytesIO()
-    try:
-        info = history.store.get(history.key(*names), sink, byte_range=(0, MAX_RECORD_BYTES))
-        record = strict.loads(sink.getvalue())
-    except (NotFound, ValueError):
-        return None
-    return Sign(record, info.modified) if isinstance(record, dict) else None
+def age_s(sign: Sign, at: Json) -> float | None:
+    """Seconds since a time that the record's writer told, whose clock may be wrong."""
+    written, at = number(sign.record.get("time")), number(at)
+    return None if at is None else round(max(0.0, sign.age_s + max(0.0, (written or at) - at)), 1)
 
 
 # -- at a glance ----------------------------------------------------------------------------------------------
@@ -71,11 +47,11 @@ def glance(history: History) -> dict[str, Json] | None:
     All records are read where it can't: the last word was "running", and that is long ago. Most likely it is dead, but
     it may have ended, or lost the run, without another word there; and a save may have come after it.
     """
-    sign = read(history, "status.json")
+    sign = history.read_sign("status.json")
     state = sign.record.get("state") if sign is not None else None
     if sign is None or not count(sign.record.get("attempt")) or state not in ("running", "stopped", "finished"):
         return whole(history)
-    if state == "running" and sign.seen_s >= SILENT_S:
+    if state == "running" and sign.age_s >= SILENT_S:
         return whole(history)
     return _told(history, sign, str(state), str(state))
 
@@ -102,16 +78,17 @@ def _told(history: History, sign: Sign, state: str, attempt_state: str) -> dict[
         "cloud": text(record.get("cloud")),
         "instance_type": text(record.get("instance_type")),
         "device": text(record.get("device")),
-        "last_seen_s": sign.seen_s,
+        "machines": count(record.get("machines")) or 1,
+        "last_seen_s": round(sign.age_s, 1),
         "checkpoint": text(last.get("name")),
         "checkpoint_step": count(last.get("step")) if last else None,
-        "checkpoint_age_s": sign.age_s(last.get("time")),
+        "checkpoint_age_s": age_s(sign, last.get("time")),
         "checkpoint_health": None,  # nobody looked
         "checkpoint_every_s": number(record.get("checkpoint_every_s")),
         "save_error": text(record.get("save_error")),
         "samples_per_s": number(record.get("samples_per_s")) if state == "running" else None,
         "unit": text(record.get("unit")),
-        "seconds_left": max(0.0, left - sign.seen_s) if state == "running" and left is not None else None,
+        "seconds_left": max(0.0, left - sign.age_s) if state == "running" and left is not None else None,
         "weights_sha256": text(last.get("weights_sha256")),
         "state_sha256": text(last.get("state_sha256")),
         "order_sha256": text(last.get("order_sha256")),
@@ -130,7 +107,7 @@ def whole(history: History) -> dict[str, Json] | None:
     if not numbers and not names:
         return None
     attempt = numbers[-1] if numbers else 0
-    sign = read(history, "status.json")
+    sign = history.read_sign("status.json")
     if sign is not None and sign.record.get("attempt") != attempt:
         sign = None
     newest = checkpoint_name(*names[0]) if names else None
@@ -139,29 +116,32 @@ def whole(history: History) -> dict[str, Json] | None:
     finished = result is not None and newest is not None and result.get("checkpoint") == newest
 
     def both(number: int) -> tuple[Sign, Record | None]:
-        claim = read(history, "attempts", f"{number:06d}.json")
+        claim = history.read_sign("attempts", f"{number:06d}.json")
         return claim or Sign({}, 0.0), history.read_record("attempts", f"{number:06d}.end.json")
 
     records = dict(zip(numbers, at_once(both, numbers), strict=True))
     claim, end = records.get(attempt, (Sign({}, 0.0), None))
     last = sign or claim
-    seen = last.seen_s if last.record else None
+    seen = last.age_s if last.record else None
     alive = end is None and seen is not None and seen < SILENT_S
     state = "finished" if finished else "running" if alive else "stopped"
-    told = _told(
-        history, sign or Sign({**claim.record, **_dict(claim.record.get("machine"))}, last.modified), state, ""
-    )
+    told = _told(history, sign or Sign({**claim.record, **_dict(claim.record.get("machine"))}, last.age_s), state, "")
     if end is not None:
         told |= {"exit": end.get("exit"), "outcome": text(end.get("outcome"))}
     if finished:
         told["metrics"] = _metrics(_dict(result).get("metrics"))
     if manifest is not None:
-        told |= _of_manifest(manifest, told, sign or claim)
-    attempts = [_attempt(n, *records[n], manifest, sign, alive, n == attempt) for n in numbers]
+        told |= _of_manifest(manifest, told)
+        if manifest.attempt == attempt:
+            told["checkpoint_age_s"] = age_s(sign or claim, manifest.time)
+        elif (object_ := history.read_sign("checkpoints", f"{newest}.json")) is not None:
+            told["checkpoint_age_s"] = round(object_.age_s, 1)  # another machine's clock can't be held to this one's
+    signs = _last_signs(records, manifest, sign)
+    attempts = [_attempt(n, *records[n], signs[n], alive=alive and n == attempt) for n in numbers]
     told |= {
         "attempt": attempt,
         "attempt_state": attempts[-1]["state"] if attempts else None,
-        "last_seen_s": seen,
+        "last_seen_s": None if seen is None else round(seen, 1),
         "checkpoint": newest,
         "checkpoint_health": health,
         "attempts": list(attempts),
@@ -169,7 +149,7 @@ def whole(history: History) -> dict[str, Json] | None:
     return told
 
 
-def _of_manifest(manifest: Manifest, told: Record, sign: Sign) -> dict[str, Json]:
+def _of_manifest(manifest: Manifest, told: Record) -> dict[str, Json]:
     step = max(count(told["step"]), manifest.step)
     return {
         "job": told["job"] or manifest.job,
@@ -179,7 +159,6 @@ def _of_manifest(manifest: Manifest, told: Record, sign: Sign) -> dict[str, Json
         "epochs": -(-manifest.steps // manifest.steps_per_epoch),
         "metrics": told["metrics"] or _metrics(manifest.metrics),
         "checkpoint_step": manifest.step,
-        "checkpoint_age_s": sign.age_s(manifest.time),
         "weights_sha256": manifest.weights_sha256,
         "state_sha256": manifest.state_sha256,
         "order_sha256": manifest.order_sha256,
@@ -208,66 +187,54 @@ def _examine(history: History, name: str) -> tuple[Manifest | None, str]:
     return manifest, "ok"
 
 
-def _attempt(
-    n: int, claim: Sign, end: Record | None, manifest: Manifest | None, sign: Sign | None, alive: bool, newest: bool
-) -> dict[str, Json]:
-    """One container's part. `alive`: whether the newest attempt is."""
-    ledger = next((entry for entry in manifest.ledger if entry.get("attempt") == n), {}) if manifest else {}
-    now: Record = sign.record if sign is not None and newest else {}
+def _how(state: str, end: Record | None) -> str | None:
+    if end is None:
+        return "no word of its end: killed, or its machine went" if state == "dead" else None
+    step = _step(end, "step")
+    return how(
+        end.get("outcome"), end.get("notices"), None if step is None else step - (_step(end, "durable_step") or 0)
+    )
+
+
+def _last_signs(
+    records: Mapping[int, tuple[Sign, Record | None]], manifest: Manifest | None, sign: Sign | None
+) -> dict[int, list[Record]]:
+    """What is known of each attempt's seconds and steps, from whatever moment; as trainer/ledger.py has it."""
+    told = [_dict(claim.record.get("before")) for claim, _ in records.values()]
+    told += [*(manifest.ledger if manifest else ()), *([sign.record] if sign else ())]
+    found = {
+        n: [_dict(r.get("tally")) for r in (claim.record, end or {}, *(t for t in told if t.get("attempt") == n))]
+        for n, (claim, end) in records.items()
+    }
+    return {n: [tally for tally in tallies if number(tally.get("seconds")) is not None] for n, tallies in found.items()}
+
+
+def _attempt(n: int, claim: Sign, end: Record | None, tallies: Sequence[Record], *, alive: bool) -> dict[str, Json]:
+    """One container's part. `tallies`: all there is."""
     machine = _dict(claim.record.get("machine"))
     if end is not None:
         outcome = text(end.get("outcome"))
         state = outcome if outcome in ("finished", "superseded") else "stopped"
     else:
-        state = "running" if newest and alive else "dead"
-    began = number(claim.record.get("time"))
-    until = number(end.get("time")) if end is not None else number(now.get("time"))
-    seconds = until - began if began is not None and until is not None else number(ledger.get("seconds"))
-    first, last = (
-        next((s for s in steps if s is not None), None)
-        for steps in (
-            [_step(end, "first_step"), _step(now, "first_step"), _step(ledger, "first_step")],
-            [_step(end, "step"), _step(now, "step"), _step(ledger, "last_step")],
-        )
-    )
+        state = "running" if alive else "dead"
+    seconds = max((number(tally.get("seconds")) or 0.0 for tally in tallies), default=None)
+    if end is not None and (at_end := number(_dict(end.get("tally")).get("seconds"))) is not None:
+        seconds = at_end  # a sign of life that came after it tells of nothing more
+    ahead = next((a for tally in tallies if is_number(a := tally.get("clock_ahead_s"))), 0.0)
+    claimed, before = number(claim.record.get("time")), number(_dict(claim.record.get("tally")).get("seconds"))
+    trained = [tally for tally in tallies if tally.get("startup_s") is not None]
     return {
         "attempt": n,
         "state": state,
         "how": _how(state, end),
         "exit": end.get("exit") if end is not None else None,
-        "started": began,
-        "seconds": round(max(0.0, seconds), 1) if seconds is not None else None,
-        "first_step": first,
-        "last_step": last,
+        "started": claimed - (before or 0.0) - ahead if claimed is not None else None,
+        "seconds": None if seconds is None else round(seconds, 1),
+        "first_step": max((_step(tally, "first_step") or 0 for tally in trained), default=None),
+        "last_step": max((_step(tally, "step") or 0 for tally in trained), default=None),
         "durable_step": _step(end, "durable_step"),
         **{name: text(machine.get(name)) for name in ("host", "cloud", "instance_type", "device")},
     }
-
-
-_SOURCES = {"halt": "halted by its operator", "preempt.txt": "rehearsed eviction", "SIGINT": "Ctrl-C"}
-_CLOUDS = {"aws": "AWS", "gcp": "Google", "azure": "Azure"}
-
-
-def _how(state: str, end: Record | None) -> str | None:
-    """How an attempt ended, in a few words."""
-    if end is None:
-        return "no word of its end: killed, or its machine went" if state == "dead" else None
-    outcome = text(end.get("outcome")) or "?"
-    step, durable = _step(end, "step"), _step(end, "durable_step")
-    if outcome == "not durable" and step is not None:
-        return f"the last {step - (durable or 0)} steps were not saved"
-    if outcome == "superseded":
-        return "a newer attempt took over"
-    if outcome != "stopped":
-        return {"defect": "a defect: see its log", "not set up": "settings or machine: see its log"}.get(
-            outcome, outcome
-        )
-    notices = end.get("notices")
-    sources = [text(n.get("source")) for n in notices if isinstance(n, dict)] if isinstance(notices, list) else []
-    source = "halt" if "halt" in sources else next((s for s in sources if s), None)
-    if source is None:
-        return "stopped"
-    return f"evicted by {_CLOUDS[source]}" if source in _CLOUDS else _SOURCES.get(source, source)
 
 
 # -- what others wrote: anything may be of another type --------------------------------------------------------

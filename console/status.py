@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from console import next_steps
+from console import next_steps, sheets
+from console.endings import CLOUDS
 from console.logs import one_line
 from console.progress import duration, roughly
-from console.standing import at_once, glance, number, whole
+from console.sheets import Part, Sheet, Words, sheet
+from console.standing import at_once, count, glance, number, whole
 from storage import Store
 from trainer.exits import ExitCode, UserError
 from trainer.history import History, runs
 from trainer.settings import Json
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
-
 Told = dict[str, Json]
 WATCH_S = 5.0  # between two looks
-LONGEST_WORD = 16  # characters that are not broken
-_CLOUDS = {"aws": "AWS", "gcp": "Google", "azure": "Azure"}
 
 
 def show(store: Store, run: str | None, *, as_json: bool, follow: bool = False) -> int:
@@ -49,7 +43,7 @@ def show(store: Store, run: str | None, *, as_json: bool, follow: bool = False) 
         print(f"no runs in {store.url}; --store or BATON_STORE names another store")
         print("\n".join(next_steps.told([("to start one", ["cifar10"])], store.url)))
     else:
-        print_whole(_page(found, run, store.url))
+        sheets.show(_page(found, run, store.url))
         steps = next_steps.of_one(found[0]) if run else next_steps.of_all(found)
         print("\n" + "\n".join(next_steps.told(steps, store.url)))
     return ExitCode.DONE
@@ -67,42 +61,26 @@ def _look(store: Store, run: str | None) -> list[Told]:
 # -- for people -----------------------------------------------------------------------------------------------
 
 
-def print_whole(page: RenderableType) -> None:
-    """On a terminal as it fits; elsewhere each row as one line, however long, with nothing after its end."""
-    from rich.console import Console
-
-    if sys.stdout.isatty():
-        Console(highlight=False).print(page)
-        return
-    console = Console(width=10_000, highlight=False, color_system=None)
-    with console.capture() as captured:
-        console.print(page)
-    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
-
-
-def _page(found: Sequence[Told], run: str | None, store: str) -> RenderableType:
-    from rich.console import Group
-    from rich.text import Text
-
+def _page(found: Sequence[Told], run: str | None, store: str) -> list[Part]:
     if not found:
-        return Text(f"no runs in {store}")
-    parts: list[RenderableType] = [_table_of_runs(found)]
+        return [Words(f"no runs in {store}")]
+    parts: list[Part] = [_table_of_runs(found)]
     if run:
-        parts += [Text(), _table_of_attempts(found[0])]
+        parts += [Words(""), _table_of_attempts(found[0])]
     for told in found:
         if told["save_error"] and told["state"] == "running":
-            parts.append(Text(one_line(f"{told['run']}: the last save failed: {told['save_error']}"), style="bold red"))
+            parts.append(Words(one_line(f"{told['run']}: the last save failed: {told['save_error']}"), "bold red"))
         health = told["checkpoint_health"]
         if health not in (None, "ok"):
             words = f"{told['run']}: checkpoint {told['checkpoint']} is BAD: {health}; a start takes the one before it"
-            parts.append(Text(one_line(words), style="bold red"))
-    return Group(*parts)
+            parts.append(Words(one_line(words), "bold red"))
+    return parts
 
 
 _LOOKS = {"running": "green", "finished": "bold", "dead": "bold red", "superseded": "dim"}
 
 
-def _table_of_runs(found: Sequence[Told]) -> Table:
+def _table_of_runs(found: Sequence[Told]) -> Sheet:
     rows = []
     for told in found:
         left = number(told["seconds_left"])
@@ -117,10 +95,10 @@ def _table_of_runs(found: Sequence[Told]) -> Table:
             "-" if left is None else duration(left),
         )
         rows.append((cells, _LOOKS.get(str(told["attempt_state"]), "")))
-    return _table(("run", "state", "step", "durable", "machine", "attempt", "metrics", "left"), rows)
+    return sheet(("run", "state", "step", "durable", "machine", "attempt", "metrics", "left"), rows)
 
 
-def _table_of_attempts(told: Told) -> Table:
+def _table_of_attempts(told: Told) -> Sheet:
     rows = []
     attempts = told["attempts"]
     for one in attempts if isinstance(attempts, list) else []:
@@ -138,24 +116,7 @@ def _table_of_attempts(told: Told) -> Table:
         )
         rows.append((cells, _LOOKS.get(str(one["state"]), "")))
     titles = ("attempt", "state", "exit", "steps", "seconds", "started", "machine", "how it ended")
-    return _table(titles, rows)
-
-
-def _table(titles: Sequence[str], rows: Sequence[tuple[Sequence[str], str]]) -> Table:
-    """Rows, each with the look of its second cell. A narrow terminal breaks lines between words, not within."""
-    from rich.table import Table
-    from rich.text import Text
-
-    # records are others' words: no markup, no line breaks, no end of the page
-    clean = [([one_line(f"{cell:.200}") for cell in cells], look) for cells, look in rows]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for i, title in enumerate(titles):
-        words = [word for cells, _ in clean for word in cells[i].split()]
-        longest = max(len(word) for word in (title, *words))
-        table.add_column(title, overflow="fold", min_width=min(longest, LONGEST_WORD))
-    for cells, look in clean:
-        table.add_row(*[Text(cell, style=look if i == 1 else "") for i, cell in enumerate(cells)])
-    return table
+    return sheet(titles, rows)
 
 
 def _state(told: Told) -> str:
@@ -170,9 +131,11 @@ def _state(told: Told) -> str:
 
 
 def _machine(told: Told) -> str:
-    cloud = _CLOUDS.get(str(told["cloud"]), told["cloud"])
+    cloud = CLOUDS.get(str(told["cloud"]), told["cloud"])
     words = [f"{word}" for word in (cloud, told["instance_type"]) if word]
-    return ", ".join([" ".join(words)] * bool(words) + [f"{told['host']}"] * bool(told["host"])) or "-"
+    more = count(told.get("machines")) - 1
+    hosts = [f"{told['host']}" + (f" and {more} more" if more > 0 else "")] * bool(told["host"])
+    return ", ".join([" ".join(words)] * bool(words) + hosts) or "-"
 
 
 def _metrics(metrics: Json) -> str:

@@ -109,7 +109,7 @@ class Following:
             try:
                 records = read(self._history)
                 if records is not None:
-                    curves.tell(account(records, time.time()))
+                    curves.tell(account(records))
             except (StoreError, Stopped) as e:
                 log.warning("--tensorboard: what was trained before can't be read, and is left out: %s", e)
             while (item := self._lines.get()) is not None:

@@ -8,48 +8,50 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from console.sheets import Part, Words, drawn, plain
 from storage.errors import StoreError
 from trainer.exits import ExitCode
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 T = TypeVar("T")
 
 
-def watch(look: Callable[[], T], page: Callable[[T], RenderableType], every_s: float) -> int:
+def watch(look: Callable[[], T], page: Callable[[T], list[Part]], every_s: float) -> int:
     """Show it every so many seconds; a store that is away for a while is said to be, and asked again.
 
     On a terminal in place, elsewhere one below the other. Raises `KeyboardInterrupt` at Ctrl-C.
     """
-    from rich.console import Console, Group
-    from rich.live import Live
-    from rich.text import Text
-
-    from console.status import print_whole
-
-    terminal = sys.stdout.isatty()
-    shown: RenderableType = Text()
-    live = Live(console=Console(highlight=False), auto_refresh=False)
-    with _keys() as key_within, live if terminal else nullcontext():
+    shown: list[Part] = []
+    with _keys() as key_within, _screen() as draw:
         while True:
-            clock = time.strftime("%H:%M:%S")
+            clock, new = time.strftime("%H:%M:%S"), True
             try:
                 shown = page(look())
-                words = Text(f"{clock}, again every {every_s:.0f} s; q or Ctrl-C ends", style="dim")
+                words = Words(f"{clock}, again every {every_s:.0f} s; q or Ctrl-C ends", "dim")
             except StoreError as e:
-                words = Text(f"{clock}, not looked at: {e}", style="bold red")
-            if terminal:
-                live.update(Group(shown, Text(), words), refresh=True)
+                words, new = Words(f"{clock}, not looked at: {e}", "bold red"), False
+            if draw is not None:
+                draw([*shown, Words(""), words])
             else:
-                print_whole(Group(Text(clock), shown) if words.style == "dim" else words)
-                sys.stdout.flush()
+                print("\n".join(plain([Words(clock), *shown] if new else [words])), flush=True)
             if key_within(every_s) == "q":
                 return ExitCode.DONE
+
+
+@contextmanager
+def _screen() -> Iterator[Callable[[list[Part]], None] | None]:
+    """Gives what draws a page in the place of the one before; None where there is no terminal."""
+    if not sys.stdout.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(highlight=False), auto_refresh=False) as live:
+        yield lambda page: live.update(drawn(page), refresh=True)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 import requests
@@ -26,6 +27,7 @@ from azure.storage.blob import BlobBlock, BlobClient, BlobPrefix, BlobProperties
 
 from storage.azure_errors import code_of, meaning, not_azures
 from storage.azure_login import log_in
+from storage.dates import moment_of
 from storage.errors import AlreadyExists, Damaged, InvalidKey, InvalidURL, NotFound, Unavailable
 from storage.pace_requests import PacedAdapter
 from storage.protocol import ObjectInfo, Source, check_key, check_prefix
@@ -158,8 +160,8 @@ class AzureStore:
             if info.size > start:
                 raise Unavailable(f"{key}: was replaced while being read")
             return info
-        data, properties = first
-        info = self._info(key, properties)
+        data, properties, answered = first
+        info = replace(self._info(key, properties), answered=answered)
         stop = min(info.size, info.size if stop is None else stop)
         wanted = (properties.metadata or {}).get(CRC32) if stop - start == info.size else None
         if start == 0 and wanted is None:
@@ -201,16 +203,25 @@ class AzureStore:
 
     def _range(
         self, key: str, start: int, stop: int | None, etag: str | None, *, md5: bool
-    ) -> tuple[bytes, BlobProperties] | None:
-        """One request's bytes from `start` on, checked against their MD5 or not; None where the object ends before."""
+    ) -> tuple[bytes, BlobProperties, float | None] | None:
+        """One request's bytes from `start` on, checked against their MD5 or not, and when they were given.
+
+        None where the object ends before.
+        """
         most = MD5_RANGE_BYTES if md5 else RANGE_BYTES
         length = most if stop is None else min(most, stop - start)
         same: dict[str, Any] = {"etag": etag, "match_condition": MatchConditions.IfNotModified} if etag else {}
-        blob = self._blob(key)
+        blob, answered = self._blob(key), list[str | None]()
+
+        def heard(response: Any) -> None:
+            # while errors are the request's own: later, the SDK would wait and ask again by itself
+            response.http_response.body()
+            answered.append(response.http_response.headers.get("Date"))
+
         with self._translated(key, "blobs/read", "r"):
             try:
-                stream = blob.download_blob(start, length, validate_content=md5, raw_response_hook=_read_whole, **same)
-                return stream.readall(), stream.properties
+                stream = blob.download_blob(start, length, validate_content=md5, raw_response_hook=heard, **same)
+                return stream.readall(), stream.properties, moment_of(answered[-1] if answered else None)
             except HttpResponseError as e:
                 if e.status_code == 416:
                     return None
@@ -306,8 +317,3 @@ class _Transport(RequestsTransport):  # type: ignore[misc]  # the SDK hands it o
 def _is_folder(properties: BlobProperties) -> bool:
     """Accounts with a hierarchical namespace show folders as blobs that say so."""
     return bool(properties.metadata) and properties.metadata.get("hdi_isfolder") == "true"
-
-
-def _read_whole(response: Any) -> None:
-    """Read an answer's body while errors are the request's own: later, the SDK would wait and ask again by itself."""
-    response.http_response.body()

@@ -33,7 +33,6 @@ import requests
 from azure.core.credentials import AccessToken, AccessTokenInfo, AzureNamedKeyCredential, AzureSasCredential
 from azure.core.exceptions import AzureError, HttpResponseError, ServiceRequestError, ServiceResponseError
 from azure.core.pipeline.transport import RequestsTransport
-from azure.identity import DefaultAzureCredential, ManagedIdentityCredential, WorkloadIdentityCredential
 
 from storage.errors import NotSetUp, StoreError, Unavailable
 from storage.pace_requests import PacedAdapter
@@ -43,6 +42,7 @@ AZURES_TAG = "7783-7084-3265-9085-8269-3286-77"  # of every virtual machine on A
 MOST_SKEW_S = 15 * 60.0  # Azure takes no request signed longer ago
 # A token is fetched in the midst of a request to the store, which the caller may be waiting on with a deadline.
 TOKEN_S = 10.0
+DEFAULT = "DefaultAzureCredential"
 _BRIEF: dict[str, Any] = {"retry_total": 1, "connection_timeout": 5, "read_timeout": TOKEN_S}
 
 log = logging.getLogger("baton.storage")
@@ -143,6 +143,9 @@ def _end(sas: str) -> datetime | None:
 
 def _identity(asset_tag: Path = ASSET_TAG) -> tuple[Any, str]:
     """The cloud's own chain, as far as it can't hang: a metadata service is asked on Azure alone."""
+    # late: whoever has a secret needs none of it, and its import takes a fifth of a second
+    from azure.identity import DefaultAzureCredential, ManagedIdentityCredential, WorkloadIdentityCredential
+
     client = os.environ.get("AZURE_CLIENT_ID", "")
     if os.environ.get("AZURE_FEDERATED_TOKEN_FILE"):
         missing = [name for name in ("AZURE_CLIENT_ID", "AZURE_TENANT_ID") if not os.environ.get(name)]
@@ -153,7 +156,7 @@ def _identity(asset_tag: Path = ASSET_TAG) -> tuple[Any, str]:
         # at a link-local or loopback address: a proxy, set for the internet, has no business there
         credential = ManagedIdentityCredential(client_id=client or None, transport=_transport(direct=True), **_BRIEF)
         return credential, f"managed identity {client or 'of this machine'}"
-    return DefaultAzureCredential(exclude_managed_identity_credential=True, **_BRIEF), "DefaultAzureCredential"
+    return DefaultAzureCredential(exclude_managed_identity_credential=True, **_BRIEF), DEFAULT
 
 
 def _transport(*, direct: bool = False) -> RequestsTransport:
@@ -201,7 +204,7 @@ class _Token:
                 return Unavailable(f"{self._name}: no token: {first_line(cause)}")
             if (status and status >= 500) or isinstance(cause, json.JSONDecodeError):  # an error's page
                 return Unavailable(f"{self._name}: no token: its service answered with an error")
-        if isinstance(self._credential, DefaultAzureCredential):
+        if self._name == DEFAULT:
             return NotSetUp(
                 "no credentials for Azure: run az login, or set AZURE_TENANT_ID, AZURE_CLIENT_ID and "
                 "AZURE_FEDERATED_TOKEN_FILE or AZURE_CLIENT_CERTIFICATE_PATH, or mount a secret and say where with "

@@ -43,6 +43,7 @@ import google_crc32c
 from google.api_core.client_info import ClientInfo
 from google.cloud.storage import Client  # type: ignore[import-untyped]
 
+from storage.dates import moment_of
 from storage.errors import AlreadyExists, Damaged, InvalidKey, InvalidURL, NotFound, StoreError, Unavailable
 from storage.gcs_errors import SDK_ERRORS, meaning
 from storage.gcs_login import find_credentials
@@ -249,7 +250,8 @@ class GoogleStore:
             modified = parsedate_to_datetime(told["Last-Modified"]).timestamp()
             hashes = dict(item.strip().split("=", 1) for item in told["x-goog-hash"].split(","))
             crc = int.from_bytes(base64.b64decode(hashes["crc32c"]), "big")
-            return Found(answer, ObjectInfo(key, size, modified), min(stop, size), told["x-goog-generation"], crc)
+            info = ObjectInfo(key, size, modified, moment_of(told.get("Date")))
+            return Found(answer, info, min(stop, size), told["x-goog-generation"], crc)
         except (KeyError, ValueError) as e:
             raise Unavailable(f"{self.url}: {key}: {_STRANGER}") from e
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import requests
 import urllib3
 from google.api_core.exceptions import from_http_response
@@ -26,6 +25,7 @@ LANES = 8  # parts or ranges at once, of one put or get
 CONNECTIONS = 4 * LANES  # kept open
 PIECE_BYTES = 1 << 17  # handed to or taken from a socket at once
 CONNECT_S = 5.0
+SMALL_BYTES = 16 << 10
 
 
 class Session(AuthorizedSession):
@@ -137,5 +137,9 @@ def parts_of(views: Iterable[memoryview]) -> Iterator[list[memoryview]]:
 
 
 def readable(view: memoryview) -> bytes:
-    """The view as google_crc32c takes it, which refuses a memoryview; not copied."""
+    """The view as google_crc32c takes it, which refuses a memoryview; only a small one is copied."""
+    if view.nbytes <= SMALL_BYTES:
+        return bytes(view)
+    import numpy as np  # late: `status` reads small objects alone, and its import takes longer than all of them
+
     return cast(bytes, np.frombuffer(view, np.uint8))

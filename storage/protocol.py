@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
 
 from storage.errors import InvalidKey
@@ -29,6 +30,13 @@ class ObjectInfo:
     key: str
     size: int  # bytes
     modified: float  # seconds since 1970 by the store's clock
+    # when the store told this, by the same clock; `get` says it, where the store does. No part of what the object is
+    answered: float | None = field(default=None, compare=False)
+
+    @property
+    def age_s(self) -> float:
+        """For how long the store had it, by the store's clock; by this machine's, where the store didn't say."""
+        return max(0.0, (time.time() if self.answered is None else self.answered) - self.modified)
 
     @property
     def is_prefix(self) -> bool:

@@ -20,12 +20,12 @@ from contextlib import closing, contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO
 
-from boto3.s3.transfer import TransferConfig  # type: ignore[import-untyped]
 from botocore import exceptions as sdk  # type: ignore[import-untyped]
 from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
-from s3transfer.manager import TransferManager  # type: ignore[import-untyped]
+from s3transfer.manager import TransferConfig, TransferManager  # type: ignore[import-untyped]
 from urllib3.exceptions import HTTPError
 
+from storage.dates import moment_of
 from storage.errors import Damaged, InvalidKey, InvalidURL, Unavailable
 from storage.protocol import MAX_KEY_BYTES, ObjectInfo, Source, check_key, check_prefix
 from storage.reader import Reader
@@ -99,7 +99,8 @@ class S3Store:
         # "-" is in the checksum of an object that another program put in parts: one of the parts' checksums
         if byte_range is None and "-" not in told and told != _base64(crc):
             raise Damaged(f"{self.url}: {key} came with CRC32 {_base64(crc)}, and S3 has it with {told}")
-        return ObjectInfo(key, size, first["LastModified"].timestamp())
+        answered = moment_of(first["ResponseMetadata"]["HTTPHeaders"].get("date"))
+        return ObjectInfo(key, size, first["LastModified"].timestamp(), answered)
 
     def stat(self, key: str) -> ObjectInfo:
         name = self._prefix + check_key(key)
@@ -248,10 +249,13 @@ class S3Store:
         with self._lock:
             if self._client is None:
                 self._client = connect(self.url, self._patience, 2 * PARALLEL + 4)
-                config = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=UPLOADS)
-                config.max_in_memory_upload_chunks = UPLOADS
-                # one for all puts, which share its threads and its memory; the other kind of manager that boto3 could
-                # choose is native, with memory and retries of its own
+                config = TransferConfig(
+                    multipart_threshold=PART,
+                    multipart_chunksize=PART,
+                    max_request_concurrency=UPLOADS,
+                    max_in_memory_upload_chunks=UPLOADS,
+                )
+                # one for all puts, which share its threads and its memory
                 self._uploads = TransferManager(self._client, config)
             return self._client
 

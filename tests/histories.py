@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from storage import open_store
 from storage.protocol import ObjectInfo
-from trainer import attempt, commit, ending, result, run, saver, tally
+from trainer import attempt, commit, ending, progress, result, run, saver, signs, tally
 from trainer.history import History
 from trainer.job import Batch, Task
 from trainer.loop import Plan
@@ -32,8 +32,9 @@ from trainer.startup import put_off_compiler
 from watchers import Mailbox, Notice, Stopped
 
 put_off_compiler()
-SIGN_S = attempt.SIGN_S
+SIGN_S = signs.SIGN_S
 EPOCH = 1.7e9  # when all of it begins, in seconds since 1970
+LATER_S = 10**6  # after that, somebody looks
 
 
 class Killed(BaseException):
@@ -155,6 +156,7 @@ class TrueTimeStore:
         self._store: Any = open_store(f"file://{folder}")
         self._world = world
         self._times: dict[str, float] = {}
+        self.is_over = False  # all of it was long ago
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
@@ -166,6 +168,10 @@ class TrueTimeStore:
 
     def stat(self, key: str) -> ObjectInfo:
         return replace(self._store.stat(key), modified=self._times[key])
+
+    def get(self, key: str, *args: Any, **options: Any) -> ObjectInfo:
+        now = EPOCH + (LATER_S if self.is_over else self._world.acting.now)
+        return replace(self._store.get(key, *args, **options), modified=self._times[key], answered=now)
 
 
 class Clerk(Task):
@@ -229,11 +235,11 @@ def made_up_time(world: World) -> Iterator[None]:
     )
     threads = types.SimpleNamespace(Thread=_Inline, Event=_Once, Lock=threading.Lock)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (attempt, commit, ending, result, run, saver):
+        for module in (attempt, commit, ending, result, run, saver, signs):
             patch.setattr(module, "time", clock)
-        for module in (attempt, saver, tally):
+        for module in (attempt, progress, saver, signs, tally):
             patch.setattr(module, "CLOCK", world.monotonic)
-        for module in (attempt, saver):
+        for module in (attempt, saver, signs):
             patch.setattr(module, "threading", threads)
         patch.setattr(tally, "since_process_began", lambda: world.acting.now - world.acting.begins)
         yield
@@ -298,7 +304,7 @@ def live(folder: Path, copies: list[Copy], steps: int, every: str) -> History:
         copy = world.acting
         made = begin(request, ready, prefetched, together)
         copy.number, copy.step = made.facts.attempt, made.position.step  # type: ignore[attr-defined]
-        copy.sign, copy.signed = made._sign, copy.now
+        copy.sign, copy.signed = made.signs.leave, copy.now
         return made
 
     with made_up_time(world), pytest.MonkeyPatch.context() as patch:
@@ -306,6 +312,7 @@ def live(folder: Path, copies: list[Copy], steps: int, every: str) -> History:
         patch.setattr(run, "_prepare", prepare)
         patch.setattr(run, "_begin", begin_and_note)
         world.live(work)
+    store.is_over = True
     return history
 
 

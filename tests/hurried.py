@@ -21,10 +21,11 @@ def main(sign_s: float, young_s: float, every_s: float, slow_part_s: float, argu
     import console.clean
     import entrypoint
     import trainer.attempt
+    import trainer.signs
     from trainer.history import History
     from trainer.retention import Retention
 
-    trainer.attempt.SIGN_S = sign_s
+    trainer.signs.SIGN_S = sign_s
     ages = {"young_s": young_s, "settled_s": young_s / 4}
     trainer.attempt.Retention = functools.partial(Retention, **ages, every_s=every_s)  # type: ignore[misc]
     console.clean.Retention = functools.partial(Retention, **ages)  # type: ignore[misc]

@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -20,15 +20,17 @@ from trainer.checkpoint import HostBuffers, Position, take
 from trainer.commit import Committed, RunFacts, Save
 from trainer.early import Early
 from trainer.ending import record_end, told
-from trainer.history import SIGN_S, History, Superseded
+from trainer.history import History, Superseded
 from trainer.job import Task
 from trainer.loop import Plan, seen_this_epoch
 from trainer.manifest import Manifest
+from trainer.progress import Pace, Progress
 from trainer.result import write_result
 from trainer.retention import Retention
 from trainer.saver import CLOCK, Durable, Saver, durable
 from trainer.scores import Metric
 from trainer.settings import Json
+from trainer.signs import Signs
 from trainer.tally import Tally
 from watchers import Mailbox, Notice
 
@@ -37,25 +39,7 @@ log = logging.getLogger("baton")
 TRY_S = 30.0  # how long one save meets faults by trying again; the next one has a newer state to save
 LAST_TRY_S = 60.0  # the same for the last save, where no deadline is known
 SPARE_S = 1.0  # kept before a deadline, for the end of the process
-NEWS_S = 1.0  # between two signs of life, however often saves become durable
 RECORD_S = 0.3  # for the end's record where even that is over, and of it for what comes after
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
-    """How far the run is; for people."""
-
-    step: int
-    steps: int
-    epoch: int  # counted from 1
-    epochs: int
-    loss: float | None  # mean of the running epoch so far
-    samples_per_s: float | None
-    seconds_left: float | None
-    durable: Durable | None
-    save_error: str | None
-    evaluating: bool
-    unit: str  # what a sample is
 
 
 class Answer(NamedTuple):
@@ -93,14 +77,13 @@ class Attempt:
         """
         store = bare(history.store)
         self.history = history.through(Retrying(store, self._retry_s, mailbox.pause))
-        self._signs = history.through(store)  # each is followed by the next soon
         self.facts = facts
         self.position = position
         self.metrics: dict[str, Json] = dict(resumed_from.metrics) if resumed_from else {}
-        self._plan = plan
-        self._task = task
+        self.plan = plan
+        self.task = task
         self._mailbox = mailbox
-        self._cadence = cadence
+        self.cadence = cadence
         self.interval_why = ""  # why `auto` saves as often as it does
         self._show = show
         self._show_every_s = show_every_s
@@ -115,33 +98,25 @@ class Attempt:
         self._owed = False  # a save fell due while another was in flight
         self._ledger_before = list(ledger)
         self.tally = tally or Tally(position.step)
-        self._first_step = position.step
-        self._started, self._began = time.time(), CLOCK()  # a machine's clock may be set meanwhile, by days
+        self.first_step = position.step  # from which this attempt goes on
+        self.started, self._began = time.time(), CLOCK()  # a machine's clock may be set meanwhile, by days
         self._first_step_made: float | None = None
         self._stall_s = 0.0
         self._saves = 0
         self._evaluation_s = 0.0
         self._evaluation_began: float | None = None
-        self._progress: Progress | None = None
-        self._shown_at, self._shown_step = CLOCK(), position.step
+        self.pace = Pace(plan, task.unit, position.step)
         self._retention = Retention(self.history, keep)
         self.saver = Saver(
             self.history,
             facts,
-            durable(resumed_from) if resumed_from else None,
+            durable(resumed_from, self.tally.clock_ahead_s) if resumed_from else None,
             on_durable=self._on_durable,
-            on_superseded=self._on_superseded,
+            on_superseded=self.on_superseded,
             between=self._clean_up,
         )
-        self._closed = threading.Event()
-        self._news = threading.Event()  # something that whoever looks from afar wants to see
-        self._sign_thread = threading.Thread(target=self._sign, name="sign", daemon=True)
-        self._sign_thread.start()
-
-    @property
-    def first_step(self) -> int:
-        """The step that this attempt went on from."""
-        return self._first_step
+        self.signs = Signs(self, history.through(store), mailbox)
+        self.signs.begin()
 
     # -- what the loop tells ----------------------------------------------------------------------------------
 
@@ -150,15 +125,16 @@ class Attempt:
         self.tally.worked(evaluating=False)
         if evaluating:
             self.tally.work(evaluating=True)
-        if self._first_step_made is None and self.position.step > self._first_step:
+        if self._first_step_made is None and self.position.step > self.first_step:
             self._first_step_made = time.time()
             log.debug("first step made")
         self._draw()
         if evaluating and self._evaluation_began is None:
             self._evaluation_began = now
             log.debug("evaluating after step %d", self.position.step)
-        if now - self._shown_at >= self._show_every_s:
-            self._tell(now, evaluating)
+        if now - self.pace.told >= self._show_every_s:
+            loss = self.position.sums.get("loss")
+            self._show(self.pace.tell(self.position.step, loss, self.saver, evaluating=evaluating))
         if self._is_due(now, evaluating):
             if self.saver.busy:
                 self._owed = True
@@ -174,13 +150,13 @@ class Attempt:
     def _draw(self) -> None:
         """Add the loss curve's point of this boundary to the metric lines."""
         step, total = self.position.step, self.position.sums.get("loss")
-        if step <= self._drawn or total is None or not curve.is_due(step, self._plan.steps):
+        if step <= self._drawn or total is None or not curve.is_due(step, self.plan.steps):
             return
         self._drawn = step
         line: dict[str, Metric] = {
             "step": step,
             "loss_sum": float(total),
-            "seen": seen_this_epoch(self._plan, step),
+            "seen": seen_this_epoch(self.plan, step),
             "attempt": self.facts.attempt,
             "seconds": self.tally.seconds,
         }
@@ -193,28 +169,28 @@ class Attempt:
     def evaluated(self, metrics: dict[str, Metric]) -> None:
         self.tally.worked(evaluating=True)
         step = self.position.step
-        seen = seen_this_epoch(self._plan, step)
+        seen = seen_this_epoch(self.plan, step)
         train_loss = float(self.position.sums["loss"]) / seen
         self.metrics = {"step": step, **finite({**metrics, "train_loss": train_loss})}
         now = CLOCK()
         began = now if self._evaluation_began is None else self._evaluation_began
         self._evaluation_s += now - began
         self._evaluation_began = None
-        self._shown_at += now - max(began, self._shown_at)  # an evaluation is no time in which steps were made
-        epoch = -(-step // self._plan.steps_per_epoch)
+        self.pace.leave_out(began, now)
+        epoch = -(-step // self.plan.steps_per_epoch)
         line: dict[str, Json] = {
             **self.metrics,
             "epoch": epoch,
             "attempt": self.facts.attempt,
             "time": time.time(),
             "seconds": self.tally.seconds,
-            "samples_per_s": self._progress.samples_per_s if self._progress else None,
+            "samples_per_s": self.pace.last.samples_per_s if self.pace.last else None,
         }
         self._add_line(step, line)
         log.info(
             "epoch %d of %d ends: %s",
             epoch,
-            -(-self._plan.steps // self._plan.steps_per_epoch),
+            -(-self.plan.steps // self.plan.steps_per_epoch),
             told(self.metrics),
             extra={"fields": {"step": step, "epoch": epoch, **self.metrics}},
         )
@@ -227,20 +203,20 @@ class Attempt:
         step, saver = self.position.step, self.saver
         if step == 0 or (saver.durable is not None and saver.durable.step == step):
             return False
-        if evaluating and step == self._plan.steps:
+        if evaluating and step == self.plan.steps:
             return False  # the run's last checkpoint holds its evaluation, and an attempt has one of a step
         since_last = now - saver.began
         if saver.error is not None and not saver.busy:
-            return since_last >= min(5.0, self._cadence.seconds or 5.0)
+            return since_last >= min(5.0, self.cadence.seconds or 5.0)
         if self._owed or (self._mailbox.take_save()):
             return True
-        if evaluating and not self._cadence.seconds:
+        if evaluating and not self.cadence.seconds:
             return False  # the step's save comes after its evaluation, and holds the result
-        return self._cadence.due(step, self._plan.steps_per_epoch, since_last)
+        return self.cadence.due(step, self.plan.steps_per_epoch, since_last)
 
     def _take(self, *, copy: bool) -> Save:
         step = self.position.step
-        snapshot = take(self._task, self.position, self._buffers if copy else None)
+        snapshot = take(self.task, self.position, self._buffers if copy else None)
 
         def lines() -> list[str]:
             return [line for at, line in list(self._lines) if at <= step]
@@ -251,9 +227,9 @@ class Attempt:
         return {
             **self.facts.machine,
             "attempt": self.facts.attempt,
-            "first_step": self._first_step,
+            "first_step": self.first_step,
             "last_step": self.position.step,
-            "started": self._started,
+            "started": self.started,
             "first_step_made": self._first_step_made,
             "seconds": CLOCK() - self._began,
             "evaluation_s": self._evaluation_s,
@@ -266,22 +242,22 @@ class Attempt:
         tally = done.manifest.ledger[-1]["tally"]
         assert isinstance(tally, dict)
         self.tally.saved(done.manifest.step, tally["seconds"])
-        self._news.set()
+        self.signs.news()
         for notice in list(self._mailbox.notices):
             if done.taken >= notice.seen:
                 self.answers.setdefault(notice.id, Answer(done.manifest.step, time.time()))
-        if self._cadence.auto and self._saves:
+        if self.cadence.auto and self._saves:
             self._choose_interval()
 
     def _choose_interval(self) -> None:
         """Young's interval from what saves have cost here and how long this run's machines have lasted."""
-        on_cpu = self._plan.device.type == "cpu"  # there, saving takes processors from training
+        on_cpu = self.plan.device.type == "cpu"  # there, saving takes processors from training
         cost = self._stall_s + (self.saver.busy_s / torch.get_num_threads() if on_cpu else 0.0)
         cost_s = cost / self._saves
         lifetime = lifetime_s(self._ledger_before, CLOCK() - self._began)
         interval = best_interval_s(cost_s, self.saver.expected_s or 0.0, lifetime)
-        changed = not 0.67 < interval / self._cadence.seconds < 1.5 or not self.interval_why
-        self._cadence = replace(self._cadence, seconds=interval)
+        changed = not 0.67 < interval / self.cadence.seconds < 1.5 or not self.interval_why
+        self.cadence = replace(self.cadence, seconds=interval)
         self.interval_why = (
             f"a save costs {1000 * cost_s:.0f} ms of training and takes {self.saver.expected_s or 0.0:.1f} s, "
             f"a machine is expected to last {lifetime / 3600:.1f} h"
@@ -294,7 +270,7 @@ class Attempt:
             self.facts.attempt, newest.name, lambda: self.saver.busy or self._mailbox.stop is not None
         )
 
-    def _on_superseded(self, why: Superseded) -> None:
+    def on_superseded(self, why: Superseded) -> None:
         self._mailbox.post(Notice("superseded", "stop", str(why), f"superseded:{why.attempt}", time.time()))
         self.superseded = why
 
@@ -323,99 +299,7 @@ class Attempt:
             self._take(copy=False), self._time_left, self._stop_grace_s, LAST_TRY_S, evaluated=final
         )
 
-    # -- what others see --------------------------------------------------------------------------------------
-
-    def _tell(self, now: float, evaluating: bool) -> None:
-        step, plan = self.position.step, self._plan
-        seconds, steps = now - self._shown_at, step - self._shown_step
-        rate = steps * plan.batch_size / seconds if steps and seconds > 0 else None
-        if rate is None and self._progress is not None:
-            rate = self._progress.samples_per_s
-        loss = self.position.sums.get("loss")
-        self._progress = Progress(
-            step=step,
-            steps=plan.steps,
-            epoch=(max(step - 1, 0) if evaluating else min(step, plan.steps - 1)) // plan.steps_per_epoch + 1,
-            epochs=-(-plan.steps // plan.steps_per_epoch),
-            loss=float(loss) / seen_this_epoch(plan, step) if loss is not None and step else None,
-            samples_per_s=rate,
-            seconds_left=(plan.steps - step) * plan.batch_size / rate if rate else None,
-            durable=self.saver.durable,
-            save_error=self.saver.error,
-            evaluating=evaluating,
-            unit=self._task.unit,
-        )
-        self._shown_at, self._shown_step = now, step
-        self._show(self._progress)
-
-    def _sign(self) -> None:
-        """Leave a sign of life every 30 s and once a save is durable, so that `status` knows of the newest checkpoint.
-
-        Every 30 s look too whether a newer copy has taken over or this one is halted; a save has just looked.
-        """
-        looked = -math.inf
-        while self.superseded is None:
-            self._news.clear()
-            try:
-                if CLOCK() - looked >= SIGN_S:
-                    looked = CLOCK()
-                    self._signs.check_fence(self.facts.attempt)
-                    self._look_for_halt()
-                self.write_status("running", None, None)
-            except Superseded as e:
-                self._on_superseded(e)
-                return
-            except Exception as e:  # this thread fences: it may not end before the attempt
-                log.debug("no sign of life could be left: %s", e)
-            if self._closed.wait(min(NEWS_S, SIGN_S)):
-                return
-            self._news.wait(max(0.0, looked + SIGN_S - CLOCK()))
-            if self._closed.is_set():
-                return
-
-    def _look_for_halt(self) -> None:
-        """Whether `halt --run` asked this attempt to stop."""
-        name = f"{self.facts.attempt:06d}.json"
-        asked = self._signs.read_record("halts", name)
-        if asked is not None:
-            detail = f"halted through the store, from {asked.get('by')!s:.100}"
-            self._mailbox.post(Notice("halt", "stop", detail, f"store:{name}", time.time()))
-
-    def write_status(self, state: str, exit_code: int | None, outcome: str | None) -> None:
-        """All that `status` shows of a run; never used to resume."""
-        last, position, progress = self.saver.durable, self.position, self._progress
-        machine = self.facts.machine
-        self._signs.write_record(
-            {
-                "run": self.facts.run,
-                "job": self.facts.job,
-                "state": state,
-                "exit": exit_code,
-                "outcome": outcome,
-                "attempt": self.facts.attempt,
-                "first_step": self._first_step,
-                "started": self._started,
-                "step": position.step,
-                "steps": self._plan.steps,
-                "epoch": position.step // self._plan.steps_per_epoch,
-                "epochs": -(-self._plan.steps // self._plan.steps_per_epoch),
-                "metrics": self.metrics,
-                "samples_per_s": progress.samples_per_s if progress else None,
-                "unit": self._task.unit,
-                "seconds_left": progress.seconds_left if progress else None,
-                "durable": told_of(last) if last else None,
-                "save_error": self.saver.error,
-                "save_seconds": self.saver.expected_s,
-                "checkpoint_every_s": self._cadence.seconds or None,
-                "checkpoint_every_why": self.interval_why,
-                "tally": self.tally.with_saves(position.step),
-                **{name: machine.get(name) for name in ("host", "cloud", "instance_type", "device")},
-                "arguments": list(self.facts.arguments),
-                "synthetic": self.facts.synthetic,
-                "time": time.time(),
-            },
-            "status.json",
-        )
+    # -- its end ------------------------------------------------------------------------------------------------------
 
     def write_result(self, classes: Sequence[str]) -> None:
         """Raises `StoreError`; `Stopped` if a notice came and it takes longer than the grace of a SIGTERM allows."""
@@ -423,18 +307,17 @@ class Attempt:
         assert last is not None
 
         def write() -> None:
-            write_result(self.history, self.facts, self._task, last, self.metrics, classes)
+            write_result(self.history, self.facts, self.task, last, self.metrics, classes)
 
         try:
             Early(write, "result").result(self._mailbox, self._stop_grace_s / 2)
         except Superseded as e:
-            self._on_superseded(e)
+            self.on_superseded(e)
 
     def end(self, exit_code: int, outcome: str) -> None:
         """Put the end on record. A store that is away, or too slow for the deadline, is no reason not to end."""
-        self._closed.set()
         self.tally.rest()
-        self._news.set()
+        self.signs.end()
         # a daemon, and left behind at the deadline: one request to a slow store may last longer than all that is left
         thread = threading.Thread(target=self._put_end_on_record, args=(exit_code, outcome), name="end", daemon=True)
         thread.start()
@@ -449,22 +332,9 @@ class Attempt:
         try:
             record_end(self.history, self.facts.attempt, exit_code, outcome, self._mailbox, self)
             if outcome != "superseded":
-                self._sign_thread.join(1.0)
-                self.write_status("finished" if outcome == "finished" else "stopped", exit_code, outcome)
+                self.signs.last("finished" if outcome == "finished" else "stopped", exit_code, outcome)
         except Exception as e:
             log.warning("the end of this attempt could not be put on record: %s", e)
-
-
-def told_of(last: Durable) -> dict[str, Json]:
-    """A durable checkpoint as status.json tells of it; `time` in seconds since 1970."""
-    return {
-        "name": last.name,
-        "step": last.step,
-        "time": last.at,
-        "weights_sha256": last.weights_sha256,
-        "state_sha256": last.state_sha256,
-        "order_sha256": last.order_sha256,
-    }
 
 
 def finite(values: Mapping[str, Metric]) -> dict[str, Json]:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("baton")
 
 
+_AT_ONCE = {"SIGINT": "; once more ends it at once"}
+
+
 def stop(request: Request, settings: Settings, attempt: Attempt) -> int:
     """Save what a notice stopped, and say what became of it. Returns the exit code."""
     mailbox = request.mailbox
@@ -32,7 +35,7 @@ def stop(request: Request, settings: Settings, attempt: Attempt) -> int:
     log.info(
         "stopping at step %d%s",
         attempt.position.step,
-        "" if known else f": {mailbox.stop.detail}",
+        "" if known else f": {mailbox.stop.detail}{_AT_ONCE.get(mailbox.stop.source, '')}",
         extra={"fields": {"step": attempt.position.step, "notice": mailbox.stop.source}},
     )
     saved = attempt.save_last(final=False)

@@ -13,6 +13,7 @@ from trainer.exits import ExitCode, UserError
 from trainer.history import Checkpoint
 from trainer.job import Task
 from trainer.loop import Loop
+from trainer.machine import BILLED
 from trainer.manifest import from_json
 from trainer.prepare import Prepared, Wanted
 from trainer.scores import Metric
@@ -72,9 +73,9 @@ def _prepare(wanted: Wanted, together: Together) -> Prepared:
             raise UserError("its data are not those of process 0")
         ready = prepare.build(begun, wanted, data, shape)
     except (UserError, Stopped) as e:
-        together.say_ready(e)
+        together.say_why_not(e)
         raise together.last_word() from e
-    together.say_ready()
+    together.say_ready({name: ready.machine.get(name) for name in BILLED} if wanted.rank.local == 0 else None)
     return ready
 
 

@@ -53,6 +53,14 @@ class Superseded(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Sign:
+    """A record, and for how long the store has had it."""
+
+    record: dict[str, Json]
+    age_s: float  # by the store's clock: that of whoever looks may be minutes off
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A checkpoint whose every byte has been read and found to be what its manifest says."""
 
@@ -160,12 +168,19 @@ class History:
 
     def read_record(self, *names: str) -> dict[str, Json] | None:
         """A small JSON object, or None where it isn't there or is none."""
+        sign = self.read_sign(*names)
+        return sign.record if sign is not None else None
+
+    def read_sign(self, *names: str) -> Sign | None:
+        """The same with its age."""
+        sink = io.BytesIO()
         try:
-            record = strict.loads(self.read(self.key(*names), MAX_RECORD_BYTES))
+            info = self.store.get(self.key(*names), sink, byte_range=(0, MAX_RECORD_BYTES))
+            record = strict.loads(sink.getvalue())
             json.dumps(record, allow_nan=False)  # `status --json` prints what is in it
         except (NotFound, ValueError):
             return None
-        return record if isinstance(record, dict) else None
+        return Sign(record, info.age_s) if isinstance(record, dict) else None
 
     def write_record(self, record: Mapping[str, Json], *names: str) -> None:
         self.store.put(self.key(*names), json.dumps(record, indent=1, sort_keys=True).encode())

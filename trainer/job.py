@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from torch.optim import Optimizer
 from trainer import order
 from trainer.data.packed import Packed
 from trainer.exits import ExitCode, UserError
+from trainer.names import check_preset
 from trainer.scores import Metric
 from trainer.settings import Json, Settings
 
@@ -142,8 +142,5 @@ def load(name: str) -> Job:
 def preset(job: Job, name: str) -> tuple[str, Mapping[str, Any]]:
     """The preset's name (the first one's for "") and settings. Raises `UserError`."""
     name = name or next(iter(job.PRESETS))
-    if name not in job.PRESETS:
-        near = difflib.get_close_matches(name, job.PRESETS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(job.PRESETS)}"
-        raise UserError(f"--preset {name}: no such preset; {hint}", ExitCode.USAGE)
+    check_preset(name, job.PRESETS)
     return name, job.PRESETS[name]

@@ -8,8 +8,9 @@ A pure function of a run's records. Per attempt, useful + lost + overhead second
 
 No duration is a difference of two machines' clocks, which may be minutes apart: each is by one machine's monotonic
 clock, as its own records have it (`trainer/tally.py`). Of a machine that vanished the last record counts: the
-newest of its checkpoints and signs of life, the last of which its successor's claim keeps; so it lasted up to half a
-minute longer than told. Where an attempt stands in time is by the store's clock, one for all machines.
+newest of its checkpoints and signs of life, the last of which its successor's claim keeps; so it lasted up to
+`unseen_s` longer than told, if its signs came through. Where an attempt stands in time is by the store's clock, one for
+all machines.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from trainer.curve import is_number, losses
-from trainer.history import SILENT_S
+from trainer.history import SIGN_S, SILENT_S
 from trainer.records import Record, Records
 from trainer.settings import Json
 
@@ -35,6 +36,7 @@ class Entry:
     useful_steps: int
     lost_steps: int
     wall_s: float | None
+    unseen_s: float  # that it may have been there beyond `wall_s`, at most
     useful_s: float
     lost_s: float
     overhead_s: float
@@ -86,6 +88,10 @@ class Ledger:
         return sum(entry.wall_s or 0.0 for entry in self.entries)
 
     @property
+    def unseen_s(self) -> float:
+        return sum(entry.unseen_s for entry in self.entries)
+
+    @property
     def useful_s(self) -> float:
         return sum(entry.useful_s for entry in self.entries)
 
@@ -126,13 +132,14 @@ class _Link:
     tally: Record
 
 
-def account(records: Records, now: float) -> Ledger:
-    """A run's ledger. `now`: seconds since 1970."""
+def account(records: Records) -> Ledger:
+    """A run's ledger."""
     problems: list[str] = []
     chain = _chain(records, problems)
     newest, status = records.newest, records.status or {}
     last = max([*records.claims, *chain], default=0)
-    running = _is_running(records, last, now)
+    silent_s = records.silent_s
+    running = last not in records.ends and silent_s is not None and silent_s < SILENT_S
     drawn, evaluations = _curves(records, chain)
     points = [point for point, _ in drawn]
     made_by: dict[object, int] = {point["step"]: attempt for point, attempt in drawn}
@@ -182,14 +189,6 @@ def _chain(records: Records, problems: list[str]) -> dict[int, _Link]:
     return links
 
 
-def _is_running(records: Records, attempt: int, now: float) -> bool:
-    status = records.status or {}
-    if attempt in records.ends or status.get("attempt") != attempt:
-        return False
-    seen, ahead = status.get("time"), _object(status.get("tally")).get("clock_ahead_s")
-    return is_number(seen) and now - (seen - (ahead if is_number(ahead) else 0.0)) < SILENT_S
-
-
 def _entry(records: Records, number: int, link: _Link | None, running: bool, evaluations: list[Evaluation]) -> Entry:
     claim, end = records.claims.get(number, {}), records.ends.get(number)
     tallies = list(_tallies(records, number, link))
@@ -220,6 +219,7 @@ def _entry(records: Records, number: int, link: _Link | None, running: bool, eva
         useful_steps=kept - first,
         lost_steps=reached - kept,
         wall_s=wall,
+        unseen_s=0.0 if running or end is not None else SIGN_S,
         useful_s=useful,
         lost_s=work - useful,
         overhead_s=(wall or 0.0) - work,

@@ -14,6 +14,9 @@ import torch
 from trainer.exits import UserError
 from trainer.settings import Json
 
+# of a machine, what the bill needs; see `trainer.prepare`
+BILLED = ("host", "cloud", "instance_type", "region", "zone", "spot", "price_per_hour", "device")
+
 
 def pick_device(wanted: str, place: int = 0) -> torch.device:
     """`place`: which of the machine's GPUs, from 0. Raises `UserError` if one is asked for and none can be used."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import difflib
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
+
+from trainer.exits import ExitCode, UserError
 
 JOBS = Path(__file__).parent / "jobs"
 
@@ -41,6 +45,14 @@ def presets_of(job: str) -> dict[str, dict[str, object]]:
             case ast.AnnAssign(target=ast.Name("PRESETS"), value=ast.Dict() as presets):
                 return dict(ast.literal_eval(presets))
     return {}
+
+
+def check_preset(name: str, presets: Collection[str]) -> None:
+    """Raises `UserError` (wrong command line) where there is none of this name."""
+    if name and name not in presets:
+        near = difflib.get_close_matches(name, presets, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(presets)}"
+        raise UserError(f"--preset {name}: no such preset; {hint}", ExitCode.USAGE)
 
 
 @cache

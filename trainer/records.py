@@ -29,6 +29,7 @@ class Records:
     claims: Mapping[int, Record]  # by attempt; empty where one can't be read
     ends: Mapping[int, Record] = field(default_factory=dict)
     status: Record | None = None
+    silent_s: float | None = None  # since the newest attempt's last sign of life, by the store's clock
     result: Record | None = None
     newest: Manifest | None = None  # the newest checkpoint that can be read
     heads: Mapping[int, Manifest] = field(default_factory=dict)  # each attempt's newest checkpoint that can be read
@@ -47,7 +48,7 @@ def read(history: History) -> Records | None:
             items = list(of)
             return dict(zip(items, pool.map(call, items), strict=True))
 
-        claims = each(lambda n: history.read_record("attempts", f"{n:06d}.json") or {}, numbers)
+        claims = each(lambda n: history.read_sign("attempts", f"{n:06d}.json"), numbers)
         ends = each(lambda n: history.read_record("attempts", f"{n:06d}.end.json"), numbers)
         mine: dict[int, list[tuple[int, int]]] = {}
         for pair in checkpoints:
@@ -57,11 +58,16 @@ def read(history: History) -> Records | None:
         names = [info.key.removeprefix(folder).removesuffix(".jsonl") for info in history.store.list(folder)]
         chunks = each(lambda pair: _lines(history, pair), sorted(p for p in map(parse_name, names) if p))
     found = {n: head for n, head in heads.items() if head is not None}
+    status = history.read_sign("status.json")
+    last = claims[numbers[-1]] if numbers else None
+    if status is not None and numbers and status.record.get("attempt") == numbers[-1]:
+        last = status
     return Records(
         run=history.run,
-        claims=claims,
+        claims={n: claim.record if claim is not None else {} for n, claim in claims.items()},
         ends={n: end for n, end in ends.items() if end is not None},
-        status=history.read_record("status.json"),
+        status=status.record if status is not None else None,
+        silent_s=last.age_s if last is not None else None,
         result=history.read_record("result.json"),
         newest=found[max(found)] if found else None,
         heads=found,

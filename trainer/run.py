@@ -12,22 +12,23 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from storage.errors import StoreError
 from trainer import prepare
-from trainer.attempt import Attempt, Progress
+from trainer.attempt import Attempt
 from trainer.cadence import Cadence
 from trainer.checkpoint import Position, restore, take
 from trainer.commit import RunFacts
 from trainer.early import Early
 from trainer.ending import exit_code_for, finish, record_end, stop, told
 from trainer.exits import ExitCode, UserError
-from trainer.history import Checkpoint, History
+from trainer.history import Checkpoint, History, Sign
 from trainer.loop import Loop, Plan
 from trainer.manifest import Manifest
 from trainer.prepare import Prepared, Start, Wanted
+from trainer.progress import Progress
 from trainer.resuming import arguments
 from trainer.settings import Json, Settings, difference
 from trainer.tally import Tally
@@ -129,7 +130,8 @@ def _prepare(request: Request, begun: Start, together: Together | None) -> tuple
         _check_same_run(newest.manifest, request, shape, ready.plan, request.allow_change)
         restore(ready.task, newest)  # does it fit this image's network? once more after the claim
     if together is not None:
-        together.wait_for_others()
+        others = together.wait_for_others()
+        ready = replace(ready, machine={**ready.machine, "others": others})  # for the bill
     return ready, newest
 
 
@@ -216,7 +218,7 @@ def _check_room(history: History, ready: Prepared) -> None:
 def _begin(request: Request, ready: Prepared, prefetched: Checkpoint | None, together: Together | None) -> Attempt:
     """Claim the run, then load what is newest now: an older copy may have saved until this moment."""
     history = request.history
-    before = history.read_record("status.json")
+    before = history.read_sign("status.json")
     number = history.claim(
         {
             "run": history.run,
@@ -246,13 +248,13 @@ def _begin(request: Request, ready: Prepared, prefetched: Checkpoint | None, tog
             end: dict[str, Json] = {"state": "stopped", "exit": code, "outcome": "did not begin", "time": time.time()}
             end["host"] = ready.machine["host"]
             mine: dict[str, Json] = {"run": history.run, "job": request.job, "attempt": number}
-            history.write_record({**(before or {}), **mine, **end}, "status.json")
+            history.write_record({**(before.record if before else {}), **mine, **end}, "status.json")
         raise
 
 
-def last_sign(status: dict[str, Json] | None) -> dict[str, Json] | None:
+def last_sign(sign: Sign | None) -> dict[str, Json] | None:
     """Of the run's last sign of life, what the ledger needs: the next sign, of another attempt, overwrites it."""
-    return {name: status.get(name) for name in ("attempt", "time", "tally")} if status else None
+    return {name: sign.record.get(name) for name in ("attempt", "time", "tally")} if sign else None
 
 
 def _load(
@@ -260,7 +262,7 @@ def _load(
     ready: Prepared,
     prefetched: Checkpoint | None,
     number: int,
-    before: dict[str, Json] | None,
+    before: Sign | None,
     together: Together | None,
 ) -> Attempt:
     history, plan = request.history, ready.plan
@@ -316,9 +318,7 @@ def _ledger(history: History, manifest: Manifest) -> list[dict[str, Json]]:
     return [*manifest.ledger[:-1], *({**entry, "exit": end.get("exit")} for entry in manifest.ledger[-1:])]
 
 
-def _say_start(
-    request: Request, ready: Prepared, number: int, newest: Manifest | None, before: dict[str, Json] | None
-) -> None:
+def _say_start(request: Request, ready: Prepared, number: int, newest: Manifest | None, before: Sign | None) -> None:
     """Four lines: what runs, where checkpoints go, where it goes on from and why, how to stop it."""
     settings, plan, machine_ = ready.settings, ready.plan, ready.machine
     log.info(
@@ -346,8 +346,8 @@ def _say_start(
         )
     else:
         seen = ""
-        if before and before.get("state") == "running" and isinstance(before.get("time"), int | float):
-            seen = f"; taking over from {before.get('host')}, seen {max(0.0, time.time() - before['time']):.0f} s ago"  # type: ignore[operator]
+        if before and before.record.get("state") == "running":
+            seen = f"; taking over from {before.record.get('host')}, seen {before.age_s:.0f} s ago"
         log.info(
             "attempt %d goes on at step %d of %d: checkpoint %s is the newest good one%s",
             number,

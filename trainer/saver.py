@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from storage.errors import StoreError
 from trainer.commit import Abandoned, Committed, RunFacts, Save, commit
+from trainer.curve import is_number
 from trainer.history import History, Superseded
 from trainer.manifest import Manifest
 
@@ -35,11 +36,15 @@ class Durable:
     weights: tuple[str, ...]  # SHA-256 of the parts that hold the model
 
 
-def durable(manifest: Manifest) -> Durable:
+def durable(manifest: Manifest, clock_ahead_s: float | None = None) -> Durable:
+    """`clock_ahead_s`: of this machine's clock, where another machine wrote it: `at` is by this one's."""
+    theirs = manifest.ledger[-1].get("tally") if manifest.ledger else None
+    ahead = theirs.get("clock_ahead_s") if isinstance(theirs, dict) else None
+    off = clock_ahead_s - ahead if clock_ahead_s is not None and is_number(ahead) else 0.0
     return Durable(
         manifest.name,
         manifest.step,
-        manifest.time,
+        manifest.time + off,
         manifest.metrics.get("step") == manifest.step,
         manifest.weights_sha256,
         manifest.state_sha256,

@@ -172,12 +172,17 @@ def is_run_name(name: str) -> bool:
 
 def fields_of(names: Sequence[str] = ()) -> list[Field[Any]]:
     """The fields of these settings, or of all."""
-    return [f for f in fields(Settings) if not names or f.name in names]
+    return [f for name, f in _fields().items() if not names or name in names]
 
 
 def choices(name: str) -> tuple[str, ...]:
     """The values that a setting may have, or () where it is free."""
     return get_args(_types()[name])
+
+
+@cache
+def _fields() -> dict[str, Field[Any]]:
+    return {f.name: f for f in fields(Settings)}
 
 
 @cache
@@ -187,7 +192,7 @@ def _types() -> dict[str, Any]:
 
 def kind(name: str) -> type:
     """int, float or str."""
-    f = next(f for f in fields(Settings) if f.name == name)
+    f = _fields()[name]
     assert f.default is not MISSING
     return type(f.default)
 

@@ -48,7 +48,7 @@ class Tally:
         """
         self._first_step = first_step
         self._began = CLOCK() - since_process_began()
-        self._clock_ahead_s = clock_ahead_s
+        self.clock_ahead_s = clock_ahead_s
         self._spent = _Spent()
         self._evaluating = False
         self._startup_s: float | None = None
@@ -119,7 +119,7 @@ class Tally:
             "evaluation_s": round(spent.evaluation, 3),
             "unfinished_s": round(unfinished, 3),
             "save_stall_s": round(spent.stall, 3),
-            "clock_ahead_s": self._clock_ahead_s,
+            "clock_ahead_s": self.clock_ahead_s,
         }
 
     def with_saves(self, step: int) -> dict[str, Json]:

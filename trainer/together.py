@@ -126,18 +126,20 @@ class Together:
                 self._lost(f"no {key} within {patience_s:.0f} s")
             time.sleep(POLL_S)
 
-    def say_ready(self, ending: UserError | Stopped | None = None) -> None:
-        """Tell process 0 that this one is ready to train, or why not."""
+    def say_ready(self, machine: Mapping[str, Json] | None) -> None:
+        """Tell process 0 that this one is ready to train. `machine`: from the first process of each."""
+        self.say(f"ready/{self.number}", {"machine": machine})
+
+    def say_why_not(self, ending: UserError | Stopped) -> None:
         match ending:
-            case None:
-                self.say(f"ready/{self.number}", {})
             case UserError():
                 self.say(f"ready/{self.number}", {"error": str(ending), "code": int(ending.code)})
             case Stopped():
                 self.say(f"ready/{self.number}", {"notice": _words_of(ending.notice)})
 
-    def wait_for_others(self) -> None:
-        """Until all are ready. What keeps any from it is raised: `UserError` or `Stopped`."""
+    def wait_for_others(self) -> list[Json]:
+        """Until all are ready; their machines. What keeps any from it is raised: `UserError` or `Stopped`."""
+        machines: list[Json] = []
         for number in range(1, self.count):
             match self.hear(f"ready/{number}", START_S):
                 case {"error": error, "code": code}:
@@ -145,6 +147,9 @@ class Together:
                 case {"notice": notice}:
                     self._mailbox.post(Notice(action="stop", **notice))
                     self._mailbox.check()
+                case {"machine": dict(machine)}:
+                    machines.append(machine)
+        return machines
 
     def part(self, code: int) -> None:
         """Process 0 tells the others how it ends, and lets them hear it before it goes."""

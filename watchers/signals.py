@@ -25,7 +25,7 @@ def install(mailbox: Mailbox, stop_grace_s: float) -> None:
         mailbox.post(Notice(name, "stop", f"{name}: told to go", name, now, now + stop_grace_s))
 
     def on_sigint(_number: int, _frame: FrameType | None) -> None:
-        if not mailbox.post(Notice("SIGINT", "stop", "Ctrl-C; once more ends it at once", "SIGINT", time.time())):
+        if not mailbox.post(Notice("SIGINT", "stop", "Ctrl-C", "SIGINT", time.time())):
             os._exit(INTERRUPTED)
 
     signal.signal(signal.SIGTERM, on_sigterm)

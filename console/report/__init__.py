@@ -42,7 +42,7 @@ def ledgers_of(store: Store, names: list[str]) -> list[Ledger]:
     for name in list(dict.fromkeys(names)) or runs(store):
         records = read(History(store, name))
         if records is not None:
-            found.append(account(records, time.time()))
+            found.append(account(records))
         elif names:
             raise UserError(f"no run {name!r} in {store.url}; `status` lists those there are")
     if not found:

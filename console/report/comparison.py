@@ -76,7 +76,7 @@ def picture(
             axis.set_xlim(left=0)
             axis.xaxis.set_major_locator(MaxNLocator(4 if small else 6))
             axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+            axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
         axes[0].set_title("accuracy")
         axes[0].legend(loc="lower right")
         return rendered(figure, form)

@@ -13,7 +13,7 @@ from console.report import comparison, picture, tables
 from console.report.looks import darkened
 from console.report.prices import Prices
 from console.report.tables import Row
-from trainer.ledger import Ledger
+from trainer.ledger import Entry, Ledger
 
 # What the page shows of the tables; the CSV files have all. UNIT is what a sample of the run is.
 UNIT = "UNIT/s"
@@ -98,6 +98,10 @@ def _facts(ledger: Ledger, run: Row, prices: Prices) -> list[tuple[str, str, str
         told = f"on demand ${run['on demand $'].text}: {100 * (1 - cost / on_demand):.0f} % saved"
     else:
         told = "on demand " + (tables.UNKNOWN if on_demand is None else f"${run['on demand $'].text}")
+    if cost is None and (known := [paid for e in ledger.entries if (paid := _paid(e, prices)) is not None]):
+        told = f"${tables.money(sum(known)).text} for {len(known)} of {len(ledger.entries)} attempts; {told}"
+    if more := tables.total(ledger, prices.paid, unseen=True):
+        told = f"up to ${tables.money(more).text} more, for what vanished; {told}"
     lost = f"{ledger.lost_steps:,} more were lost" if ledger.lost_steps else "none is known to be lost"
     clouds = len({name for name in map(tables.cloud_of, ledger.entries) if name})
     elapsed = ledger.elapsed_s
@@ -109,6 +113,11 @@ def _facts(ledger: Ledger, run: Row, prices: Prices) -> list[tuple[str, str, str
         ("machines' time", duration(ledger.wall_s), f"{duration(elapsed)} from first to last" if elapsed else ""),
         ("attempts", run["attempts"].text, f"on {clouds} cloud{'s' * (clouds != 1)}" if clouds else "on no cloud"),
     ]
+
+
+def _paid(entry: Entry, prices: Prices) -> float | None:
+    rate = prices.paid(entry.machine)
+    return None if rate is None or entry.wall_s is None else rate.of(entry.wall_s)
 
 
 def _pictures(draw: Callable[[bool], bytes | None]) -> dict[str, str]:

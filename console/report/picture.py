@@ -96,6 +96,11 @@ class _Lanes:
         begin = (entry.began or 0.0) - self.origin
         return begin, begin + (entry.wall_s or 0.0)
 
+    def worked(self, entry: Entry) -> tuple[float, float]:
+        """From the first step on, as long as the run has what came of it."""
+        begin, end = self.span(entry)
+        return min(end, begin + (entry.startup_s or 0.0)), min(end, begin + (entry.kept_until or 0.0))
+
 
 def _draw_time(axis: Axes, lanes: _Lanes, theme: Theme, *, small: bool) -> None:
     _, per_unit, unit = next(u for u in UNITS if lanes.length >= u[0])
@@ -103,15 +108,19 @@ def _draw_time(axis: Axes, lanes: _Lanes, theme: Theme, *, small: bool) -> None:
         _draw_bar(axis, lanes, entry, theme, per_unit)
     _draw_handovers(axis, lanes, theme, per_unit)
     few = len(lanes.entries) <= (FEW // 2 if small else FEW)
+    least = lanes.length * (0.1 if small else 0.05)
     for entry in lanes.entries if few else ():
         begin, end = lanes.span(entry)
-        if end - begin > lanes.length * (0.1 if small else 0.05):
+        started, kept = lanes.worked(entry)
+        is_wide = kept - started > least  # else the number stands on the pale part
+        at = (started + kept) / 2 if is_wide else (begin + end) / 2
+        if end - begin > least:
             axis.annotate(
                 str(entry.attempt),
-                ((begin + end) / 2 / per_unit, lanes.row[entry.attempt]),
+                (at / per_unit, lanes.row[entry.attempt]),
                 ha="center",
                 va="center",
-                color=theme.paper,
+                color=theme.paper if is_wide else theme.ink,
                 fontsize="small",
                 fontweight="bold",
                 zorder=6,
@@ -137,21 +146,25 @@ def _draw_bar(axis: Axes, lanes: _Lanes, entry: Entry, theme: Theme, per_unit: f
             axis.barh(row, (stop - start) / per_unit, left=start / per_unit, height=0.5, **look)
 
     bar(begin, end, color=color, alpha=0.28, linewidth=0, zorder=3)
-    started = min(end, begin + (entry.startup_s or 0.0))
-    kept = min(end, begin + (entry.kept_until or 0.0))
+    started, kept = lanes.worked(entry)
     bar(started, kept, color=color, linewidth=0, zorder=4)
     if entry.lost_steps or entry.lost_s > 0.02 * (entry.wall_s or 0.0):
         look = {"facecolor": theme.paper, "edgecolor": theme.lost, "hatch": "/////", "linewidth": 0.8, "zorder": 4}
         bar(max(started, kept), min(end, max(started, kept) + entry.lost_s), **look)
     saves = [begin + at for _, at in entry.saves if at <= (entry.wall_s or 0.0)]
     axis.plot([s / per_unit for s in saves], [row + 0.33] * len(saves), "|", color=theme.quiet, ms=4, mew=1, zorder=5)
-    for notice in entry.notices:
-        seen = notice.get("seen")
-        if is_number(seen) and notice.get("action") == "stop" and notice.get("source") not in ("superseded", "halt"):
-            at = min(end, max(begin, seen - entry.clock_ahead_s - lanes.origin))
-            axis.plot([at / per_unit], [row - 0.36], "v", color=theme.ink, ms=6, mew=0, zorder=7, clip_on=False)
+    for seen in _told_to_go(entry):
+        at = min(end, max(begin, seen - entry.clock_ahead_s - lanes.origin))
+        axis.plot([at / per_unit], [row - 0.36], "v", color=theme.ink, ms=6, mew=0, zorder=7, clip_on=False)
     if not entry.ended and not entry.running:
         axis.plot([end / per_unit], [row], "X", color=theme.lost, ms=9, mec=theme.paper, mew=1.2, zorder=8)
+
+
+def _told_to_go(entry: Entry) -> list[float]:
+    """When its machine was to go, by its own clock; what an operator does is another matter, and a newer attempt."""
+    others = ("superseded", "halt", "SIGINT")
+    stops = [n for n in entry.notices if n.get("action") == "stop" and n.get("source") not in others]
+    return [seen for n in stops if is_number(seen := n.get("seen"))]
 
 
 def _draw_handovers(axis: Axes, lanes: _Lanes, theme: Theme, per_unit: float) -> None:
@@ -193,7 +206,7 @@ def _legend(axis: Axes, lanes: _Lanes, theme: Theme, *, small: bool) -> None:
         handles.append(Patch(facecolor=theme.paper, edgecolor=theme.lost, hatch="/////", label="lost work"))
     if any(entry.saves for entry in lanes.entries):
         handles.append(mark("|", theme.quiet, "save"))
-    if any(n.get("source") not in ("superseded", "halt") for e in lanes.entries for n in e.notices):
+    if any(_told_to_go(entry) for entry in lanes.entries):
         handles.append(mark("v", theme.ink, "told to go"))
     if any(not entry.ended and not entry.running for entry in lanes.entries):
         handles.append(mark("X", theme.lost, "vanished", 7))

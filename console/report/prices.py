@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,14 @@ class Prices:
     rows: list[dict[str, str]]
 
     def paid(self, machine: Mapping[str, Json]) -> Rate | None:
-        """What this machine costs in an hour; None: unknown."""
+        """What this machine and those that share its run's batches cost in an hour; None: unknown."""
+        return _together([self._paid(one) for one in machines(machine)])
+
+    def on_demand(self, machine: Mapping[str, Json]) -> Rate | None:
+        """What the same machines cost that no cloud takes away; None: unknown."""
+        return _together([self._on_demand(one) for one in machines(machine)])
+
+    def _paid(self, machine: Mapping[str, Json]) -> Rate | None:
         price = machine.get("price_per_hour")
         if isinstance(price, int | float) and type(price) is not bool and 0 <= price < 1e9:
             return Rate(float(price), "given by --price-per-hour")
@@ -48,9 +55,8 @@ class Prices:
             case _:
                 return self._find(machine, "paid")
 
-    def on_demand(self, machine: Mapping[str, Json]) -> Rate | None:
-        """What the same machine costs that no cloud takes away; None: unknown."""
-        return self.paid(machine) if machine.get("spot") is False else self._find(machine, "on-demand")
+    def _on_demand(self, machine: Mapping[str, Json]) -> Rate | None:
+        return self._paid(machine) if machine.get("spot") is False else self._find(machine, "on-demand")
 
     def _find(self, machine: Mapping[str, Json], *kinds: str) -> Rate | None:
         """The first kind's row for the machine's region, else the one for any."""
@@ -62,6 +68,21 @@ class Prices:
                         told = ", ".join(part for part in (row["kind"], row["date"], row["source"]) if part)
                         return Rate(float(row["usd_per_hour"]), f"price table: {told}")
         return None
+
+
+def machines(machine: Mapping[str, Json]) -> list[Mapping[str, Json]]:
+    """An attempt's: that of process 0, which keeps the records, and the others by its record."""
+    others = machine.get("others")
+    return [machine, *(one for one in others if isinstance(one, dict))] if isinstance(others, list) else [machine]
+
+
+def _together(rates: Sequence[Rate | None]) -> Rate | None:
+    """Unknown where one is: a part of a sum says nothing."""
+    known = [rate for rate in rates if rate is not None]
+    if len(known) < len(rates):
+        return None
+    sources = ", ".join(dict.fromkeys(rate.source for rate in known))
+    return Rate(sum(rate.usd_per_hour for rate in known), sources)
 
 
 def load(path: Path = TABLE) -> Prices:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from console.endings import CLOUDS, how
 from console.logs import one_line
 from console.progress import duration
-from console.report.prices import Prices
+from console.report.prices import Prices, Rate, machines
 from trainer.ledger import Entry, Ledger
+from trainer.records import Record
 from trainer.settings import Json
 
 UNKNOWN = "unknown"
-CLOUDS = {"aws": "AWS", "gcp": "Google", "azure": "Azure"}
 Value = float | int | str | None
 
 
@@ -47,9 +49,9 @@ def _attempt(ledger: Ledger, entry: Entry, prices: Prices) -> Row:
     return {
         "run": words(ledger.run),
         "attempt": number(entry.attempt),
-        "cloud": words(cloud_of(entry)),
-        "instance": words(entry.machine.get("instance_type")),
-        "market": words(market),
+        "cloud": words(cloud_of(entry) or ("none" if entry.machine else None)),
+        "instance": words(instances(entry)),
+        "market": words(market) if market or cloud_of(entry) else Cell(None, "-", is_number=False),
         "region": words(entry.machine.get("zone") or entry.machine.get("region")),
         "host": words(entry.machine.get("host")),
         "began": words(moment(entry.began)),
@@ -70,6 +72,7 @@ def _attempt(ledger: Ledger, entry: Entry, prices: Prices) -> Row:
         "lost s": seconds(entry.lost_s),
         "overhead s": seconds(entry.overhead_s if wall is not None else None),
         "start-up s": seconds(entry.startup_s, none="-"),
+        "unseen s": seconds(entry.unseen_s),
         "goodput": share(entry.useful_s / wall if wall else None),
         "ended": words(how_ended(entry)),
     }
@@ -80,7 +83,7 @@ def runs(ledgers: Iterable[Ledger], prices: Prices) -> list[Row]:
 
 
 def _run(ledger: Ledger, prices: Prices) -> Row:
-    machines = dict.fromkeys(f"{e.machine.get('instance_type') or UNKNOWN}" for e in ledger.entries)
+    types = dict.fromkeys(instances(e) or UNKNOWN for e in ledger.entries)
     cost, on_demand = total(ledger, prices.paid), total(ledger, prices.on_demand)
     speeds = [(e.samples_per_s, e.training_s) for e in ledger.entries if e.samples_per_s is not None]
     trained = sum(s for _, s in speeds)
@@ -94,7 +97,7 @@ def _run(ledger: Ledger, prices: Prices) -> Row:
         "job": words(ledger.job),
         "state": words(ledger.state),
         "attempts": number(len(ledger.entries)),
-        "instance": words(", ".join(machines)),
+        "instance": words(", ".join(types)),
         "rate $/h": money(cost / ledger.wall_s * 3600 if cost is not None and ledger.wall_s else None),
         "seconds": seconds(ledger.wall_s),
         "cost $": money(cost),
@@ -111,19 +114,23 @@ def _run(ledger: Ledger, prices: Prices) -> Row:
         "useful s": seconds(ledger.useful_s),
         "lost s": seconds(ledger.lost_s),
         "overhead s": seconds(ledger.overhead_s),
+        "unseen s": seconds(ledger.unseen_s),
         "goodput": share(ledger.goodput),
         "elapsed s": seconds(ledger.elapsed_s),
     }
 
 
-def total(ledger: Ledger, rate: Callable[..., object]) -> float | None:
-    """USD of all attempts; None where one's price or length is unknown: a part of a sum says nothing."""
+def total(ledger: Ledger, rate: Callable[[Record], Rate | None], *, unseen: bool = False) -> float | None:
+    """USD of all attempts; None where one's price or length is unknown: a part of a sum says nothing.
+
+    `unseen`: of the seconds alone that machines which vanished may have been there beyond what is on record.
+    """
     sums = 0.0
     for entry in ledger.entries:
         found = rate(entry.machine)
         if found is None or entry.wall_s is None:
             return None
-        sums += found.of(entry.wall_s)  # type: ignore[attr-defined]
+        sums += found.of(entry.unseen_s if unseen else entry.wall_s)
     return sums if ledger.entries else None
 
 
@@ -192,6 +199,15 @@ def cloud_of(entry: Entry) -> str | None:
     return CLOUDS.get(cloud, cloud) if isinstance(cloud, str) else None
 
 
+def instances(entry: Entry) -> str | None:
+    """The type of its machine, of several machines each type and how many; None: not known of all."""
+    types = [one.get("instance_type") for one in machines(entry.machine)]
+    counts = Counter(name for name in types if isinstance(name, str) and name)
+    if sum(counts.values()) < len(types):
+        return None if len(types) == 1 else f"{len(types)} machines"
+    return ", ".join(f"{n} x {name}" if n > 1 else name for name, n in counts.items())
+
+
 def moment(at: float | None) -> str | None:
     try:
         return None if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -204,7 +220,6 @@ def how_ended(entry: Entry) -> str:
     if entry.running:
         return "running"
     if not entry.ended:
-        return "vanished, without a word"
-    sources = [str(n.get("source")) for n in entry.notices if n.get("action") == "stop"]
-    told = f" ({', '.join(dict.fromkeys(sources))})" if sources else ""
-    return f"{entry.outcome or 'ended'}{told}, exit {entry.exit if entry.exit is not None else UNKNOWN}"
+        return f"vanished; it may have gone on for {entry.unseen_s:.0f} s"
+    told = how(entry.outcome, [dict(notice) for notice in entry.notices], entry.lost_steps)
+    return f"{told}, exit {entry.exit if entry.exit is not None else UNKNOWN}"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.histories import EPOCH, SIGN_S, Copy, at_random, live
+from console.standing import glance, whole
+from tests.histories import EPOCH, LATER_S, SIGN_S, Copy, at_random, live
 from trainer.curve import is_due
 from trainer.history import History
 from trainer.ledger import Entry, Ledger, account
@@ -81,7 +82,7 @@ def check_entry(entry: Entry, copy: Copy, link: tuple[int, int, bool] | None) ->
 def ledger_of(history: History) -> Ledger:
     records = read(history)
     assert records is not None
-    return account(records, EPOCH + 10**6)
+    return account(records)
 
 
 @pytest.mark.parametrize("tens", range(0, HISTORIES, 10))
@@ -95,10 +96,29 @@ def test_all_seconds_and_steps_of_random_histories_are_accounted_for(tens: int, 
         try:
             check(ledger, copies, folder)
             check_curve(ledger, steps)
+            check_status(ledger, history)
             finished += ledger.state == "finished"
         except AssertionError as e:
             raise AssertionError(f"seed {seed}: {e}") from e
     assert finished >= 5, "most come to their end; of some, a copy that came late takes the run and vanishes"
+
+
+def check_status(ledger: Ledger, history: History) -> None:
+    """`status` tells the same of each attempt, and of the newest checkpoint its true age, whoever's clock is wrong."""
+    told, brief = whole(history), glance(history)
+    assert told is not None
+    assert brief is not None
+    assert isinstance(told["attempts"], list)
+    for entry, one in zip(ledger.entries, told["attempts"], strict=True):
+        assert isinstance(one, dict)
+        assert one["seconds"] == pytest.approx(entry.wall_s, abs=0.06)
+        assert one["started"] == pytest.approx(entry.began, abs=1e-3)
+        assert one["last_step"] in (entry.last_step, None)
+    assert told["state"] == ledger.state
+    for look in (brief, told):
+        if look["checkpoint"] is not None:
+            written = history.store.stat(history.key("checkpoints", f"{look['checkpoint']}.json")).modified
+            assert look["checkpoint_age_s"] == pytest.approx(EPOCH + LATER_S - written, abs=3)
 
 
 def check_curve(ledger: Ledger, steps: int) -> None:

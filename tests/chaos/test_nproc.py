@@ -15,9 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from console.report import prices, tables
+from storage import open_store
 from tests.chaos.test_new_job import newcomers
 from tests.jobs import JOBS, options_for, packed
 from tests.runs import REPOSITORY, Container, Lab, environment
+from trainer.history import History
+from trainer.ledger import account
+from trainer.records import read
 
 # no BatchNorm, and as many micro-batches as processes: then the count changes no bit, where all compute with one thread
 OPTIONS = ["--preset", "tutorial", "--batch-size", "20", "--dropout", "0.1", "--epochs", "6"]
@@ -164,12 +169,17 @@ def nodes(lab: Lab, *options: str, count: int = 2) -> list[Container]:
 
 def test_machines_meet_by_torchruns_variables_and_heed_each_others_notices(tmp_path: Path, small_cifar: Path) -> None:
     lab = Lab(tmp_path, small_cifar, *OPTIONS, "--epochs", "500", "--checkpoint-every", "40steps")
-    first, second = nodes(lab)
+    first, second = nodes(lab, "--instance-type", "desk", "--price-per-hour", "0.5")
     assert first.wait_for("durable after") is not None, first.text
     second.signal(signal.SIGTERM)
     assert (first.wait(), second.wait()) == (75, 75), first.text + second.text
     assert "0 steps lost" in first.text
     assert [m["attempt"] for m in lab.manifests()].count(1) == len(lab.manifests()), "process 0 alone claims"
+    records = read(History(open_store(lab.url), "cifar10"))
+    assert records is not None
+    (row,) = tables.attempts(account(records), prices.load())
+    assert (row["instance"].text, row["rate $/h"].value) == ("2 x desk", 1.0), "both are on the bill"
+    assert lab.status()["machines"] == 2
 
 
 def test_what_cannot_be_is_one_line(tmp_path: Path, small_cifar: Path) -> None:

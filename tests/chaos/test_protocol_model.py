@@ -319,10 +319,11 @@ class Direct:
     def __init__(self, state: State) -> None:
         self._state = state
 
-    def get(self, key: str, sink: Any, *, byte_range: tuple[int, int]) -> None:
+    def get(self, key: str, sink: Any, *, byte_range: tuple[int, int]) -> Any:
         if key not in self._state.objects:
             raise NotFound(f"{key}: not there")
         sink.write(self._state.objects[key][0][slice(*byte_range)])
+        return self._state._info(key)
 
     def list(self, prefix: str) -> list[Any]:
         return [self._state._info(key) for key in self._state.objects if key.startswith(prefix)]

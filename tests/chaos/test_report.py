@@ -25,7 +25,7 @@ STEPS = 600
 def ledger_of(lab: Lab) -> Ledger:
     records = read(History(open_store(lab.url), "cifar10"))
     assert records is not None
-    return account(records, time.time())
+    return account(records)
 
 
 def on(service: Metadata) -> dict[str, str]:

@@ -44,20 +44,20 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
 
 @pytest.fixture(scope="module")
 def ledger(records: Records) -> Ledger:
-    return account(records, 2e9)
+    return account(records)
 
 
 def with_machine(records: Records, **facts: Any) -> Ledger:
     claims = {n: {**claim, "machine": {**claim["machine"], **facts}} for n, claim in records.claims.items()}  # type: ignore[dict-item]
-    return account(replace(records, claims=claims), 2e9)
+    return account(replace(records, claims=claims))
 
 
 def test_the_table_has_what_the_records_say(ledger: Ledger) -> None:
     rows = tables.attempts(ledger, prices.load())
     assert [row["cloud"].text for row in rows] == ["AWS", "Google", "Azure"]
     assert [row["ended"].text for row in rows] == [
-        "stopped (aws), exit 75",
-        "vanished, without a word",
+        "evicted by AWS, exit 75",
+        "vanished; it may have gone on for 30 s",
         "finished, exit 0",
     ]
     for row, entry in zip(rows, ledger.entries, strict=True):
@@ -68,6 +68,7 @@ def test_the_table_has_what_the_records_say(ledger: Ledger) -> None:
     (run,) = tables.runs([ledger], prices.load())
     assert run["goodput"].value == pytest.approx(ledger.useful_s / ledger.wall_s, abs=1e-5)
     assert run["seconds"].value == pytest.approx(sum(row["seconds"].value for row in rows), abs=0.01)  # type: ignore[misc]
+    assert [row["unseen s"].value for row in [*rows, run]] == [0, 30, 0, 30]
     assert run["lost steps"].value == ledger.lost_steps > 0
 
 
@@ -108,6 +109,14 @@ def test_prices_come_from_the_machines_own_word_then_from_the_table(tmp_path: Pa
     assert table.on_demand({"cloud": "azure", "instance_type": "old"}) is None, (
         "a rate of unknown kind is none on demand"
     )
+
+
+def test_of_several_machines_each_is_paid_for_and_one_of_unknown_price_makes_the_sum_unknown() -> None:
+    table = prices.load()
+    known = {"cloud": "azure", "instance_type": "Standard_B2ms", "spot": True}
+    for others, paid in (([known, known], 3 * 0.085), ([known, {"instance_type": "desk"}], None), ("x", 0.085)):
+        rate = table.paid({**known, "others": others})
+        assert (rate.usd_per_hour if rate else None) == (None if paid is None else pytest.approx(paid))
 
 
 def test_the_table_in_the_image_has_the_users_rates() -> None:
@@ -155,7 +164,7 @@ def test_others_words_are_only_ever_shown(records: Records) -> None:
         }
         for number, claim in records.claims.items()
     }
-    ledger = account(replace(records, claims=claims), 2e9)
+    ledger = account(replace(records, claims=claims))
     text = page.render([ledger], prices.load(), HOSTILE[1], 2e9)
     body = text[text.index("<main>") :]
     assert "evil.example" in body
@@ -175,11 +184,11 @@ def test_records_of_nonsense_take_no_report_down(records: Records) -> None:
     """Each field of each record in turn is something else, and then all are anything."""
     for value in NONSENSE:
         for name, part in spoiled(records, lambda value=value: value).items():  # type: ignore[misc]
-            ledger = account(replace(records, **{name: part}), 2e9)
+            ledger = account(replace(records, **{name: part}))
             tables.as_csv(tables.attempts(ledger, prices.load()) + tables.runs([ledger], prices.load()))
     dice = random.Random(1)
     for _ in range(3):
-        ledger = account(replace(records, **spoiled(records, lambda: dice.choice(NONSENSE))), 2e9)
+        ledger = account(replace(records, **spoiled(records, lambda: dice.choice(NONSENSE))))
         page.render([ledger], prices.load(), "file:///x", 2e9)
 
 
@@ -250,7 +259,7 @@ def test_the_command_writes_all_of_it(tmp_path: Path, records: Records) -> None:
 def test_a_checkpoint_whose_ledger_leaves_steps_out_is_told_and_counts_as_far_as_it_goes(records: Records) -> None:
     assert records.newest is not None
     first, _, third = records.newest.ledger
-    odd = account(replace(records, newest=replace(records.newest, ledger=[first, third])), 2e9)
+    odd = account(replace(records, newest=replace(records.newest, ledger=[first, third])))
     step = first["last_step"]
     assert odd.problems == [f"the ledger of checkpoint 000003-00000060 does not go on from step {step}"]
     assert [entry.useful_steps for entry in odd.entries] == [step, 0, 0]

@@ -14,8 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from console.sheets import Words, plain, sheet
+from console.standing import glance, whole
 from storage import open_store
-from tests.runs import REPOSITORY, Lab, command, environment
+from tests import checkpoints
+from tests.runs import FAKETIME, REPOSITORY, Lab, command, environment
+from trainer.history import History
 
 SLOW = ["--preset", "tutorial", "--batch-size", "10", "--epochs", "200", "--checkpoint-every", "0.3s"]
 SILENCE_S = 200.0  # by so much the records are aged, where a test would have to wait for a minute and a half
@@ -79,7 +83,11 @@ def test_killed_halted_superseded_and_finished_in_one_run(tmp_path: Path, small_
     attempts = lab.status()["attempts"]
     assert isinstance(attempts, list)
     assert [one["exit"] for one in attempts] == [None, 0, 0, 75]
-    assert [one["how"] for one in attempts][1:] == ["halted by its operator", "a newer attempt took over", "SIGTERM"]
+    assert [one["how"] for one in attempts][1:] == [
+        "halted by its operator",
+        "a newer attempt took over",
+        "told to go (SIGTERM)",
+    ]
     ends = [(one["first_step"], one["last_step"]) for one in attempts]
     assert all(first < last for first, last in ends)
 
@@ -168,9 +176,6 @@ def test_a_hundred_runs_take_a_listing_and_one_read_each(tmp_path: Path, capsys:
 
 
 def test_ages_do_not_depend_on_the_clock_of_whoever_trains(tmp_path: Path) -> None:
-    from console.standing import glance
-    from trainer.history import History
-
     history = History(open_store(f"file://{tmp_path}"), "run")
     for off in (-300, 300):
         now = time.time() + off
@@ -184,12 +189,93 @@ def test_ages_do_not_depend_on_the_clock_of_whoever_trains(tmp_path: Path) -> No
         assert told["checkpoint_age_s"] == pytest.approx(20, abs=2)
 
 
+def test_nor_does_that_of_a_checkpoint_that_another_machine_saved(tmp_path: Path) -> None:
+    history = checkpoints.history(tmp_path)
+    for off in (0, 300):
+        number = history.claim({"time": time.time() + off, "machine": {"host": f"ahead by {off} s"}})
+        if not off:
+            name = checkpoints.save(history, number, 10).name
+    file = tmp_path / "run" / "checkpoints" / f"{name}.json"
+    os.utime(file, (file.stat().st_atime - 50, file.stat().st_mtime - 50))
+    told = whole(history)
+    assert told is not None
+    assert (told["attempt"], told["host"], told["checkpoint"]) == (2, "ahead by 300 s", name)
+    assert told["checkpoint_age_s"] == pytest.approx(50, abs=5)
+
+
+def test_how_an_attempt_ended_is_told_in_words_of_every_reason(tmp_path: Path) -> None:
+    from console.endings import how
+    from watchers import HaltWatcher
+    from watchers.drill import DrillWatcher
+    from watchers.protocol import Notice
+
+    def told(notice: Notice | None) -> str | None:
+        assert notice is not None
+        record = {"source": notice.source, "action": notice.action, "detail": notice.detail}
+        return how("stopped", [{"source": "aws", "action": "save"}, record], 0)
+
+    for file, words in (("halt", "halted by its operator"), ("preempt.txt", "rehearsed eviction (preempt.txt)")):
+        (tmp_path / file).touch()
+        assert told(HaltWatcher(tmp_path).check()) == words
+        (tmp_path / file).unlink()
+    assert told(DrillWatcher("gcp", 0).check()) == "a drill, as if evicted by Google"
+    assert told(Notice("azure", "stop", "Preempt", "id", 0.0)) == "evicted by Azure"
+    assert how("stopped", None, None) == "stopped"
+    assert how("not durable", [], 7) == "the last 7 steps were not saved"
+
+
+LOOK = """
+import sys, entrypoint
+from storage import open_store
+from trainer.history import History
+from trainer.ledger import account
+from trainer.records import read
+entrypoint.main(["status", "--json", "--store", sys.argv[1]])
+print(*(account(read(History(open_store(sys.argv[1]), run))).state for run in ("gone", "there")))
+"""
+
+
+@pytest.mark.skipif(not FAKETIME.exists(), reason="no libfaketime (Debian: faketime)")
+@pytest.mark.parametrize("off", ["-10m", "+10m"])
+def test_nor_on_that_of_whoever_looks(off: str, tmp_path: Path) -> None:
+    """libfaketime moves the viewer's clock; the files' times, which are the store's clock here, stay the kernel's."""
+    for run in ("gone", "there"):
+        history = History(open_store(f"file://{tmp_path}"), run)
+        history.claim({"time": time.time()})
+        history.write_record({"attempt": 1, "state": "running", "step": 10, "time": time.time()}, "status.json")
+    for file in (tmp_path / "gone").rglob("*.json"):
+        os.utime(file, (file.stat().st_atime - SILENCE_S, file.stat().st_mtime - SILENCE_S))
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK, f"file://{tmp_path}"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        env=environment(LD_PRELOAD=str(FAKETIME), FAKETIME=off, NO_FAKE_STAT="1", FAKETIME_DONT_FAKE_MONOTONIC="1"),
+    )
+    lines = done.stdout.splitlines()
+    gone, there = json.loads("\n".join(lines[:-1]))
+    assert (gone["attempt_state"], there["attempt_state"]) == ("dead", "running"), done.stderr
+    assert SILENCE_S <= gone["last_seen_s"] < SILENCE_S + 60
+    assert lines[-1] == "stopped running", "the report says so too"
+
+
 def test_records_of_others_are_no_commands_to_copy(tmp_path: Path) -> None:
     from console.next_steps import going_on, line
 
     for words in (["rm", "-rf", "/"], ["cifar10", "--nonsense", "x"], ["cifar10", "--run", "a\nb"], "cifar10", [3], []):
         assert going_on({"arguments": words}) == []  # type: ignore[dict-item]
     assert "'a; rm -rf /'" in line(going_on({"arguments": ["cifar10", "--data", "a; rm -rf /"]}), "s3://b/c")
+
+
+def test_off_a_terminal_each_row_is_one_line_whatever_its_words() -> None:
+    rows = [(("a", "red\n\x1b[2J", ""), "bold"), (("longer", "x" * 300, "-"), "")]
+    lines = plain([Words("above"), sheet(("run", "state", "left"), rows)])
+    assert lines == [
+        "above",
+        f"run     {'state':<200}  left",
+        "a       red [2J",
+        f"longer  {'x' * 200}  -",
+    ]
 
 
 @pytest.mark.parametrize(("end", "code"), [("q", 0), ("\x03", 130)])

@@ -34,6 +34,7 @@ from storage.protocol import MAX_KEY_BYTES, SCRATCH
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
+DAY_S = 24 * 3600.0
 SOAK = "BATON_SOAK_SEED" in os.environ
 
 
@@ -135,6 +136,19 @@ class StoreContract:
     @pytest.fixture
     def store(self, place: Place) -> Store:
         return place.open()
+
+    # --- the time
+
+    @pytest.mark.parametrize("off", [-DAY_S, DAY_S])
+    def test_an_age_is_by_the_stores_clock_whatever_this_machines_says(
+        self, off: float, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        place.open().put("a", b"x")
+        right = time.time
+        monkeypatch.setattr(time, "time", lambda: right() + off)
+        info = place.open().get("a", io.BytesIO(), byte_range=(0, 100))
+        assert info.answered is not None
+        assert 0 <= info.age_s < 60
 
     # --- what is put is what one gets
 

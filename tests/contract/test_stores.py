@@ -48,7 +48,12 @@ def test_a_prefix_in_a_listing_is_told_from_an_object() -> None:
     assert ObjectInfo("run/", 0, 0.0).is_prefix
 
 
-SDKS = {"file:///tmp": None, "s3://bucket": "boto3", "gs://bucket": "google.cloud.storage", "az://account/abc": "azure"}
+SDKS = {
+    "file:///tmp": None,
+    "s3://bucket": "botocore",
+    "gs://bucket": "google.cloud.storage",
+    "az://account/abc": "azure",
+}
 
 
 @pytest.mark.parametrize(("url", "own"), SDKS.items())

@@ -7,6 +7,7 @@ import itertools
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +334,11 @@ def test_a_tensor_changed_after_its_save_began_is_saved_as_it_was(store: Countin
     restored = HeadOnly()
     restore(restored, History(store, "run").load("000001-00000001"))
     assert torch.equal(restored.model[2].weight, before)
+
+
+def test_when_another_machine_saved_is_told_by_this_ones_clock(store: Counting) -> None:
+    before = committed(store, HeadOnly(), 5).manifest
+    theirs = replace(before, ledger=[{"attempt": 1, "tally": {"clock_ahead_s": 200.0}}])
+    assert durable(theirs, -100.0).at == pytest.approx(theirs.time - 300)
+    for unknown in (durable(theirs), durable(theirs, None), durable(before, -100.0)):
+        assert unknown.at == theirs.time

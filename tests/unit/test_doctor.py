@@ -27,11 +27,10 @@ from storage.errors import NotSetUp, PermissionDenied
 from tests.checkpoints import history, save, snapshot
 from tests.clouds import reached
 from tests.emulators.metadata import Metadata
-from tests.runs import REPOSITORY, command, environment
+from tests.runs import FAKETIME, REPOSITORY, command, environment
 from trainer.data.pack import pack
 
 CPUINFO = "model name\t: A Processor\nflags\t\t: fpu sse4_2 avx2 avx512f\n\nmodel name\t: A Processor\n"
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 
 
 class Sick:

@@ -20,7 +20,7 @@ def test_every_setting_is_an_option_with_its_variable() -> None:
     import entrypoint
 
     for job in job_names():
-        options = {p.name: p for p in entrypoint.baton.commands[job].params}
+        options = {p.name: p for p in entrypoint.job_command(job).params}
         for f in fields_of():
             assert options[f.name].opts == ["--" + f.name.replace("_", "-")]
             assert options[f.name].envvar == "BATON_" + f.name.upper()
@@ -98,10 +98,17 @@ def test_no_module_outside_the_jobs_imports_a_job_or_a_cloud() -> None:
     forbidden = {
         "storage": r"^\s*(from|import) (trainer|watchers|console|torch)",
         "watchers": r"^\s*(from|import) (trainer|storage|console|torch)",
-        "trainer": r"^\s*(from|import) (console|entrypoint|boto3|google|azure)",
+        "trainer": r"^\s*(from|import) (console|entrypoint|boto3|botocore|google|azure)",
         "trainer/jobs": r"^\s*(from|import) (storage|watchers|console)",
     }
     for folder, pattern in forbidden.items():
         for file in Path(REPOSITORY, folder).rglob("*.py"):
             found = re.findall(pattern, file.read_text(), re.MULTILINE)
             assert not found, f"{file}: {found}"
+
+
+def test_a_wrong_preset_is_told_before_torch_is_imported() -> None:
+    code = "import sys, entrypoint; print(entrypoint.main(['cifar10', '--preset', 'quik']), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert "--preset quik: no such preset; did you mean quick?" in done.stdout
+    assert done.stdout.splitlines()[-1] == "64 False"
