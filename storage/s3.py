@@ -20,9 +20,10 @@ from contextlib import closing, contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO
 
+from boto3.s3.transfer import TransferConfig  # type: ignore[import-untyped]
 from botocore import exceptions as sdk  # type: ignore[import-untyped]
 from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
-from s3transfer.manager import TransferConfig, TransferManager  # type: ignore[import-untyped]
+from s3transfer.manager import TransferManager  # type: ignore[import-untyped]
 from urllib3.exceptions import HTTPError
 
 from storage.dates import moment_of
@@ -249,13 +250,10 @@ class S3Store:
         with self._lock:
             if self._client is None:
                 self._client = connect(self.url, self._patience, 2 * PARALLEL + 4)
-                config = TransferConfig(
-                    multipart_threshold=PART,
-                    multipart_chunksize=PART,
-                    max_request_concurrency=UPLOADS,
-                    max_in_memory_upload_chunks=UPLOADS,
-                )
-                # one for all puts, which share its threads and its memory
+                config = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=UPLOADS)
+                config.max_in_memory_upload_chunks = UPLOADS
+                # one for all puts, which share its threads and its memory; the other kind of manager that boto3 could
+                # choose is native, with memory and retries of its own
                 self._uploads = TransferManager(self._client, config)
             return self._client
 

@@ -6,8 +6,8 @@ import logging
 import os
 from typing import Any
 
-import botocore.session  # type: ignore[import-untyped]
-from botocore import exceptions as sdk
+import boto3  # type: ignore[import-untyped]
+from botocore import exceptions as sdk  # type: ignore[import-untyped]
 from botocore.awsrequest import AWSHTTPConnectionPool, AWSHTTPSConnectionPool  # type: ignore[import-untyped]
 from botocore.config import Config  # type: ignore[import-untyped]
 
@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 
 def connect(url: str, patience: Patience, connections: int) -> Any:
     """A client for the store at `url`. Raises what botocore raises where there are no credentials, and `NotSetUp`."""
-    session = botocore.session.get_session()  # not boto3's, which does no more here and takes longer to import
+    session = boto3.Session()
     credentials = session.get_credentials()
     if credentials is None:
         raise sdk.NoCredentialsError
-    log.info("%s: credentials: %s", url, _kind(credentials.method, session.profile or "default"))
+    log.info("%s: credentials: %s", url, _kind(credentials.method, session.profile_name))
     config = Config(
         retries={"total_max_attempts": 1},  # retrying is a wrapper's, which knows the deadline
         connect_timeout=max(0.1, min(CONNECT_S, patience())),
@@ -34,10 +34,10 @@ def connect(url: str, patience: Patience, connections: int) -> Any:
         response_checksum_validation="when_required",  # done by the store, over the whole object
         user_agent_extra="baton",
     )
-    # containers on AWS are told their region by this variable, which the SDK overlooks
-    region = session.get_config_variable("region") or os.environ.get("AWS_REGION")
+    # containers on AWS are told their region by this variable, which boto3 overlooks
+    region = session.region_name or os.environ.get("AWS_REGION")
     try:
-        client = session.create_client("s3", region_name=region, config=config)
+        client = session.client("s3", region_name=region, config=config)
     except ValueError as e:  # "Invalid endpoint"
         raise NotSetUp(f"{url}: {one_line(e)}; look at AWS_ENDPOINT_URL_S3") from e
 
