@@ -142,9 +142,10 @@ class LocalStore:
     def _now(self) -> float:
         """By the clock that gives files their times: a network file system's is its server's. Found out once."""
         if self._ahead is None:
-            self._ahead = 0.0  # where nothing may be written, nobody can know
+            ahead = 0.0  # where nothing may be written, nobody can know
             with suppress(OSError), tempfile.TemporaryFile(dir=self._root, prefix=SCRATCH) as file:
-                self._ahead = os.fstat(file.fileno()).st_mtime - time.time()
+                ahead = os.fstat(file.fileno()).st_mtime - time.time()
+            self._ahead = ahead  # at once: several threads read
         return time.time() + self._ahead
 
     def stat(self, key: str) -> ObjectInfo:
