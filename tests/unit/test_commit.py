@@ -218,23 +218,27 @@ def test_it_is_given_up_when_only_the_last_one_fits(store: Counting) -> None:
     hearing.saver.start(save_of(task, 1))
     assert hearing.saver._flight is not None
     hearing.saver._flight.landed.wait(30)
-    stuck = threading.Event()
-    first = threading.Event()
+    stuck, first, on_its_way = threading.Event(), threading.Event(), list[str]()
 
     def before_put(key: str) -> None:
-        if not first.is_set() and "parts" in key:
+        if not on_its_way and "parts" in key:
+            on_its_way.append(key)
             first.set()
             stuck.wait(30)
 
     store.before_put = before_put
     task.step()
     hearing.saver.start(save_of(task, 2))
+    given_up = hearing.saver._flight
     assert first.wait(10)
+    task.step()
     hearing.saver._recent = [3.0]
     assert save_last(hearing.saver, save_of(task, 3), lambda: 4.0)
     stuck.set()
+    assert given_up.landed.wait(30)
     assert names(store) == [(1, 3), (1, 1)]
     assert History(store, "run").manifest("000001-00000003").parent == "000001-00000001"
+    assert on_its_way[0] not in [info.key for info in store.list("run/parts/")], "what was on its way is called back"
 
 
 def test_with_no_time_left_it_says_no(store: Counting) -> None:
