@@ -333,7 +333,7 @@ def _say_start(request: Request, ready: Prepared, number: int, newest: Manifest 
     """Four lines: what runs, where checkpoints go, where it goes on from and why, how to stop it."""
     settings, plan, machine_ = ready.settings, ready.plan, ready.machine
     log.info(
-        "%s, preset %s: %d steps of %d samples on %s (%s%s threads, %s), data: %s",
+        "%s, preset %s: %d steps of %d samples on %s (%s%s thread%s, %s), data: %s",
         request.job,
         settings.preset,
         plan.steps,
@@ -341,6 +341,7 @@ def _say_start(request: Request, ready: Prepared, number: int, newest: Manifest 
         machine_["device"],
         f"{request.rank.count} processes of " if request.rank.count > 1 else "",
         machine_["threads"],
+        "" if machine_["threads"] == 1 else "s",
         "bf16" if plan.bf16 else "fp32",
         ready.data.name,
     )
