@@ -161,6 +161,7 @@ def evict(lab: Lab, service: Metadata, moment: str, delay_s: float, *options: st
     return Heard(service.cloud, moment, delay_s, notice["seen"] - told, notice["deadline"] - durable)
 
 
+@pytest.mark.timeout(900 + 60 * COUNT)
 @pytest.mark.parametrize("name", ["aws", "gcp", "azure"])
 def test_no_notice_is_missed_whenever_it_comes(name: str, tmp_path: Path, tiny: Path, endless_download: str) -> None:
     dice = random.Random(f"{name} {SEED}")
