@@ -110,7 +110,7 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int
         except Stopped as e:
             return exit_code_for(e, settings)
 
-    gc.disable()  # until all is imported
+    gc.disable()  # until all is imported, see trainer/startup.py
     watched: list[Watcher] = [halt] if rank.local == 0 else []  # one process of a machine listens for all
     if rank.number == 0:
         watched += [DrillWatcher(*one) for one in drill.parse(settings.drill)]
@@ -129,7 +129,6 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int
             from trainer.follow import follow
             from trainer.prepare import Wanted
 
-            keep_imported()
             return follow(Wanted(**wanted))
         return lead(settings, wanted, halt, watch)
     except Stopped as e:
@@ -166,7 +165,6 @@ def lead(settings: Settings, wanted: dict[str, Any], halt: HaltWatcher, watch: W
     try:
         from trainer import run
 
-        keep_imported()
         request = run.Request(
             **wanted,
             history=history,
@@ -183,13 +181,6 @@ def lead(settings: Settings, wanted: dict[str, Any], halt: HaltWatcher, watch: W
         if curves is not None:
             curves.close()
         display.close()
-
-
-def keep_imported() -> None:
-    """Begin to collect garbage, but never among what was imported, which stays. Looking through that again and again,
-    as it grows, is a tenth of an import of torch."""
-    gc.freeze()
-    gc.enable()
 
 
 def packed_data(job: str, settings: Settings, rank: ranks.Rank, mailbox: Mailbox) -> Packed:
