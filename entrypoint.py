@@ -9,6 +9,7 @@ if __name__ == "__main__":  # before the slower imports: whoever is told to go b
     signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
+import gc
 import logging
 import sys
 import time
@@ -109,6 +110,7 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int
         except Stopped as e:
             return exit_code_for(e, settings)
 
+    gc.disable()  # until all is imported, see trainer/startup.py
     watched: list[Watcher] = [halt] if rank.local == 0 else []  # one process of a machine listens for all
     if rank.number == 0:
         watched += [DrillWatcher(*one) for one in drill.parse(settings.drill)]

@@ -9,6 +9,7 @@ it what the newest attempt made obsolete; each part's upload takes SLOW_PART_S l
 from __future__ import annotations
 
 import functools
+import gc
 import sys
 import time
 from pathlib import Path
@@ -32,6 +33,7 @@ def main(sign_s: float, young_s: float, every_s: float, slow_part_s: float, argu
     put_part = History.put_part
 
     def slowly(self: History, *args: Any) -> int:
+        assert gc.isenabled(), "turned off while torch is imported, it is on again in training"
         sent = put_part(self, *args)
         time.sleep(slow_part_s)
         return sent

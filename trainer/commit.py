@@ -6,10 +6,10 @@ import hashlib
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 from storage.errors import Unavailable
 from trainer.checkpoint import Snapshot
@@ -115,6 +115,26 @@ def commit(
     return Committed(manifest, lines, sent, save.taken)
 
 
+class _Recalled(Sequence[memoryview]):
+    """A part's chunks until the save is given up: a store that meets `Abandoned` sends no more of them, and leaves the
+    link to the last save. What is too small for several requests has been asked for by then, and goes its way."""
+
+    def __init__(self, chunks: Sequence[memoryview], check: Check) -> None:
+        self._chunks = chunks
+        self._check = check
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    @overload
+    def __getitem__(self, index: int) -> memoryview: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[memoryview]: ...
+    def __getitem__(self, index: int | slice) -> memoryview | Sequence[memoryview]:
+        self._check()
+        return self._chunks[index]
+
+
 def _encoded(snapshot: Snapshot, weights: Any) -> Iterator[tuple[str, Part]]:
     for section, tensors in (("model", snapshot.model), ("optimizer", snapshot.optimizer)):
         for group in grouped(tensors, snapshot.frozen):
@@ -138,7 +158,7 @@ def _send_parts(
             refs.append(PartRef(section, part.sha256, part.size))
             check()
             send = history.keep_part if part.sha256 in fresh else history.put_part
-            sending.append(pool.submit(send, part.sha256, part.size, part.chunks))
+            sending.append(pool.submit(send, part.sha256, part.size, _Recalled(part.chunks, check)))
             if len(sending) > SENDERS:  # hashing needs be no further ahead
                 sent += sending.popleft().result()
         sent += sum(future.result() for future in sending)

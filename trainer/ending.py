@@ -54,20 +54,23 @@ def stop(request: Request, settings: Settings, attempt: Attempt) -> int:
             spare,
             extra={"fields": {"durable_step": kept, "lost_steps": 0}},
         )
+    else:
+        code, outcome = ExitCode.NOT_DURABLE, "not durable"
+        log.error(
+            "the last state could not be saved (%s): %d step%s since step %d %s lost",
+            attempt.saver.error or "no time left",
+            step - kept,
+            "" if step - kept == 1 else "s",
+            kept,
+            "is" if step - kept == 1 else "are",
+            extra={"fields": {"durable_step": kept, "lost_steps": step - kept}},
+        )
+    if outcome != "superseded":
         log.info(
             "to go on: %sstart it again, here or anywhere (exit code %d)",
             "remove that file, then " if notice is not None else "",
             code,
             extra={"fields": {"exit": int(code)}},
-        )
-    else:
-        code, outcome = ExitCode.NOT_DURABLE, "not durable"
-        log.error(
-            "the last state could not be saved (%s): %d steps since step %d are lost",
-            attempt.saver.error or "no time left",
-            step - kept,
-            kept,
-            extra={"fields": {"durable_step": kept, "lost_steps": step - kept}},
         )
     attempt.end(code, outcome)
     if outcome == "stopped":

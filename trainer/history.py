@@ -255,10 +255,9 @@ class History:
         raise AssertionError
 
     def load(
-        self, name: str, known: Mapping[str, bytes] | None = None, check: Callable[[], None] = lambda: None
+        self, manifest: Manifest, known: Mapping[str, bytes] | None = None, check: Callable[[], None] = lambda: None
     ) -> Checkpoint:
         """Read and verify a checkpoint; parts in `known` (verified earlier) are not read again. Raises `Bad`."""
-        manifest = self.manifest(name)
         data: dict[str, bytes] = {}
         found: set[tuple[str, str]] = set()
         with closing(self._parts_ahead(manifest.parts, known or {})) as parts:
@@ -285,10 +284,11 @@ class History:
                 pool.shutdown(cancel_futures=True)
 
     def newest_good(
-        self, known: Mapping[str, bytes] | None = None, check: Callable[[], None] = lambda: None
+        self, known: Checkpoint | None = None, check: Callable[[], None] = lambda: None
     ) -> Checkpoint | None:
         """The newest checkpoint that is whole; None if the run has none at all.
 
+        `known`: the one that it was a moment ago, which is given back if it still is; its parts are not read again.
         Goes back along the parents of one that is bad, then to other chains, and says why. One that is cleaned up
         while it is read has newer ones: then it looks again. Raises `UserError` if there are checkpoints but none is
         good, or if the run is marked as not whole: training must not quietly start again from step 0.
@@ -298,8 +298,11 @@ class History:
         order = fallback_order(names, parents)
         while (name := next(order, None)) is not None:
             try:
-                parents[name] = self.manifest(name).parent
-                return self.load(name, known, check)
+                manifest = self.manifest(name)
+                parents[name] = manifest.parent
+                if known is not None and manifest == known.manifest:
+                    return known
+                return self.load(manifest, known.data if known else None, check)
             except Bad as e:
                 left = self._usable_names()
                 if name not in left:

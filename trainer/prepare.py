@@ -16,7 +16,7 @@ from trainer.exits import ExitCode, UserError
 from trainer.loop import Plan
 from trainer.ranks import Rank
 from trainer.settings import LARGEST_COUNT, Json, Settings
-from trainer.startup import put_off_compiler
+from trainer.startup import collect_garbage, put_off_compiler
 from watchers import Mailbox
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class Prepared:
 
 def start(wanted: Wanted) -> Start:
     """Raises `UserError`."""
+    collect_garbage()
     put_off_compiler()
     job = jobs.load(wanted.job)
     name, preset = jobs.preset(job, wanted.given.get("preset", ""))

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from storage.errors import StoreError
 from trainer import prepare
@@ -52,6 +52,13 @@ class Curves(Protocol):
         """This copy has the run, and goes on from what is on record now."""
 
     def line(self, line: Mapping[str, Json]) -> None: ...
+
+
+class Restored(NamedTuple):
+    """A checkpoint whose state the task has."""
+
+    checkpoint: Checkpoint
+    position: Position
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,8 +122,9 @@ def _train(request: Request, begun: Start, together: Together | None) -> int:
         raise
 
 
-def _prepare(request: Request, begun: Start, together: Together | None) -> tuple[Prepared, Checkpoint | None]:
+def _prepare(request: Request, begun: Start, together: Together | None) -> tuple[Prepared, Restored | None]:
     """Everything that can fail before the run is touched, and its newest checkpoint. Raises as `train` does."""
+    restored = None
     data = request.data.result(request.mailbox)
     newest = request.checkpoint.result(request.mailbox)
     shape = prepare.shape_of(begun, request, data, newest.manifest.settings if newest else None)
@@ -128,11 +136,11 @@ def _prepare(request: Request, begun: Start, together: Together | None) -> tuple
         ready.task.begin(ready.settings.weights, request.mailbox.check)
     else:
         _check_same_run(newest.manifest, request, shape, ready.plan, request.allow_change)
-        restore(ready.task, newest)  # does it fit this image's network? once more after the claim
+        restored = Restored(newest, restore(ready.task, newest))
     if together is not None:
         others = together.wait_for_others()
         ready = replace(ready, machine={**ready.machine, "others": others})  # for the bill
-    return ready, newest
+    return ready, restored
 
 
 def _check_share(request: Request, plan: Plan) -> None:
@@ -187,17 +195,17 @@ def _short(value: Json) -> str:
     return text[:12] + "..." if len(text) > 24 else text
 
 
-def _is_finished(history: History, ready: Prepared, newest: Checkpoint | None) -> bool:
+def _is_finished(history: History, ready: Prepared, newest: Restored | None) -> bool:
     """Whether the run is at its end, with its result written; says so."""
-    if newest is None or newest.manifest.step < ready.plan.steps:
+    if newest is None or newest.position.step < ready.plan.steps:
         return False
     result = history.read_record("result.json")
-    if result is None or result.get("checkpoint") != newest.manifest.name:
+    if result is None or result.get("checkpoint") != newest.checkpoint.manifest.name:
         return False
     log.info(
         "run %r is finished: %d steps, %s; nothing left to do (a new one: --run NAME)",
         history.run,
-        newest.manifest.step,
+        newest.position.step,
         told(result.get("metrics")),
     )
     return True
@@ -215,7 +223,7 @@ def _check_room(history: History, ready: Prepared) -> None:
         )
 
 
-def _begin(request: Request, ready: Prepared, prefetched: Checkpoint | None, together: Together | None) -> Attempt:
+def _begin(request: Request, ready: Prepared, prefetched: Restored | None, together: Together | None) -> Attempt:
     """Claim the run, then load what is newest now: an older copy may have saved until this moment."""
     history = request.history
     before = history.read_sign("status.json")
@@ -260,17 +268,20 @@ def last_sign(sign: Sign | None) -> dict[str, Json] | None:
 def _load(
     request: Request,
     ready: Prepared,
-    prefetched: Checkpoint | None,
+    prefetched: Restored | None,
     number: int,
     before: Sign | None,
     together: Together | None,
 ) -> Attempt:
     history, plan = request.history, ready.plan
-    newest = history.newest_good(prefetched.data if prefetched else None, request.mailbox.check)
+    clock_ahead = Early(lambda: history.clock_ahead_s(number), "clock")
+    newest = history.newest_good(prefetched.checkpoint if prefetched else None, request.mailbox.check)
     position = Position()
     if newest is None and prefetched is not None:  # the task has not begun; see `_prepare`
         raise UserError(f"run {history.run!r} in {history.store.url} was deleted while this copy started; start again")
-    if newest is not None:
+    if prefetched is not None and newest is prefetched.checkpoint:
+        position = prefetched.position
+    elif newest is not None:
         if prefetched is None:
             _check_same_run(newest.manifest, request, ready.shape, plan, ())
         position = restore(ready.task, newest)
@@ -307,7 +318,7 @@ def _load(
         stop_grace_s=request.stop_grace_s,
         show=request.show,
         show_every_s=request.show_every_s,
-        tally=Tally(position.step, history.clock_ahead_s(number)),
+        tally=Tally(position.step, clock_ahead.result(request.mailbox)),
         tell_line=request.curves.line if request.curves is not None else lambda line: None,
     )
 
@@ -322,7 +333,7 @@ def _say_start(request: Request, ready: Prepared, number: int, newest: Manifest 
     """Four lines: what runs, where checkpoints go, where it goes on from and why, how to stop it."""
     settings, plan, machine_ = ready.settings, ready.plan, ready.machine
     log.info(
-        "%s, preset %s: %d steps of %d samples on %s (%s%s threads, %s), data: %s",
+        "%s, preset %s: %d steps of %d samples on %s (%s%s thread%s, %s), data: %s",
         request.job,
         settings.preset,
         plan.steps,
@@ -330,6 +341,7 @@ def _say_start(request: Request, ready: Prepared, number: int, newest: Manifest 
         machine_["device"],
         f"{request.rank.count} processes of " if request.rank.count > 1 else "",
         machine_["threads"],
+        "" if machine_["threads"] == 1 else "s",
         "bf16" if plan.bf16 else "fp32",
         ready.data.name,
     )

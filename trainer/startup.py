@@ -1,11 +1,16 @@
-"""Keeps torch's compiler out of start-up: 1.5 s of each, for a program that compiles nothing.
+"""Keeps out of start-up what nobody needs there.
 
-Every torch optimizer imports `torch._dynamo`, to tell it that it isn't wanted here (torch/optim/optimizer.py,
-torch/_compile.py). A stand-in answers that. Whatever else is asked of it, or below it, loads the real one.
+Torch's compiler takes 1.5 s, in a program that compiles nothing. Every torch optimizer imports `torch._dynamo`, to tell
+it that it isn't wanted here (torch/optim/optimizer.py, torch/_compile.py). A stand-in answers that. Whatever else is
+asked of it, or below it, loads the real one.
+
+Python's garbage collector looks through all that was imported again and again while it grows: a tenth of the time that
+torch's import takes, to find next to nothing. So entrypoint.py turns it off until then.
 """
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -53,6 +58,12 @@ class _Below(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """It has run already."""
+
+
+def collect_garbage() -> None:
+    """From now on, but not among what is imported by now: that stays."""
+    gc.freeze()
+    gc.enable()
 
 
 def put_off_compiler() -> None:

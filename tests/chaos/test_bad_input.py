@@ -152,7 +152,7 @@ def test_a_stop_on_a_full_disk_says_what_is_lost(tmp_path: Path, small_cifar: Pa
     container.signal(15)
     assert container.wait() == 74, container.text
     assert "could not be saved" in container.text
-    assert "are lost" in container.text
+    assert "since step" in container.text
     got, lines = run("clean", "--yes", "--store", lab.url)  # it asks the store's time, with no room to write
     assert got == 0, lines
 

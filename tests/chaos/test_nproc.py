@@ -112,7 +112,7 @@ def test_halted_or_with_their_launcher_killed_two_processes_lose_no_bit(tmp_path
     quiet = Lab(tmp_path / "quiet", small_cifar, *OPTIONS)
     container = quiet.start("--nproc", "2", **ONE_THREAD)
     assert container.wait() == 0, container.text
-    assert "on cpu (2 processes of 1 threads, " in container.text
+    assert "on cpu (2 processes of 1 thread, " in container.text
     hunted = Lab(tmp_path / "hunted", small_cifar, *OPTIONS)
     for _ in range(2):
         container, pids = begun(hunted)

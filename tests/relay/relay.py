@@ -26,7 +26,13 @@ from trainer.verify import verify
 # where it runs, and what ends it there; the last one comes to the run's end
 COURSE = (("gcp", "notice"), ("aws", "notice"), ("azure", "kill"), ("azure", "notice"), ("gcp", "end"))
 SAVES = 20  # in a run: a checkpoint each twentieth of it, so that a kill without notice costs something and not all
-SHORT = {"cifar10": ("--batch-size", "128")}  # what makes a job's steps short, before the user's own options
+# What makes a job's steps short, and data where the image has none; the user's own options come after.
+SHORT = {
+    "cifar10": ("--batch-size", "128"),
+    "cifar100": ("--batch-size", "128", "--data", "synthetic"),
+    "mnist": ("--batch-size", "128", "--data", "synthetic"),
+    "bert": ("--preset", "scratch", "--batch-size", "8", "--data", "synthetic"),
+}
 # One: on a quick machine too the run must outlast four evictions, of which AWS's is seen after 2 s only.
 THREADS = {"OMP_NUM_THREADS": "1"}
 PATIENCE_S = 120.0  # for a container to start or to come to a step, however busy this machine is

@@ -22,7 +22,7 @@ HEADS = ("who", "attempt", "steps", "seconds", "lost", "start to first step", "n
 
 
 def table(outcome: Outcome) -> str:
-    """Who ran which steps, for how long, and what each hand-over cost; then the hashes beside the undisturbed run's."""
+    """Who ran which steps, for how long, and what each hand-over cost; last the run that nobody disturbed."""
     rows = [HEADS, *(_row(leg) for leg in outcome.legs)]
     totals = f"{outcome.legs[-1].reached - outcome.legs[0].began_at}", f"{sum(leg.seconds for leg in outcome.legs):.1f}"
     rows.append(("the relay", "", *totals, f"{sum(leg.lost_s for leg in outcome.legs):.1f} s", "", "", ""))
@@ -48,6 +48,7 @@ def _row(leg: Leg) -> tuple[str, ...]:
 
 
 def comparison(outcome: Outcome) -> str:
+    """The relay's hashes beside those of the run that nobody disturbed."""
     mine, quiet = outcome.finals["relay"], outcome.finals["undisturbed"]
     lines = [f"{'':15} {'the relay':18} undisturbed"]
     for name in HASHES:

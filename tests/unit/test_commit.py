@@ -92,7 +92,7 @@ def test_a_frozen_backbone_is_sent_once(store: Counting) -> None:
     assert second.sent < 200_000, "the head and its two moments"
     assert store.sent < 220_000, "and a manifest"
     restored = HeadOnly()
-    restore(restored, History(store, "run").load(second.manifest.name))
+    restore(restored, History(store, "run").load(second.manifest))
     assert all(map(torch.equal, restored.model.state_dict().values(), task.model.state_dict().values()))
 
 
@@ -111,7 +111,7 @@ def test_a_part_that_should_be_there_and_has_gone_is_sent_again(store: Counting)
     store.store.delete(f"run/parts/{backbone.sha256}")
     second = committed(store, task, 2, first)
     assert second.sent == backbone.size
-    History(store, "run").load(second.manifest.name)
+    History(store, "run").load(second.manifest)
 
 
 def test_the_weights_hash_is_over_raw_bytes_in_row_major_order_by_name_whatever_parts_they_lie_in(
@@ -218,23 +218,27 @@ def test_it_is_given_up_when_only_the_last_one_fits(store: Counting) -> None:
     hearing.saver.start(save_of(task, 1))
     assert hearing.saver._flight is not None
     hearing.saver._flight.landed.wait(30)
-    stuck = threading.Event()
-    first = threading.Event()
+    stuck, first, on_its_way = threading.Event(), threading.Event(), list[str]()
 
     def before_put(key: str) -> None:
-        if not first.is_set() and "parts" in key:
+        if not on_its_way and "parts" in key:
+            on_its_way.append(key)
             first.set()
             stuck.wait(30)
 
     store.before_put = before_put
     task.step()
     hearing.saver.start(save_of(task, 2))
+    given_up = hearing.saver._flight
     assert first.wait(10)
+    task.step()
     hearing.saver._recent = [3.0]
     assert save_last(hearing.saver, save_of(task, 3), lambda: 4.0)
     stuck.set()
+    assert given_up.landed.wait(30)
     assert names(store) == [(1, 3), (1, 1)]
     assert History(store, "run").manifest("000001-00000003").parent == "000001-00000001"
+    assert on_its_way[0] not in [info.key for info in store.list("run/parts/")], "what was on its way is called back"
 
 
 def test_with_no_time_left_it_says_no(store: Counting) -> None:
@@ -332,7 +336,7 @@ def test_a_tensor_changed_after_its_save_began_is_saved_as_it_was(store: Countin
     assert hearing.saver._flight is not None
     assert hearing.saver._flight.landed.wait(30)
     restored = HeadOnly()
-    restore(restored, History(store, "run").load("000001-00000001"))
+    restore(restored, History(store, "run").newest_good())
     assert torch.equal(restored.model[2].weight, before)
 
 

@@ -67,8 +67,9 @@ def pack(source: str | None, folder: Path, options: Mapping[str, Any], pulse: Pu
     found = _recognise(source, files, pulse)
     if (before := held(folder, pulse, lambda packed: packed.origin == found.origin)) is not None:
         return already(before, pulse)
-    pulse.say(f"packing texts from {found.origin.kind} {shown(found.origin.name)}")
     synthetic = source == SYNTHETIC
+    what = "the SYNTHETIC stand-in" if synthetic else f"{found.origin.kind} {shown(found.origin.name)}"
+    pulse.say(f"packing texts from {what}")
     texts = generate_texts(pulse) if synthetic else read(found.files, pulse)
     arrays, words = _tokenized(texts, files, model, pulse)
     rows_ = {name: (array, None) for name, array in arrays.items()}
