@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from storage import open_store
 from storage.protocol import ObjectInfo
 from trainer import attempt, commit, ending, progress, result, run, saver, signs, tally
+from trainer.checkpoint import restore
 from trainer.history import History
 from trainer.job import Batch, Task
 from trainer.loop import Plan
@@ -296,7 +297,8 @@ def live(folder: Path, copies: list[Copy], steps: int, every: str) -> History:
         }
         data = types.SimpleNamespace(name="made up", synthetic=True, classes=["a", "b"])
         ready = run.Prepared(settings, {"lr": 0.1, "momentum": 0.9}, data, task, plan, dict(machine))  # type: ignore[arg-type]
-        return ready, request.history.newest_good()
+        newest = request.history.newest_good()
+        return ready, run.Restored(newest, restore(task, newest)) if newest else None  # type: ignore[arg-type]
 
     begin = run._begin
 
