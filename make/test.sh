@@ -1,14 +1,13 @@
 #!/bin/sh
 # make/test.sh PYTHON [pytest's options]: every test. Most wait more than they compute, so several at once, one more than
-# there are processors, each with one thread; then two at once, with all threads, of those that must compute so; then, one
-# after the other, what times whole containers.
+# there are processors, each with one thread; then, one after the other, what must compute with all threads and what
+# times whole containers.
 set -u
 
 python=$1
 shift
 status=0
 several=$(($(nproc 2>/dev/null || echo 3) + 1))
-threads="tests/chaos/test_exactness.py"
 
 run() {
     "$python" -m pytest -rs "$@"
@@ -19,9 +18,9 @@ run() {
 (
     export OMP_NUM_THREADS=1
     run -n $several --maxprocesses 4 --dist worksteal \
-        tests/unit tests/contract tests/chaos tests/docs tests/launch --ignore "$threads" "$@"
+        -m 'not all_threads' tests/unit tests/contract tests/chaos tests/docs tests/launch "$@"
     exit $status
 ) || status=$?
-run -n 2 "$threads" "$@"
+run -m all_threads tests/chaos/test_exactness.py "$@"
 run tests/container tests/relay "$@"
 exit $status

@@ -114,7 +114,8 @@ def test_death_at_any_store_call_loses_nothing_committed(
     expected = quiet.hashes()
     calls = (quiet.store.parent / "calls").stat().st_size
     assert calls > 25
-    for number in range(1, calls + 1):
+    # right after a call is nearly right before the next: a third of them, but in `make soak`
+    for number in range(1, calls + 1, 3 if when == "after" and "BATON_SOAK_SEED" not in os.environ else 1):
         lab = Lab(tmp_path / str(number), small_cifar, *OPTIONS)
         log = tmp_path / f"{number}.log"
         ended = in_a_child(lambda: train(lab, log, lambda store: DyingStore(store, number, when)))  # noqa: B023
@@ -130,4 +131,4 @@ def test_death_at_any_store_call_loses_nothing_committed(
             finished = "is finished" in text
             assert finished or f"checkpoint {attempt:06d}-{step:08d} is the newest good one" in text, text
         assert lab.hashes() == expected, f"died {when} call {number}"
-    print(f"died {when} each of {calls} store calls")
+    print(f"died {when} calls of {calls} to the store")

@@ -19,13 +19,16 @@ RUNS = {
 }
 SOAK = "BATON_SOAK_SEED" in os.environ
 SEED = int(os.environ.get("BATON_SOAK_SEED", "20"))  # `make soak` sets others
-# epochs, and how many deaths on the way: of the larger network a sample, but in `make soak`
-LENGTH = {"tutorial": (20, 20), "quick": (12, 20) if SOAK else (5, 7)}
+WHOLE = "tutorial-fp32-dropout"  # of the others there is a sample, but in `make soak`
+# two with all threads of the machine, the others with one, beside other tests; see make/test.sh
+ALL_THREADS = (WHOLE, "quick-fp32-micro-batches")
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.all_threads] * (name in ALL_THREADS)) for name in RUNS]
+)
 def test_many_deaths_at_random_moments_change_no_bit(name: str, tmp_path: Path, small_cifar: Path) -> None:
-    epochs, deaths = LENGTH[name.split("-")[0]]
+    epochs, deaths = (20 if name.startswith("tutorial") else 12, 20) if SOAK or name == WHOLE else (5, 7)
     options = [*RUNS[name], "--epochs", str(epochs), "--checkpoint-every", "0.3s"]
     quiet = Lab(tmp_path / "quiet", small_cifar, *options)
     quiet.finish()
@@ -62,6 +65,7 @@ def test_three_deaths_within_one_epoch_change_no_bit(tmp_path: Path, small_cifar
     assert hunted.hashes() == quiet.hashes()
 
 
+@pytest.mark.all_threads
 def test_uninterrupted_runs_in_fresh_processes_agree(tmp_path: Path, small_cifar: Path) -> None:
     options = ["--epochs", "2", "--batch-size", "100"]
     first, second = (Lab(tmp_path / name, small_cifar, *options) for name in ("first", "second"))

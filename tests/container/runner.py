@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.container.engine import Container, Engine
 
 # Long enough that no test sees it end; saving often, so that each kill has a checkpoint to go on from.
-LONG = ("cifar10", "--epochs", "200", "--checkpoint-every", "10steps")
+LONG = ("cifar10", "--epochs", "200", "--checkpoint-every", "4steps")
 
 WAYS = {
     "plain": (),
