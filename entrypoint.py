@@ -13,6 +13,7 @@ import gc
 import logging
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,15 +123,19 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int
         "rank": rank,
         "mailbox": mailbox,
         "instance": Early(lambda: find_cloud(settings.cloud, watch) if rank.local == 0 else None, "cloud"),
-        "data": Early(lambda: packed_data(job, settings, rank, mailbox), "data"),
     }
+
+    def find_data() -> None:
+        wanted["data"] = Early(lambda: packed_data(job, settings, rank, mailbox), "data")
+
     try:
         if rank.number:
+            find_data()
             from trainer.follow import follow
             from trainer.prepare import Wanted
 
             return follow(Wanted(**wanted))
-        return lead(settings, wanted, halt, watch)
+        return lead(settings, wanted, halt, watch, find_data)
     except Stopped as e:
         if (notice := halt.check()) is not None:  # it outranks a SIGTERM that came with it
             mailbox.post(notice)
@@ -141,10 +146,17 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int
         watch.close()
 
 
-def lead(settings: Settings, wanted: dict[str, Any], halt: HaltWatcher, watch: Watch) -> int:
+def lead(
+    settings: Settings, wanted: dict[str, Any], halt: HaltWatcher, watch: Watch, find_data: Callable[[], None]
+) -> int:
     """Train as the process that has the run's store, and a display."""
-    from console.progress import Lines, Live
+    from trainer import libraries
     from trainer.early import Early
+
+    libraries.import_natives(settings.store)
+    loading = Early(libraries.load, "libraries")
+
+    from console.progress import Lines, Live
     from trainer.history import History
 
     mailbox: Mailbox = wanted["mailbox"]
@@ -163,6 +175,8 @@ def lead(settings: Settings, wanted: dict[str, Any], halt: HaltWatcher, watch: W
     display = Live() if settings.log == "auto" and sys.stdout.isatty() else Lines()
     curves = following(settings.tensorboard, history)
     try:
+        loading.result(mailbox)
+        find_data()  # not before: numpy, which it wants, is native in many parts
         from trainer import run
 
         request = run.Request(

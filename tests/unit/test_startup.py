@@ -1,9 +1,11 @@
-"""The compiler stays out of start-up, and is there for whoever needs it."""
+"""What is kept out of start-up, and what is done there in good time."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+
+import pytest
 
 from tests.runs import REPOSITORY, environment
 
@@ -25,6 +27,33 @@ assert torch._dynamo.eval_frame is below
 assert torch._dynamo.config.cache_size_limit
 assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2)).tolist() == [2.0, 2.0]
 """
+LOAD = """
+import sys
+from pathlib import Path
+from trainer import libraries
+libraries.load()
+assert "torch" not in sys.modules
+assert "libtorch_cpu" in Path("/proc/self/maps").read_text()
+import torch
+assert torch.ones(2).sum() == 2
+"""
+IMPORT_STORE = """
+import sys
+import entrypoint, trainer.early, trainer.ending
+from trainer import libraries
+
+def native():
+    return {name for name, module in sys.modules.items() if str(getattr(module, "__file__", "")).endswith(".so")}
+
+libraries.import_natives("SCHEME://bucket")
+before = native()
+import console.progress, trainer.history, watchers.cloud
+import storage
+from importlib import import_module
+import_module(storage._STORES["SCHEME"][0])
+late = {name for name in native() - before if "chardet" not in name}  # no dependency of Baton's, but of a test's
+assert not late, late
+"""
 
 
 def run(script: str) -> None:
@@ -40,3 +69,12 @@ def test_optimizers_work_without_the_compiler() -> None:
 
 def test_whoever_needs_the_compiler_gets_the_real_one() -> None:
     run(OPTIMIZE + COMPILE)
+
+
+def test_torchs_libraries_are_loaded_before_its_import() -> None:
+    run(LOAD)
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
+def test_no_store_waits_for_them(scheme: str) -> None:
+    run(IMPORT_STORE.replace("SCHEME", scheme))
