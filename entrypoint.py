@@ -9,50 +9,41 @@ if __name__ == "__main__":  # before the slower imports: whoever is told to go b
     signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
-import gc
 import logging
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from console import logs
 from console.commands import (
+    DATA,
     Commands,
     help_command,
     options,
     program,
+    stop_grace_s,
     those_given,
     variable_of,
     wants_json,
     warn_of_unknown_variables,
     where_more_is_said,
 )
-from storage import PATIENCE_S, Store, open_store
+from storage import Store, open_store
 from storage.errors import StoreError, Transient
 from storage.retry import Retrying
 from trainer import ranks
 from trainer.exits import ExitCode, UserError
-from trainer.names import check_preset, dataset_of, job_names, of_preset, presets_of, summary
+from trainer.names import dataset_of, job_names, presets_of, summary
 from trainer.settings import Settings, fields_of
-from watchers import HaltWatcher, Mailbox, Stopped, Watch, Watcher, drill, signals
-from watchers.drill import DrillWatcher
-
-if TYPE_CHECKING:
-    from console.tensorboard import Following
-    from trainer.data.packed import Packed
-    from trainer.history import History
-    from watchers.metadata import Instance
+from watchers import Mailbox, Stopped, signals
 
 log = logging.getLogger("baton")
 
-DATA = Path(__file__).parent / "data"
-START_TRY_S = 60.0  # how long a store that is away is waited for before the first step
-COMMAND_TRY_S = 30.0  # and for a command
+COMMAND_TRY_S = 30.0  # how long a store that is away is waited for
 
 
 @click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -68,7 +59,9 @@ def baton(ctx: click.Context) -> None:
 
 def job_command(name: str) -> click.Command:
     def call(allow_change: tuple[str, ...], **values: Any) -> int:
-        return train(name, those_given(values), allow_change)
+        from console.train import train
+
+        return train(name, those_given(values), allow_change, [__file__, *click.get_current_context().find_root().obj])
 
     presets = ", ".join(presets_of(name))
     about = f"Train, or go on training. {summary(name)}.\n\nPresets, the first where none is given: {presets}."
@@ -85,180 +78,9 @@ def job_command(name: str) -> click.Command:
     return options([f.name for f in fields_of()])(command)
 
 
-def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...]) -> int:
-    """Wire a job's parts together, with what can begin early begun before torch is imported."""
-    from trainer.early import Early
-    from trainer.ending import exit_code_for
-
-    settings = Settings.of(given)
-    check_preset(settings.preset, presets_of(job))
-    rank = ranks.Rank.of(os.environ)
-    if rank.number:
-        logs.say_only_errors(f"process {rank.number} of {rank.count}")
-    mailbox = Mailbox()
-    signals.install(mailbox, stop_grace_s())
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        signals.heed_parents_death()
-    halt = HaltWatcher(settings.halt)
-    if (notice := halt.check()) is not None:
-        log.info("not started: %s; remove it to start", notice.detail)
-        return ExitCode.DONE if notice.source == "halt" else settings.preempted_exit_code
-    if rank.count == 1 and (count := ranks.processes(settings.nproc, settings.device)) > 1:
-        from trainer import processes
-
-        try:
-            return processes.train(count, [__file__, *click.get_current_context().find_root().obj], mailbox)
-        except Stopped as e:
-            return exit_code_for(e, settings)
-
-    gc.disable()  # until all is imported, see trainer/startup.py
-    watched: list[Watcher] = [halt] if rank.local == 0 else []  # one process of a machine listens for all
-    if rank.number == 0:
-        watched += [DrillWatcher(*one) for one in drill.parse(settings.drill)]
-    watch = Watch(watched, mailbox)
-    wanted: dict[str, Any] = {
-        "job": job,
-        "given": given,
-        "allow_change": allow_change,
-        "rank": rank,
-        "mailbox": mailbox,
-        "instance": Early(lambda: find_cloud(settings.cloud, watch) if rank.local == 0 else None, "cloud"),
-    }
-
-    def find_data() -> None:
-        wanted["data"] = Early(lambda: packed_data(job, settings, rank, mailbox), "data")
-
-    try:
-        if rank.number:
-            find_data()
-            from trainer.follow import follow
-            from trainer.prepare import Wanted
-
-            return follow(Wanted(**wanted))
-        return lead(settings, wanted, halt, watch, find_data)
-    except Stopped as e:
-        if (notice := halt.check()) is not None:  # it outranks a SIGTERM that came with it
-            mailbox.post(notice)
-        stop = mailbox.stop or e.notice
-        log.info("stopped before training: %s; the run's checkpoints are as they were", stop.detail)
-        return exit_code_for(Stopped(stop), settings)
-    finally:
-        watch.close()
-
-
-def lead(
-    settings: Settings, wanted: dict[str, Any], halt: HaltWatcher, watch: Watch, find_data: Callable[[], None]
-) -> int:
-    """Train as the process that has the run's store, and a display."""
-    from trainer import libraries
-    from trainer.early import Early
-
-    libraries.import_natives(settings.store)
-    loading = Early(libraries.load, "libraries")
-
-    from console.progress import Lines, Live
-    from trainer.history import History
-
-    mailbox: Mailbox = wanted["mailbox"]
-
-    def patience() -> float:
-        deadline = mailbox.deadline
-        return PATIENCE_S if deadline is None else min(PATIENCE_S, max(1.0, deadline - time.time()))
-
-    def pause(seconds: float) -> None:
-        mailbox.pause(seconds)
-        mailbox.check()
-
-    store = open_store(settings.store, patience=patience)
-    history = History(Retrying(store, lambda tried: START_TRY_S - tried, pause), settings.run or wanted["job"])
-    checkpoint = Early(lambda: history.newest_good(check=mailbox.check), "newest-checkpoint")
-    display = Live() if settings.log == "auto" and sys.stdout.isatty() else Lines()
-    curves = following(settings.tensorboard, history)
-    try:
-        loading.result(mailbox)
-        find_data()  # not before: numpy, which it wants, is native in many parts
-        from trainer import run
-
-        request = run.Request(
-            **wanted,
-            history=history,
-            checkpoint=checkpoint,
-            stop_grace_s=stop_grace_s(),
-            halt=halt,
-            watch=watch,
-            show=display.show,
-            show_every_s=display.every_s,
-            curves=curves,
-        )
-        return run.train(request)
-    finally:
-        if curves is not None:
-            curves.close()
-        display.close()
-
-
-def packed_data(job: str, settings: Settings, rank: ranks.Rank, mailbox: Mailbox) -> Packed:
-    """The job's data, whole: one process of a machine checks that. Raises `UserError`."""
-    from trainer.data.pack import locate
-
-    dataset = dataset_of(job)
-    packed = locate(
-        dataset,
-        settings.data or None,
-        DATA / dataset,
-        options={
-            "model": settings.model or of_preset(job, settings.preset, "model"),
-            "size": settings.size or of_preset(job, settings.preset, "size"),
-            "strict": settings.strict,
-        },
-        check=mailbox.check,
-        say=log.info,
-    )
-    if packed.synthetic:
-        logs.say_synthetic()
-    if rank.local == 0:
-        packed.verify()
-    return packed
-
-
-def following(folder: str, history: History) -> Following | None:
-    """Who writes TensorBoard's files, if they are asked for. Raises `UserError` if the folder can't be written to."""
-    if not folder:
-        return None
-    from console.tensorboard import Following
-
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"--tensorboard {folder}: {e.strerror}") from e
-    return Following(Path(folder), history)
-
-
-def find_cloud(choice: str, watch: Watch) -> Instance | None:
-    """The machine that this is; its cloud's notices are watched for from then on."""
-    from watchers import cloud  # in a thread beside torch's import, which takes longer
-
-    try:
-        return cloud.find_and_watch(choice, watch)
-    except ValueError as e:
-        raise UserError(str(e), ExitCode.USAGE) from e
-
-
 def patient_store(url: str) -> Store:
     """A store for a command: its passing faults are tried again for half a minute."""
     return Retrying(open_store(url), lambda tried: COMMAND_TRY_S - tried, time.sleep)
-
-
-def stop_grace_s() -> float:
-    """Seconds between a SIGTERM and the kill that follows; docker's own by default."""
-    text = os.environ.get("BATON_STOP_GRACE", "10")
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < 86400:
-        raise UserError(f"BATON_STOP_GRACE={text}: must be a number of seconds, for example 10")
-    return seconds
 
 
 @options(["store", "run"])

@@ -6,16 +6,19 @@ import difflib
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
+from trainer.exits import UserError
 from trainer.names import job_names
 from trainer.settings import choices, fields_of, kind
 
 log = logging.getLogger("baton")
 
 SCRIPT = "python entrypoint.py"
+DATA = Path(__file__).parents[1] / "data"  # packed, a folder for each job
 _ORDER = ("doctor", "status", "report", "halt", "verify", "copy", "clean", "delete", "data", "weights", "help")
 _BEGIN = (
     ("doctor", "is this machine ready, and what mends it if not"),
@@ -158,3 +161,15 @@ def warn_of_unknown_variables() -> None:
             log.warning(
                 "environment variable %s means nothing here%s", name, f"; did you mean {near[0]}?" if near else ""
             )
+
+
+def stop_grace_s() -> float:
+    """Seconds between a SIGTERM and the kill that follows; docker's own by default."""
+    text = os.environ.get("BATON_STOP_GRACE", "10")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 86400:
+        raise UserError(f"BATON_STOP_GRACE={text}: must be a number of seconds, for example 10")
+    return seconds

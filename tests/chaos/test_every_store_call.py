@@ -74,11 +74,12 @@ def in_a_child(work: Callable[[], int]) -> int:
 
 def train(lab: Lab, log: Path, wrap: Callable[[Any], Any] = lambda store: store) -> int:
     """The entrypoint's own main, with the store wrapped."""
+    import console.train
     import entrypoint
 
     sys.stdout = sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115
-    opened = entrypoint.open_store
-    entrypoint.open_store = lambda url, **options: wrap(opened(url, **options))
+    opened = console.train.open_store
+    console.train.open_store = lambda url, **options: wrap(opened(url, **options))
     place = ["--store", lab.url, "--halt", str(lab.halt), "--data", str(lab.data)]
     return entrypoint.main(["cifar10", *place, *lab.options])
 

@@ -39,7 +39,7 @@ assert torch.ones(2).sum() == 2
 """
 IMPORT_STORE = """
 import sys
-import entrypoint, trainer.early, trainer.ending
+import console.train, entrypoint, trainer.early, trainer.ending
 from trainer import libraries
 
 def native():
