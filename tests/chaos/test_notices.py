@@ -1,9 +1,9 @@
 """Whenever a cloud says that the machine goes, the run stops, its last state durable before it does: 0 missed.
 
 BATON_SOAK=1 tells all 300 notices, 100 of each cloud (BATON_NOTICES: another number); BATON_SOAK_SEED draws other
-moments. All three clouds at once, with what each notice took:
+moments. Two clouds at once, with what each notice took:
 
-    make soak ROUNDS=1 ARGS="-n 3 -rP -k no_notice_is_missed"
+    make soak ROUNDS=1 ARGS="-n 2 -rP -k no_notice_is_missed"
 """
 
 from __future__ import annotations

@@ -29,20 +29,23 @@ class Runner:
     store: Path
     way: tuple[str, ...]
 
-    def start(self, *command: str, mounted: bool = True) -> Container:
+    def start(self, *command: str, mounted: bool = True, data: Path | None = None) -> Container:
+        """`data`: a folder that it sees as /data."""
         mounts = ["-v", f"{self.halt}:/halt", "-v", f"{self.store}:/store"] if mounted else []
+        if data is not None:
+            mounts += ["-v", f"{data}:/data:ro"]
         options = (*mounts, *self.way, "-e", "BATON_CLOUD=none")  # no test asks a real cloud's metadata service
         return self.engine.run(self.image, *(command or LONG), options=options)
 
-    def checkpoints(self) -> list[str]:
+    def checkpoints(self, run: str = "cifar10") -> list[str]:
         """Names of the manifests in the store, oldest first."""
-        return sorted(path.stem for path in (self.store / "cifar10" / "checkpoints").glob("*.json"))
+        return sorted(path.stem for path in (self.store / run / "checkpoints").glob("*.json"))
 
-    def wait_for_new_checkpoint(self, container: Container) -> str:
+    def wait_for_new_checkpoint(self, container: Container, run: str = "cifar10") -> str:
         """Name of the newest checkpoint, once there is one newer than now."""
-        before, until = self.checkpoints(), time.monotonic() + 90
-        while self.checkpoints()[-1:] == before[-1:]:
+        before, until = self.checkpoints(run), time.monotonic() + 90
+        while self.checkpoints(run)[-1:] == before[-1:]:
             assert container.state()["Running"], container.logs()
             assert time.monotonic() < until, container.logs()
             time.sleep(0.1)
-        return self.checkpoints()[-1]
+        return self.checkpoints(run)[-1]

@@ -11,7 +11,9 @@ import time
 import pytest
 
 from tests.container.engine import REPOSITORY, Engine
+from tests.relay.janitor import Janitor
 from tests.relay.relay import Options, Relay
+from tests.relay.simulated import Cloud
 from tests.relay.telling import Story, comparison, table
 
 pytestmark = pytest.mark.timeout(1800)  # the first one also builds the image
@@ -31,6 +33,18 @@ def test_handed_over_five_times_a_run_loses_nothing_but_what_a_kill_takes_and_no
         assert after.began_at == before.reached > before.began_at
     for leg in outcome.legs:
         assert "Traceback" not in leg.machine.log.text
+
+
+def test_its_machines_write_only_to_tmp_have_no_capabilities_and_are_not_root(engine: Engine, image: str):
+    with Janitor(engine.client) as janitor:
+        cloud = Cloud("aws", engine, image, janitor)
+        cloud.wait()
+        told = engine.inspect(cloud.start((), "help").container.name)
+    assert told["HostConfig"]["ReadonlyRootfs"]
+    assert list(told["HostConfig"]["Tmpfs"]) == ["/tmp"]
+    assert told["HostConfig"]["CapDrop"] == ["ALL"]
+    assert "no-new-privileges" in told["HostConfig"]["SecurityOpt"]
+    assert int(told["Config"]["User"].split(":")[0]) > 0
 
 
 MAKES_AND_WAITS = """

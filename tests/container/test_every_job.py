@@ -1,0 +1,56 @@
+"""Every job of the CPU image: halted, stopped and killed it ends with the bits of an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.container.runner import WAYS, Runner
+from tests.jobs import JOBS, SHORT, packed
+
+pytestmark = pytest.mark.timeout(1800)  # the first one also builds the image
+
+ENDS = (("halt", 0), ("stop", 75), ("kill", 137))
+STEPS = {"bert": 120, "cifar100": 60, "mnist": 400}  # enough for three ends
+
+locked_down = pytest.mark.parametrize("runner", [WAYS["locked down"]], ids=["locked down"], indirect=True)
+
+
+@locked_down
+@pytest.mark.parametrize("job", STEPS)
+def test_a_job_ended_thrice_has_the_bits_of_one_that_never_was(job: str, runner: Runner, tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    data = packed(job, tmp_path / "data").parent
+    for path in data.rglob("*.safetensors"):
+        path.chmod(0o644)  # a library wrote the model, for its own user alone
+    options = [option.format(folder="/data") for option in JOBS[job].options]
+    command = (job, *options, *SHORT, "--steps", str(STEPS[job]), "--data", "/data/packed")
+    for end, code in ENDS:
+        container = runner.start(*command, data=data)
+        runner.wait_for_new_checkpoint(container, job)
+        if end == "halt":
+            (runner.halt / "halt").touch()
+        else:
+            runner.engine(end, container.name)
+        assert container.exit_code() == code, container.logs()
+        (runner.halt / "halt").unlink(missing_ok=True)
+    assert "finished:" not in container.logs(), "too short a run: it was killed after its end"
+    results = []
+    for name in ("hunted", "quiet"):
+        way = () if name == "hunted" else ("--run", name)
+        container = runner.start(*command, *way, data=data)
+        assert container.exit_code(600) == 0, container.logs()
+        results.append(json.loads((runner.store / (job if name == "hunted" else name) / "result.json").read_bytes()))
+    for name in ("weights_sha256", "state_sha256", "order_sha256", "metrics"):
+        assert results[0][name] == results[1][name]
+    assert STEPS.keys() | {"imagenet"} == JOBS.keys(), "a new job wants its line here too"
+
+
+@locked_down
+def test_imagenet_wants_the_image_of_the_other_flavour_and_says_so(runner: Runner, tmp_path: Path):
+    container = runner.start("imagenet", "--data", "/data/packed", data=tmp_path)
+    assert container.exit_code() == 78
+    (line,) = container.logs().splitlines()
+    assert "imagenet needs torchvision, which is not installed here: use the image of flavour cuda" in line
