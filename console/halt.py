@@ -18,7 +18,10 @@ def halt(store: Store, run: str) -> int:
     attempt = told["attempt"] if told else 0
     if told is None or not attempt:
         raise UserError(f"no run {run!r} in {store.url}; `status` lists those there are")
-    if told["state"] == "finished" or told["outcome"] is not None:
+    if told["state"] == "finished":
+        print(f"run {run} is finished, nothing to halt")
+        return ExitCode.DONE
+    if told["outcome"] is not None:
         print(f"run {run} is not running: attempt {attempt} has ended ({told['outcome']}), nothing to halt")
         return ExitCode.DONE
     history.write_record({"by": socket.gethostname(), "time": time.time()}, "halts", f"{attempt:06d}.json")

@@ -5,20 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from trainer.progress import Progress
 
 log = logging.getLogger("baton")
-
-
-class Display(Protocol):
-    every_s: float
-
-    def show(self, progress: Progress) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Lines:

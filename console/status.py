@@ -72,7 +72,8 @@ def _page(found: Sequence[Told], run: str | None, store: str) -> list[Part]:
             parts.append(Words(one_line(f"{told['run']}: the last save failed: {told['save_error']}"), "bold red"))
         health = told["checkpoint_health"]
         if health not in (None, "ok"):
-            words = f"{told['run']}: checkpoint {told['checkpoint']} is BAD: {health}; a start takes the one before it"
+            way = "a start takes the newest good one, and trains nothing where there is none"
+            words = f"{told['run']}: checkpoint {told['checkpoint']} is BAD: {health}; {way}"
             parts.append(Words(one_line(words), "bold red"))
     return parts
 

@@ -55,6 +55,8 @@ def _print(history: History, verdicts: list[Verdict]) -> None:
     bad = sum(bool(verdict.problems) for verdict in verdicts)
     if not verdicts:
         print(f"{history.run} has no checkpoint yet")
+    elif bad == len(verdicts):
+        print(f"no checkpoint of {history.run} is good: a start ends with exit code 78 and changes nothing")
     elif bad:
         print(f"{bad} of {len(verdicts)} checkpoints of {history.run} are bad; a start takes the newest good one")
     else:

@@ -22,7 +22,7 @@ from watchers.runner import Watch
 log = logging.getLogger("baton.watchers")
 
 BOUND_S = 0.8  # for all that is asked at the start
-LATER_S = (3.0, 10.0, 30.0)  # the same for looks beside training, where that was too short
+LATER_S = (3.0, 10.0, 30.0, 3.0)  # the same for looks beside training, each of which begins when the one before is over
 DMI = Path("/sys/class/dmi/id")
 FIELDS = ("sys_vendor", "product_name", "bios_version", "chassis_asset_tag")
 
@@ -51,7 +51,8 @@ def find_and_watch(choice: str, watch: Watch) -> Instance | None:
     """As `find`; what is found is told of, and watched for its cloud's notices from then on.
 
     Where nothing is found it is looked for again, beside what follows: on a busy machine, or one that has only just
-    started, an answer may take longer, and whoever is never watched for is never heard.
+    started, an answer may take longer, and whoever is never watched for is never heard. Raises `ValueError` for a
+    setting of no use.
     """
     instance = find(choice)
     if instance is not None:
@@ -63,10 +64,16 @@ def find_and_watch(choice: str, watch: Watch) -> Instance | None:
 
 def _find_later(watch: Watch) -> None:
     for bound_s in LATER_S:
+        over = time.monotonic() + bound_s
         instance = find("auto", bound_s=bound_s)
         if instance is not None:
-            _watch(instance, watch)
+            try:
+                _watch(instance, watch)
+            except ValueError as e:
+                log.error("%s; until then no notice of %s is heard", e, instance.cloud)
             return
+        # refused at once, it may be a service that has yet to come up
+        time.sleep(max(0.0, over - time.monotonic()))
 
 
 def _watch(instance: Instance, watch: Watch) -> None:

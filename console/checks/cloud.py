@@ -39,7 +39,11 @@ def notices(patient: Patient) -> str:
     if found is None:
         return "no cloud, so none to hear"
     names = []
-    for source in cloud.CLOUDS[found.cloud].sources(cloud.base_of(found.cloud)):
+    try:
+        sources = cloud.CLOUDS[found.cloud].sources(cloud.base_of(found.cloud))
+    except ValueError as e:
+        raise Trouble(str(e), "correct that variable, or leave it out") from e
+    for source in sources:
         names.append(source.name)
         _ask(source, found.cloud)
     heard = "Scheduled Events are on" if found.cloud == "azure" else "heard"

@@ -12,8 +12,8 @@ from console.checks.examination import Check, Patient, Trouble, Warn
 from console.checks.speed import GRACE_S
 
 SHELLS = ("sh", "bash", "dash", "ash", "zsh")
-# MB: the smallest preset has 944 at its peak (README.md, "Measured")
-MEMORY_FAIL, MEMORY_WARN = 1000, 2000
+PEAK = 956  # MB, of the smallest preset (README.md, "Measured")
+MEMORY_FAIL, MEMORY_WARN = 1000, 2000  # MB
 FREE_FAIL, FREE_WARN = 50, 500  # MB, for caches and what is packed on the way
 UNLIMITED = 1 << 60  # cgroup v1 says so with a number near 2^63
 
@@ -105,7 +105,7 @@ def memory(patient: Patient) -> str:
     megabytes = limit / 1e6
     if megabytes < MEMORY_WARN:
         raise Trouble(
-            f"the container may have {megabytes:.0f} MB; the smallest preset has 944 at its peak",
+            f"the container may have {megabytes:.0f} MB; the smallest preset has {PEAK} at its peak",
             "docker run --memory 4g, or no --memory at all",
             "failed" if megabytes < MEMORY_FAIL else "warning",
         )

@@ -327,6 +327,11 @@ def told_to_go(machine: Machine) -> None:
     machine.service.notice()
 
 
+def a_notice_that_is_no_number(machine: Machine) -> None:
+    machine.cloud = "gcp"
+    machine.undo.enter_context(reached({"BATON_GCP_NOTICE": "soon"}))
+
+
 def slow_store(machine: Machine, bytes_per_s: float = 4e6) -> None:
     """With a checkpoint of 16 MB in it: too much for 1 s of grace, though not for a notice."""
     run = history(machine.folder / "store")
@@ -386,6 +391,7 @@ FAULTS: dict[Callable[[Machine], None], tuple[str, str, str, str]] = {
     hop_limit_1: ("cloud: notices", "failed", "hop limit", "--http-put-response-hop-limit 2"),
     metadata_turned_off: ("cloud: notices", "failed", "turned off", "--http-endpoint enabled"),
     told_to_go: ("cloud: notices", "warning", "AWS takes this machine away", "another machine"),
+    a_notice_that_is_no_number: ("cloud: notices", "failed", "BATON_GCP_NOTICE=soon", "correct that variable"),
     slow_store: ("time: save", "warning", "docker stop gives 1 s", "--stop-timeout"),
     hopeless_store: ("time: save", "failed", "notices give 30 s", "region"),
     a_store_that_is_a_file: ("store: write", "failed", "is no folder", "choose another --store"),

@@ -191,4 +191,5 @@ def test_a_run_whose_claims_are_lost_is_looked_at_too_and_no_run_is_said(run: Hi
     code, out = command("verify", "--store", run.store.url)
     assert code == 78
     assert "BAD" in out
+    assert out.endswith(f"no checkpoint of {run.run} is good: a start ends with exit code 78 and changes nothing\n")
     assert command("verify", "--store", f"{run.store.url}/nothing") == (0, f"no runs in {run.store.url}/nothing\n")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.emulators.metadata import FACTS, Metadata
-from watchers import Mailbox, Watch
+from watchers import Mailbox, Watch, cloud
 from watchers.cloud import CLOUDS, find, find_and_watch
 from watchers.drill import DrillWatcher, parse
 
@@ -83,6 +83,7 @@ def test_no_cloud_costs_nothing_after_the_start(monkeypatch: pytest.MonkeyPatch,
     with Metadata("aws") as gone:
         pass
     point_to(gone.url, monkeypatch)
+    monkeypatch.setattr(cloud, "LATER_S", (0.1, 0.1))
     before = threading.active_count()
     watch = Watch([], Mailbox())
     for choice in ("auto", "none"):
@@ -108,6 +109,23 @@ def test_a_service_too_slow_at_the_start_is_found_and_heard_later(service: Metad
         watch.close()
 
 
+def test_a_service_that_comes_up_only_after_the_start_is_found_and_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Metadata("gcp") as gone:
+        pass
+    point_to(gone.url, monkeypatch)
+    monkeypatch.setattr(cloud, "LATER_S", (1.0, 1.0, 10.0))
+    mailbox = Mailbox()
+    watch = Watch([], mailbox)
+    try:
+        assert find_and_watch("auto", watch) is None
+        time.sleep(0.5)  # the first later look has been refused too
+        with Metadata("gcp", port=gone.port) as service:
+            service.notice()
+            assert mailbox.wait(30)
+    finally:
+        watch.close()
+
+
 def test_who_names_the_cloud_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     with Metadata("aws") as gone:
         pass
@@ -124,13 +142,13 @@ def test_an_address_of_no_use_is_refused(base: str, monkeypatch: pytest.MonkeyPa
         find("aws")
 
 
-@pytest.mark.parametrize(("cloud", "seconds"), [("aws", 120), ("gcp", 30), ("azure", 30)])
-def test_a_drill_gives_the_clouds_own_notice_at_its_time(cloud: str, seconds: float) -> None:
-    early, due = DrillWatcher(cloud, 3600), DrillWatcher(cloud, 0)
+@pytest.mark.parametrize(("name", "seconds"), [("aws", 120), ("gcp", 30), ("azure", 30)])
+def test_a_drill_gives_the_clouds_own_notice_at_its_time(name: str, seconds: float) -> None:
+    early, due = DrillWatcher(name, 3600), DrillWatcher(name, 0)
     assert early.check() is None
     notice = due.check()
     assert notice is not None
-    assert (notice.source, notice.action, notice.acknowledge is None) == (cloud, "stop", True)
+    assert (notice.source, notice.action, notice.acknowledge is None) == (name, "stop", True)
     assert notice.detail.startswith("a drill: ")
     assert notice.deadline == pytest.approx(time.time() + seconds, abs=5)
     assert due.check() is notice
