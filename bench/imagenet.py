@@ -2,7 +2,7 @@
 
 The reference: ImageFolder, DataLoader with 2 workers, RandomResizedCrop and mirror images, the same network in torch's
 usual memory order, SGD. Baton's epochs are of its own loop, without evaluations; its first one has the packing in it.
-Once as the job trains by itself (pictures of 3/4 of the side) and once with pictures of the reference's side.
+Once as the job trains by itself (a side of 5/8 to 3/4) and once with pictures of the reference's side.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import tarfile
 import time
 from itertools import islice
 from pathlib import Path
+from statistics import harmonic_mean
 
 from measure import REPOSITORY, machine, ratio, scratch, spread
 
@@ -39,7 +40,7 @@ class Silent:
 
 
 class Baton:
-    def __init__(self, packed: Path, settings: Settings, steps: int) -> None:
+    def __init__(self, packed: Path, settings: Settings, steps: int, epochs: int) -> None:
         from trainer.data.packed import open_packed
 
         device = torch.device("cpu")
@@ -47,7 +48,7 @@ class Baton:
         self.task = jobs.load("imagenet").build(settings, open_packed(packed), device)
         per_epoch = min(steps, self.task.train_size // settings.batch_size)
         self.plan = Plan(
-            seed=0, batch_size=settings.batch_size, micro_batch_size=settings.batch_size, steps=per_epoch * 100,
+            seed=0, batch_size=settings.batch_size, micro_batch_size=settings.batch_size, steps=per_epoch * epochs,
             steps_per_epoch=per_epoch, bf16=computes_in_bf16(device), device=device,
         )  # fmt: skip
         self.task.model.train()
@@ -86,6 +87,7 @@ def main() -> None:
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--steps", type=int, default=1 << 30, help="of an epoch, to end it early; then no first epoch")
     options = parser.parse_args()
     put_off_compiler()
@@ -99,24 +101,30 @@ def main() -> None:
         begun = time.perf_counter()
         pack("imagenet", str(tree), folder / "packed", options={"size": options.size}, say=lambda line: None)
         packing = time.perf_counter() - begun
-        ways = {
-            "Baton": Baton(folder / "packed", Settings(**preset), options.steps),
-            "Baton, same side": Baton(folder / "packed", Settings(**preset, train_size=options.size), options.steps),
-            "reference": Reference(tree, Settings(**preset), options.steps),
-        }
-        seen = {name: w.plan.steps_per_epoch * 32 if isinstance(w, Baton) else 0 for name, w in ways.items()}
-        seen["reference"] = seen["Baton"]
-        rates: dict[str, list[float]] = {name: [] for name in ways}
-        for epoch in range(options.epochs):
-            for name in list(ways)[:: 1 if epoch % 2 else -1]:
-                seconds = ways[name].epoch() + (packing if not epoch and name != "reference" else 0.0)
-                rates[name].append(seen[name] / seconds)
+        rates: dict[str, list[list[float]]] = {}  # of each way and run, by epoch
+        for _ in range(options.runs):
+            packed, length = folder / "packed", (options.steps, options.epochs)
+            ways = {
+                "Baton": Baton(packed, Settings(**preset), *length),
+                "Baton, same side": Baton(packed, Settings(**preset, train_size=options.size), *length),
+                "reference": Reference(tree, Settings(**preset), options.steps),
+            }
+            images = ways["Baton"].plan.steps_per_epoch * Settings(**preset).batch_size  # type: ignore[union-attr]
+            for name in ways:
+                rates.setdefault(name, []).append([])
+            for epoch in range(options.epochs):
+                for name in list(ways)[:: 1 if epoch % 2 else -1]:
+                    seconds = ways[name].epoch() + (packing if not epoch and name != "reference" else 0.0)
+                    rates[name][-1].append(images / seconds)
     print(f"imagenet {options.model} at {options.size} pixels, {machine()}; packing {packing:.1f} s")
-    for name, found in rates.items():
-        print(f"{name + ':':<18}first epoch {found[0]:.1f} images/s, later {spread(found[1:], '.1f')}")
+    first = {name: [run[0] for run in runs] for name, runs in rates.items()}
+    # an epoch's images take as long as their number over the rate: the mean of the later epochs' is the harmonic one
+    later = {name: [harmonic_mean(run[1:]) for run in runs] for name, runs in rates.items()}
+    for name in rates:
+        print(f"{name + ':':<18}first epoch {spread(first[name], '.1f')} images/s, later {spread(later[name], '.1f')}")
     for name in ("Baton", "Baton, same side"):
-        first = rates[name][0] / rates["reference"][0]
-        print(f"{name}/reference: first epoch {first:.2f}, later {ratio(rates[name][1:], rates['reference'][1:])}")
+        print(f"{name}/reference, first epoch: {ratio(first[name], first['reference'])}")
+        print(f"{name}/reference, later:       {ratio(later[name], later['reference'])}")
     print(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB, all three in one process")
 
 

@@ -52,8 +52,8 @@ SHORT = ("--checkpoint-every", "3steps")
 JOBS = {
     "imagenet": Tiny(
         photos,
-        ("--preset", "scratch", "--model", "shufflenet_v2_x0_5", "--size", "32", "--batch-size", "8", "--epochs", "3"),
-        ("--size", "32"),
+        ("--preset", "scratch", "--model", "shufflenet_v2_x0_5", "--size", "64", "--batch-size", "8", "--epochs", "3"),
+        ("--size", "64"),  # smaller ones don't grow in training
     ),
     "bert": Tiny(
         texts,
