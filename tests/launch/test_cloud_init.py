@@ -187,11 +187,36 @@ def test_after_its_hours_over_all_boots_it_is_stopped_and_off_for_good(machine: 
     (machine.state / "minutes").write_text("118\n")  # of 120
     machine.boot(0, command="hours")
     assert machine.turned_off == 0
+    said = machine.boot(0, command="hours")
+    assert machine.turned_off == 1
+    assert "on for 2 hours" in said
+    assert f"removed {machine.state / 'given-up'}" in said
+    assert "to stay: systemctl stop baton-hours)" in said  # whose `off` it is
+    assert ["docker", "stop", "--time", "25", "baton"] in machine.stand_ins.calls
+    said = machine.boot(0)
+    assert machine.runs == []
+    assert "to stay: systemctl stop baton)" in said
+
+
+def test_once_a_person_has_looked_its_hours_begin_anew(machine: Machine):
+    machine.state.mkdir()
+    (machine.state / "minutes").write_text("119\n")  # of 120
     machine.boot(0, command="hours")
     assert machine.turned_off == 1
-    assert ["docker", "stop", "--time", "25", "baton"] in machine.stand_ins.calls
+    machine.boot(0, command="hours")  # while somebody looks around
+    assert machine.turned_off == 1
+    (machine.state / "given-up").unlink()
+    for _ in range(3):
+        machine.boot(0, command="hours")
+    assert machine.turned_off == 1
     machine.boot(0)
-    assert machine.runs == []
+    assert len(machine.runs) == 1
+
+
+def test_a_container_that_its_hours_have_stopped_is_not_started_again(machine: Machine):
+    machine.stand_ins.add("docker", f'[[ $1 != run ]] || {{ echo over >"{machine.state}/given-up"; exit 75; }}')
+    machine.boot()
+    assert (len(machine.runs), machine.turned_off) == (1, 0)  # `hours` does that
 
 
 def test_a_shutdown_becomes_a_docker_stop_that_is_waited_for(machine: Machine, tmp_path: Path):
