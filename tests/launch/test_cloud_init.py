@@ -17,7 +17,7 @@ import yaml
 
 from tests.launch.parsers import LAUNCH, REPOSITORY, program
 from tests.launch.stand_ins import StandIns
-from tests.launch.test_start import SETTINGS, STORE, start
+from tests.launch.test_start import SETTINGS, STORES, start
 
 USER_DATA = LAUNCH / "cloud-init" / "user-data.yaml"
 AZURES_TAG = "7783-7084-3265-9085-8269-3286-77"
@@ -41,7 +41,7 @@ def schema(file: Path) -> tuple[int, str]:
 @pytest.mark.parametrize("cloud", SETTINGS)
 def test_what_each_clouds_vm_is_told_is_valid_and_has_every_blank_filled_in(cloud: str, tmp_path: Path):
     stand_ins = StandIns(tmp_path / "bin")
-    code, said = start(stand_ins, cloud, **SETTINGS[cloud], **STORE, JOB="cifar10 --epochs 20")
+    code, said = start(stand_ins, cloud, **SETTINGS[cloud], **STORES[cloud], JOB="cifar10 --epochs 20")
     assert code == 0, said
     file = stand_ins.folder / f"{cloud}.yaml"
     code, said = schema(file)
@@ -94,6 +94,8 @@ class Machine:
         self.stand_ins = StandIns(folder / "bin")
         self.dmi = folder / "dmi"
         self.dmi.mkdir()
+        self.google = folder / "google.json"
+        self.google.touch()
         self.codes = folder / "codes"
         # `docker run` gives the next exit code of the list, the last one for ever
         self.stand_ins.add(
@@ -111,6 +113,7 @@ exit "$code"''',
         return self.stand_ins.environment | {
             "BATON_STATE": str(self.state),
             "BATON_DMI": str(self.dmi),
+            "BATON_GOOGLE": str(self.google),
             "BATON_OFF_AFTER": "0",
             "BATON_AGAIN_AFTER": "0",
             "IMAGE": "registry.example/baton:cpu",
@@ -265,6 +268,16 @@ def test_on_azure_it_deallocates_itself_by_a_token_that_no_argument_holds(machin
     assert heard.read_text() == "Authorization: Bearer a-token\n"
     assert "a-token" not in str(machine.stand_ins.calls)
     assert machine.turned_off == 1
+
+
+def test_what_lets_it_in_to_googles_store_from_another_cloud_is_mounted_where_it_is_there(machine: Machine):
+    machine.boot(0)
+    machine.google.write_text("{}")
+    machine.boot(0)
+    without, given = (" ".join(words) for words in machine.runs)
+    assert "google.json" not in without
+    assert f"-v {machine.google}:/run/secrets/google.json:ro" in given
+    assert "-e GOOGLE_APPLICATION_CREDENTIALS=/run/secrets/google.json" in given
 
 
 LOGINS = {
