@@ -99,13 +99,16 @@ fi
 want_tool "$tool"
 state=$(look) || die "$tool can't tell whether $NAME is there already: nothing was started"
 read -r found instance <<<"$state" || true
+made="as it was made: JOB, TAG, MAX_HOURS, GPU and whatever else is given now are not looked at; NAME=other makes a new one"
 case $found in
     stopped)
         again=("${again[@]/#INSTANCE/${instance:-}}")
+        echo "$NAME is there already, and off. It is started $made"
         show "${again[@]}"
         "${again[@]}"
         ;;
-    there) echo "$NAME is there already, and on: nothing to do" ;;
+    there) echo "$NAME is there already, and on, $made" ;;
+    going) die "$NAME is going off: try again in a minute" ;;
     *)
         show "${create[@]}"
         "${create[@]}"

@@ -53,11 +53,14 @@ in_state() {
 }
 
 look() {
-    local stopped there
-    stopped=$(in_state stopped,stopping) || return 1
+    local stopped going there
+    stopped=$(in_state stopped) || return 1
+    going=$(in_state stopping) || return 1
     there=$(in_state pending,running) || return 1
     if [[ -n $stopped ]]; then
         echo "stopped $stopped"
+    elif [[ -n $going ]]; then
+        echo going
     elif [[ -n $there ]]; then
         echo there
     fi

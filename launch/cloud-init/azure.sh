@@ -45,6 +45,7 @@ look() {
     case $power in
         "") ;;
         "VM deallocated" | "VM stopped") echo stopped ;;
+        "VM deallocating" | "VM stopping") echo going ;;
         *) echo there ;;
     esac
 }

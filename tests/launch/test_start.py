@@ -148,13 +148,19 @@ def test_awss_own_description_of_the_request_accepts_the_command(stand_ins: Stan
 
 
 FOUND = {
-    "gcp": {"": "", "stopped": "echo TERMINATED", "there": "echo RUNNING"},
+    "gcp": {"": "", "stopped": "echo TERMINATED", "there": "echo RUNNING", "going": "echo STOPPING"},
     "aws": {
         "": "echo None",
-        "stopped": '[[ "$*" != *stopped* ]] || echo i-0123',
+        "stopped": '[[ "$*" != *=stopped* ]] || echo i-0123',
         "there": '[[ "$*" != *running* ]] || echo i-0123',
+        "going": '[[ "$*" != *stopping* ]] || echo i-0123',
     },
-    "azure": {"": "", "stopped": 'echo "VM deallocated"', "there": 'echo "VM running"'},
+    "azure": {
+        "": "",
+        "stopped": 'echo "VM deallocated"',
+        "there": 'echo "VM running"',
+        "going": 'echo "VM deallocating"',
+    },
 }
 STARTS = {"gcp": ["compute", "instances", "start"], "aws": ["ec2", "start-instances"], "azure": ["vm", "start"]}
 
@@ -172,8 +178,19 @@ def test_with_go_it_is_created_or_where_an_eviction_stopped_it_started_again(clo
         assert (last[: len(STARTS[cloud])] == STARTS[cloud]) == (state == "stopped"), last
         if state == "stopped" and cloud == "aws":
             assert last[-1] == "i-0123"
-        if state == "there":
-            assert "nothing to do" in said
+        if state:
+            assert "as it was made: JOB, TAG, MAX_HOURS, GPU and whatever else is given now are not looked at" in said
+            assert "NAME=other makes a new one" in said
+
+
+@pytest.mark.parametrize("cloud", SETTINGS)
+def test_one_that_is_going_off_is_left_alone_and_said_to_be_in_neither_state(cloud: str, stand_ins: StandIns):
+    stand_ins.add(TOOLS[cloud], FOUND[cloud]["going"])
+    code, said = start(stand_ins, cloud, **SETTINGS[cloud], **STORES[cloud], GO="1")
+    assert code != 0
+    assert said.startswith("baton is going off: try again in a minute"), said
+    for call in stand_ins.calls:
+        assert not {"create", "start", "run-instances", "start-instances"} & set(call), call
 
 
 @pytest.mark.parametrize("cloud", SETTINGS)
