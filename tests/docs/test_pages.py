@@ -133,6 +133,16 @@ def test_links_and_names_of_files_lead_somewhere(page: Path) -> None:
         assert (REPOSITORY / name).exists() or name in MADE_UP, f"{page.name}: {name}"
 
 
+def test_make_bench_runs_all_that_the_readme_names_but_what_it_says_it_does_not() -> None:
+    measured = (REPOSITORY / "README.md").read_text().partition("## Measured")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+)\.py\b", measured))
+    bench = (REPOSITORY / "Makefile").read_text().partition("\nbench:")[2].partition("\nsoak:")[0]
+    run = {name for name in named if re.search(rf'"{name}\b', bench)}
+    assert named - run == {"handover"}
+    assert "only `handover.py`" in measured
+    assert "but for bench/handover.py" in bench
+
+
 def test_the_reference_is_what_the_code_says() -> None:
     made = subprocess.run(
         [sys.executable, str(REPOSITORY / "make" / "reference.py")], capture_output=True, text=True, env=environment()
