@@ -124,7 +124,11 @@ RUN --mount=type=secret,id=ca --mount=type=cache,target=/weights \
             fi; \
             cp "/weights/$model.safetensors" /source/; \
         fi; \
-        cp -r /source/"$model"* /layer/weights/app/weights/; \
+        : 'a name may have a folder in it: google/bert_uncased'; \
+        mkdir -p "$(dirname "/layer/weights/app/weights/$model")"; \
+        for kept in "$model" "$model.safetensors"; do \
+            if [ -e "/source/$kept" ]; then cp -r "/source/$kept" "$(dirname "/layer/weights/app/weights/$kept")/"; fi; \
+        done; \
     done; \
     : 'what doctor holds them to'; \
     if [ -n "$WEIGHTS" ]; then \

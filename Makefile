@@ -84,7 +84,7 @@ relay: dev-env ## one run over three simulated clouds, evicted and killed: STORE
 	    $(BIN)/python entrypoint.py data cifar10 $(if $(CIFAR10),--source '$(CIFAR10)') && $(MAKE) image; }
 	@$(BIN)/python -m tests.relay --image '$(IMAGE)' --store '$(STORE)' --job '$(JOB)' $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-bench: dev-env ## every figure that the README states, measured here
+bench: dev-env ## the figures that the README states, measured here, but for bench/handover.py, which wants an image
 	@$(BIN)/python entrypoint.py data cifar10 $(if $(CIFAR10),--source '$(CIFAR10)')
 	@set -e; for figure in "startup" "loop_overhead" "saving" "stores" "status" "watching" "eviction" "quick" \
 	    "quick --steps 98 --predecessor"; do \

@@ -16,7 +16,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import click
+try:
+    import click
+except ModuleNotFoundError as e:  # the system's own Python, most likely
+    if __name__ != "__main__" or e.name != "click":
+        raise
+    sys.stderr.write(f"{sys.executable} lacks click: `make cifar10` sets up .venv; use .venv/bin/python\n")
+    sys.exit(78)
 
 from console import logs
 from console.commands import (

@@ -42,8 +42,9 @@ lay_weights() {
     for wanted in $WEIGHTS; do
         model=${wanted#*:}
         [[ $wanted == *:* ]] || die "WEIGHTS: write JOB:MODEL, for example imagenet:resnet18, not $wanted"
+        mkdir -p "$(dirname ".build/weights/$model")" # a name may have a folder in it: google/bert_uncased
         if [[ -d weights/$model ]]; then
-            cp -rL "weights/$model" .build/weights/
+            cp -rL "weights/$model" "$(dirname ".build/weights/$model")/"
         elif [[ -f weights/$model.safetensors ]]; then
             lay "weights/$model.safetensors" ".build/weights/$model.safetensors"
         fi

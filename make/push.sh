@@ -110,4 +110,5 @@ run+=(-v /var/lib/baton/halt:/halt -e "BATON_STOP_GRACE=$grace" -e "BATON_STORE=
 echo
 echo "digest: $digest"
 echo "tags:   $tag $TAG"
-echo "run it: ${run[*]} $repository@$digest $JOB"
+# again: the container that ended has the name; one that still runs keeps it, and is not killed
+echo "run it: docker rm baton 2>/dev/null; ${run[*]} $repository@$digest $JOB"

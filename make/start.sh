@@ -22,16 +22,31 @@ want BATON_STORE gs://BUCKET/runs "docs/stores.md"
 [[ $MAX_HOURS =~ ^[1-9][0-9]{0,3}$ ]] || die "MAX_HOURS=$MAX_HOURS: a whole number of hours, for example MAX_HOURS=24"
 [[ $NAME =~ ^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$ ]] || die "NAME=$NAME: small letters, digits and '-', for example NAME=baton"
 user_data=${OUT:-$PWD/.build/start}/$cloud.yaml
-where=() create=() ids=() again=() watch=() remove=() registry="" tool="" grace=""
+where=() create=() ids=() again=() watch=() remove=() registry="" tool="" grace="" own="" federation=""
 # shellcheck source=launch/cloud-init/gcp.sh
 . "launch/cloud-init/$cloud.sh"
 : "${IMAGE:=$registry/baton:$TAG}"
 [[ $IMAGE == */* ]] || IMAGE=$registry/baton:$TAG # make's own name for the image here means nothing there
 
+# The store of its own cloud the VM gets at as itself. To Google's it may be let in from elsewhere by a federation: a file
+# that says how Google is asked for a token, and holds none. Other stores would want a secret on the VM.
+google=""
+case $BATON_STORE in
+    "$own"://*) ;;
+    gs://*)
+        want "$federation" "launch/google-from-$cloud.json" "docs/launch.md, The store on another cloud"
+        grep -qs '"type": *"external_account"' "${!federation}" ||
+            die "$federation=${!federation}: must be what \`gcloud iam workload-identity-pools create-cred-config\` wrote; a key is a secret, which whoever can log in to the VM would read"
+        google=$(base64 <"${!federation}" | tr -d '\n')
+        ;;
+    *) die "BATON_STORE=$BATON_STORE: a VM of make start-$cloud can't get at it: its own cloud's, $own://..., or from all three Google's, gs://... For others: docs/launch.md, SkyPilot" ;;
+esac
+
 # Into the file that the VM is given. What is filled in are words: nothing in them is run, or breaks out of its line.
 fill_in() {
     local text name value
     text=$(<launch/cloud-init/user-data.yaml)
+    text=${text//@GOOGLE@/$google}
     for name in IMAGE JOB MAX_HOURS GRACE STOP_S BATON_STORE BATON_RUN; do
         value=${!name}
         [[ $value =~ ^[A-Za-z0-9_.,:/@=+\ -]+$ ]] || die "$name=$value: only letters, digits, spaces and _ . , : / @ = + -"
@@ -84,13 +99,16 @@ fi
 want_tool "$tool"
 state=$(look) || die "$tool can't tell whether $NAME is there already: nothing was started"
 read -r found instance <<<"$state" || true
+made="as it was made: JOB, TAG, MAX_HOURS, GPU and whatever else is given now are not looked at; NAME=other makes a new one"
 case $found in
     stopped)
         again=("${again[@]/#INSTANCE/${instance:-}}")
+        echo "$NAME is there already, and off. It is started $made"
         show "${again[@]}"
         "${again[@]}"
         ;;
-    there) echo "$NAME is there already, and on: nothing to do" ;;
+    there) echo "$NAME is there already, and on, $made" ;;
+    going) die "$NAME is going off: try again in a minute" ;;
     *)
         show "${create[@]}"
         "${create[@]}"

@@ -8,7 +8,7 @@
 want AWS_REGION eu-west-1
 want AWS_REGISTRY "123456789012.dkr.ecr.$AWS_REGION.amazonaws.com" "make push-aws"
 want AWS_INSTANCE_PROFILE baton "docs/launch.md, AWS"
-registry=$AWS_REGISTRY tool=aws grace=110
+registry=$AWS_REGISTRY tool=aws grace=110 own=s3 federation=AWS_TO_GOOGLE
 
 # AWS's own Deep Learning image has the driver, docker and NVIDIA's toolkit. By its name, which resolves to the newest.
 if [[ -n $GPU ]]; then
@@ -53,11 +53,14 @@ in_state() {
 }
 
 look() {
-    local stopped there
-    stopped=$(in_state stopped,stopping) || return 1
+    local stopped going there
+    stopped=$(in_state stopped) || return 1
+    going=$(in_state stopping) || return 1
     there=$(in_state pending,running) || return 1
     if [[ -n $stopped ]]; then
         echo "stopped $stopped"
+    elif [[ -n $going ]]; then
+        echo going
     elif [[ -n $there ]]; then
         echo there
     fi

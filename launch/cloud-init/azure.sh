@@ -7,7 +7,7 @@ want AZURE_GROUP baton "az group create --name baton --location westeurope"
 want AZURE_LOCATION westeurope
 want AZURE_REGISTRY NAME.azurecr.io "make push-azure"
 want AZURE_IDENTITY baton "az identity create --name baton --resource-group $AZURE_GROUP"
-registry=$AZURE_REGISTRY tool=az grace=25
+registry=$AZURE_REGISTRY tool=az grace=25 own=az federation=AZURE_TO_GOOGLE
 
 # Microsoft's own HPC image has the driver, docker and NVIDIA's toolkit
 if [[ -n $GPU ]]; then
@@ -45,6 +45,7 @@ look() {
     case $power in
         "") ;;
         "VM deallocated" | "VM stopped") echo stopped ;;
+        "VM deallocating" | "VM stopping") echo going ;;
         *) echo there ;;
     esac
 }

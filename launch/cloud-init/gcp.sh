@@ -7,7 +7,7 @@ want GCP_PROJECT PROJECT
 want GCP_ZONE europe-west4-a
 want GCP_REGISTRY "europe-west4-docker.pkg.dev/$GCP_PROJECT/baton" "make push-gcp"
 want GCP_SERVICE_ACCOUNT "baton@$GCP_PROJECT.iam.gserviceaccount.com" "gcloud iam service-accounts create baton"
-registry=$GCP_REGISTRY tool=gcloud grace=25
+registry=$GCP_REGISTRY tool=gcloud grace=25 own=gs
 
 # Google's own Deep Learning image has the driver, docker and NVIDIA's toolkit; g2 machines bring an L4 along.
 if [[ -n $GPU ]]; then
@@ -37,7 +37,7 @@ again=(gcloud compute instances start "$NAME" "${where[@]}")
 watch=(gcloud compute instances get-serial-port-output "$NAME" "${where[@]}")
 remove=(gcloud compute instances delete "$NAME" "${where[@]}")
 
-# "stopped" or "there"; nothing where there is no such VM. Fails where Google can't be asked: better than a second VM.
+# "stopped", "there" or "going" (off); nothing where there is no such VM. Fails where Google can't be asked: better than a second VM.
 look() {
     local status
     status=$(gcloud compute instances list "--project=$GCP_PROJECT" "--filter=name=$NAME AND zone:$GCP_ZONE" \
@@ -45,6 +45,7 @@ look() {
     case $status in
         "") ;;
         TERMINATED) echo stopped ;;
+        STOPPING | PENDING_STOP | SUSPENDING) echo going ;;
         *) echo there ;;
     esac
 }

@@ -176,7 +176,7 @@ def test_it_builds_logs_in_as_the_cloud_wants_it_pushes_and_says_how_to_run_it(c
     code, said = desk.push(cloud, BATON_STORE="gs://bucket/runs")
     assert code == 0, said
     digest = re.search(r"^digest: (sha256:[0-9a-f]{64})$", said, re.MULTILINE)
-    run = re.search(r"^run it: (docker run .*)$", said, re.MULTILINE)
+    run = re.search(r"^run it: docker rm baton 2>/dev/null; (docker run .*)$", said, re.MULTILINE)
     assert digest is not None, said
     assert run is not None, said
     commit = desk.git("rev-parse", "HEAD")

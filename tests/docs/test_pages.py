@@ -95,6 +95,20 @@ def test_the_command_line_understands_every_command(page: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_container_that_writes_to_a_folder_here_is_given_one_and_its_owner(page: Path) -> None:
+    """Docker makes one that isn't there as root's, and the image's own user may be anybody here."""
+    made: set[str] = set()
+    for line in pages.commands(page):
+        if line.words[0] == "mkdir":
+            made.update(line.words)
+        for word in line.words if line.words[:2] == ("docker", "run") else ():
+            mount = re.fullmatch(r"\$PWD/(\w+):(/\w+)", word)
+            if mount is not None:
+                assert mount[1] in made, str(line)
+                assert mount[2] == "/halt" or "--user" in line.words, str(line)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_make_target_is_there(page: Path) -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
     targets = {name for names in re.findall(r"^([a-z0-9 -]+):(?!=)", makefile, re.MULTILINE) for name in names.split()}
@@ -117,6 +131,16 @@ def test_links_and_names_of_files_lead_somewhere(page: Path) -> None:
             assert anchor in pages.anchors(target), f"{page.name}: {link}"
     for name in pages.files(page):
         assert (REPOSITORY / name).exists() or name in MADE_UP, f"{page.name}: {name}"
+
+
+def test_make_bench_runs_all_that_the_readme_names_but_what_it_says_it_does_not() -> None:
+    measured = (REPOSITORY / "README.md").read_text().partition("## Measured")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+)\.py\b", measured))
+    bench = (REPOSITORY / "Makefile").read_text().partition("\nbench:")[2].partition("\nsoak:")[0]
+    run = {name for name in named if re.search(rf'"{name}\b', bench)}
+    assert named - run == {"handover"}
+    assert "only `handover.py`" in measured
+    assert "but for bench/handover.py" in bench
 
 
 def test_the_reference_is_what_the_code_says() -> None:

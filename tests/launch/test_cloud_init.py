@@ -17,7 +17,7 @@ import yaml
 
 from tests.launch.parsers import LAUNCH, REPOSITORY, program
 from tests.launch.stand_ins import StandIns
-from tests.launch.test_start import SETTINGS, STORE, start
+from tests.launch.test_start import SETTINGS, STORES, start
 
 USER_DATA = LAUNCH / "cloud-init" / "user-data.yaml"
 AZURES_TAG = "7783-7084-3265-9085-8269-3286-77"
@@ -41,7 +41,7 @@ def schema(file: Path) -> tuple[int, str]:
 @pytest.mark.parametrize("cloud", SETTINGS)
 def test_what_each_clouds_vm_is_told_is_valid_and_has_every_blank_filled_in(cloud: str, tmp_path: Path):
     stand_ins = StandIns(tmp_path / "bin")
-    code, said = start(stand_ins, cloud, **SETTINGS[cloud], **STORE, JOB="cifar10 --epochs 20")
+    code, said = start(stand_ins, cloud, **SETTINGS[cloud], **STORES[cloud], JOB="cifar10 --epochs 20")
     assert code == 0, said
     file = stand_ins.folder / f"{cloud}.yaml"
     code, said = schema(file)
@@ -94,6 +94,8 @@ class Machine:
         self.stand_ins = StandIns(folder / "bin")
         self.dmi = folder / "dmi"
         self.dmi.mkdir()
+        self.google = folder / "google.json"
+        self.google.touch()
         self.codes = folder / "codes"
         # `docker run` gives the next exit code of the list, the last one for ever
         self.stand_ins.add(
@@ -111,6 +113,7 @@ exit "$code"''',
         return self.stand_ins.environment | {
             "BATON_STATE": str(self.state),
             "BATON_DMI": str(self.dmi),
+            "BATON_GOOGLE": str(self.google),
             "BATON_OFF_AFTER": "0",
             "BATON_AGAIN_AFTER": "0",
             "IMAGE": "registry.example/baton:cpu",
@@ -187,11 +190,36 @@ def test_after_its_hours_over_all_boots_it_is_stopped_and_off_for_good(machine: 
     (machine.state / "minutes").write_text("118\n")  # of 120
     machine.boot(0, command="hours")
     assert machine.turned_off == 0
+    said = machine.boot(0, command="hours")
+    assert machine.turned_off == 1
+    assert "on for 2 hours" in said
+    assert f"removed {machine.state / 'given-up'}" in said
+    assert "to stay: systemctl stop baton-hours)" in said  # whose `off` it is
+    assert ["docker", "stop", "--time", "25", "baton"] in machine.stand_ins.calls
+    said = machine.boot(0)
+    assert machine.runs == []
+    assert "to stay: systemctl stop baton)" in said
+
+
+def test_once_a_person_has_looked_its_hours_begin_anew(machine: Machine):
+    machine.state.mkdir()
+    (machine.state / "minutes").write_text("119\n")  # of 120
     machine.boot(0, command="hours")
     assert machine.turned_off == 1
-    assert ["docker", "stop", "--time", "25", "baton"] in machine.stand_ins.calls
+    machine.boot(0, command="hours")  # while somebody looks around
+    assert machine.turned_off == 1
+    (machine.state / "given-up").unlink()
+    for _ in range(3):
+        machine.boot(0, command="hours")
+    assert machine.turned_off == 1
     machine.boot(0)
-    assert machine.runs == []
+    assert len(machine.runs) == 1
+
+
+def test_a_container_that_its_hours_have_stopped_is_not_started_again(machine: Machine):
+    machine.stand_ins.add("docker", f'[[ $1 != run ]] || {{ echo over >"{machine.state}/given-up"; exit 75; }}')
+    machine.boot()
+    assert (len(machine.runs), machine.turned_off) == (1, 0)  # `hours` does that
 
 
 def test_a_shutdown_becomes_a_docker_stop_that_is_waited_for(machine: Machine, tmp_path: Path):
@@ -240,6 +268,16 @@ def test_on_azure_it_deallocates_itself_by_a_token_that_no_argument_holds(machin
     assert heard.read_text() == "Authorization: Bearer a-token\n"
     assert "a-token" not in str(machine.stand_ins.calls)
     assert machine.turned_off == 1
+
+
+def test_what_lets_it_in_to_googles_store_from_another_cloud_is_mounted_where_it_is_there(machine: Machine):
+    machine.boot(0)
+    machine.google.write_text("{}")
+    machine.boot(0)
+    without, given = (" ".join(words) for words in machine.runs)
+    assert "google.json" not in without
+    assert f"-v {machine.google}:/run/secrets/google.json:ro" in given
+    assert "-e GOOGLE_APPLICATION_CREDENTIALS=/run/secrets/google.json" in given
 
 
 LOGINS = {

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.launch.parsers import LAUNCH, REPOSITORY, several_machines
+from tests.launch.stand_ins import StandIns
 from trainer.ranks import VARIABLES
 
 VENV = REPOSITORY / ".build" / "skypilot"
@@ -89,3 +91,44 @@ def test_it_is_a_spot_job_on_any_of_three_clouds_started_again_on_74_and_75_alon
 
     for broken in list(FILES)[2:]:
         assert tasks[broken]["error"], broken
+
+
+@pytest.mark.parametrize("file", ["as it is", "several machines"])
+@pytest.mark.parametrize("cloud", ["AWS", "GCP", "Azure"])
+def test_store_and_run_reach_the_container_through_a_sudo_that_empties_the_environment(
+    file: str, cloud: str, tmp_path: Path
+):
+    task = yaml.safe_load(FILES[file])
+    stand_ins = StandIns(tmp_path / "bin")
+    stand_ins.add("sudo", 'exec env -i "PATH=$PATH" "$@"')
+    # as docker does: a bare name is given the value that docker's own environment has, if any
+    stand_ins.add(
+        "docker",
+        """
+while (($#)); do
+    if [[ $1 == -e && $2 == *=* ]]; then
+        echo "$2"
+    elif [[ $1 == -e && -n ${!2-} ]]; then
+        echo "$2=${!2}"
+    fi
+    shift
+done
+exit 75""",
+    )
+    given = {"BATON_STORE": "s3://bucket/runs", "BATON_RUN": "mine", "BATON_STOP_GRACE": "25"}
+    done = subprocess.run(
+        ["bash", "-c", task["run"]],
+        capture_output=True,
+        text=True,
+        env=stand_ins.environment
+        | task["envs"]
+        | given
+        | {"SKYPILOT_CLUSTER_INFO": f'{{"cloud": "{cloud}"}}', "SKYPILOT_NODE_RANK": "1"}
+        | {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2"},
+    )
+    assert done.returncode == 75, done.stderr  # the container's own
+    heard = dict(line.split("=", 1) for line in done.stdout.splitlines())
+    assert given.items() <= heard.items()
+    assert (heard.get("MASTER_ADDR") == "10.0.0.1") == (file == "several machines")
+    docker = next(call for call in stand_ins.calls if call[0] == "docker")
+    assert docker[-2:] == [task["envs"][f"IMAGE_{cloud.upper()}"], "cifar10"]

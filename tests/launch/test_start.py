@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shlex
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from botocore.loaders import Loader
 from botocore.model import ServiceModel
 from botocore.validate import ParamValidator
@@ -36,7 +38,13 @@ SETTINGS = {
         "AZURE_IDENTITY": "baton",
     },
 }
-STORE = {"BATON_STORE": "gs://bucket/runs"}
+# its own cloud's
+STORES = {
+    "gcp": {"BATON_STORE": "gs://bucket/runs"},
+    "aws": {"BATON_STORE": "s3://bucket/runs"},
+    "azure": {"BATON_STORE": "az://account/container/runs"},
+}
+FEDERATIONS = {"aws": "AWS_TO_GOOGLE", "azure": "AZURE_TO_GOOGLE"}
 TOOLS = {"gcp": "gcloud", "aws": "aws", "azure": "az"}
 # what must stand in each create command: spot, stopped rather than deleted, notices, identity
 NEEDED = {
@@ -82,7 +90,7 @@ def create_command(shown: str) -> list[str]:
 @pytest.mark.parametrize("cloud", SETTINGS)
 def test_the_create_command_is_shown_whole_and_not_run(cloud: str, stand_ins: StandIns):
     stand_ins.add(TOOLS[cloud])
-    code, said = start(stand_ins, cloud, **SETTINGS[cloud], **STORE)
+    code, said = start(stand_ins, cloud, **SETTINGS[cloud], **STORES[cloud])
     assert code == 0, said
     command = create_command(said)
     assert command[0] == TOOLS[cloud]
@@ -91,7 +99,7 @@ def test_the_create_command_is_shown_whole_and_not_run(cloud: str, stand_ins: St
     assert "GO=1" in said
     assert stand_ins.calls == []
     user_data = (stand_ins.folder / f"{cloud}.yaml").read_text()
-    assert "BATON_STORE=gs://bucket/runs" in user_data
+    assert f"BATON_STORE={STORES[cloud]['BATON_STORE']}\n" in user_data
     assert "/baton:cuda" in user_data
 
 
@@ -105,7 +113,7 @@ WITH_GPU = {
 
 @pytest.mark.parametrize("cloud", SETTINGS)
 def test_with_gpu_it_asks_for_a_machine_with_one_and_its_driver(cloud: str, stand_ins: StandIns):
-    _, said = start(stand_ins, cloud, **SETTINGS[cloud], **STORE, GPU="1")
+    _, said = start(stand_ins, cloud, **SETTINGS[cloud], **STORES[cloud], GPU="1")
     for needed in WITH_GPU[cloud]:
         assert needed in " ".join(create_command(said)), needed
 
@@ -113,7 +121,7 @@ def test_with_gpu_it_asks_for_a_machine_with_one_and_its_driver(cloud: str, stan
 @pytest.mark.parametrize("cloud", SETTINGS)
 def test_the_page_shows_what_is_shown(cloud: str, stand_ins: StandIns):
     known = {"GCP_PROJECT": "PROJECT", "GCP_SERVICE_ACCOUNT": "baton@PROJECT.iam.gserviceaccount.com"}
-    _, said = start(stand_ins, cloud, **SETTINGS[cloud] | STORE | known)
+    _, said = start(stand_ins, cloud, **SETTINGS[cloud] | STORES[cloud] | known)
     said = said.replace(f"told: {stand_ins.folder}", "told: .build/start")
     said = said.replace(str(stand_ins.folder), "/home/you/baton/.build/start")
     page = (REPOSITORY / "docs" / "launch.md").read_text()
@@ -122,7 +130,7 @@ def test_the_page_shows_what_is_shown(cloud: str, stand_ins: StandIns):
 
 def test_awss_own_description_of_the_request_accepts_the_command(stand_ins: StandIns):
     """By the model that aws and boto3 share, as the command line's options name its members."""
-    _, said = start(stand_ins, "aws", **SETTINGS["aws"], **STORE)
+    _, said = start(stand_ins, "aws", **SETTINGS["aws"], **STORES["aws"])
     words = create_command(said)[3:]
     given: dict[str, Any] = {}
     for option, value in zip(words[::2], words[1::2], strict=True):
@@ -140,13 +148,19 @@ def test_awss_own_description_of_the_request_accepts_the_command(stand_ins: Stan
 
 
 FOUND = {
-    "gcp": {"": "", "stopped": "echo TERMINATED", "there": "echo RUNNING"},
+    "gcp": {"": "", "stopped": "echo TERMINATED", "there": "echo RUNNING", "going": "echo STOPPING"},
     "aws": {
         "": "echo None",
-        "stopped": '[[ "$*" != *stopped* ]] || echo i-0123',
+        "stopped": '[[ "$*" != *=stopped* ]] || echo i-0123',
         "there": '[[ "$*" != *running* ]] || echo i-0123',
+        "going": '[[ "$*" != *stopping* ]] || echo i-0123',
     },
-    "azure": {"": "", "stopped": 'echo "VM deallocated"', "there": 'echo "VM running"'},
+    "azure": {
+        "": "",
+        "stopped": 'echo "VM deallocated"',
+        "there": 'echo "VM running"',
+        "going": 'echo "VM deallocating"',
+    },
 }
 STARTS = {"gcp": ["compute", "instances", "start"], "aws": ["ec2", "start-instances"], "azure": ["vm", "start"]}
 
@@ -156,7 +170,7 @@ def test_with_go_it_is_created_or_where_an_eviction_stopped_it_started_again(clo
     for state in ("", "stopped", "there"):
         stand_ins.add(TOOLS[cloud], FOUND[cloud][state])
         before = len(stand_ins.calls)
-        code, said = start(stand_ins, cloud, **SETTINGS[cloud], **STORE, GO="1")
+        code, said = start(stand_ins, cloud, **SETTINGS[cloud], **STORES[cloud], GO="1")
         assert code == 0, said
         last = stand_ins.calls[before:][-1][1:]
         created = any("create" in word or word == "run-instances" for word in last[:4])
@@ -164,14 +178,25 @@ def test_with_go_it_is_created_or_where_an_eviction_stopped_it_started_again(clo
         assert (last[: len(STARTS[cloud])] == STARTS[cloud]) == (state == "stopped"), last
         if state == "stopped" and cloud == "aws":
             assert last[-1] == "i-0123"
-        if state == "there":
-            assert "nothing to do" in said
+        if state:
+            assert "as it was made: JOB, TAG, MAX_HOURS, GPU and whatever else is given now are not looked at" in said
+            assert "NAME=other makes a new one" in said
+
+
+@pytest.mark.parametrize("cloud", SETTINGS)
+def test_one_that_is_going_off_is_left_alone_and_said_to_be_in_neither_state(cloud: str, stand_ins: StandIns):
+    stand_ins.add(TOOLS[cloud], FOUND[cloud]["going"])
+    code, said = start(stand_ins, cloud, **SETTINGS[cloud], **STORES[cloud], GO="1")
+    assert code != 0
+    assert said.startswith("baton is going off: try again in a minute"), said
+    for call in stand_ins.calls:
+        assert not {"create", "start", "run-instances", "start-instances"} & set(call), call
 
 
 @pytest.mark.parametrize("cloud", SETTINGS)
 def test_where_the_cloud_cant_say_what_is_there_nothing_is_started(cloud: str, stand_ins: StandIns):
     stand_ins.add(TOOLS[cloud], "echo 'not logged in' >&2; exit 1")
-    code, said = start(stand_ins, cloud, **SETTINGS[cloud], **STORE, GO="1")
+    code, said = start(stand_ins, cloud, **SETTINGS[cloud], **STORES[cloud], GO="1")
     assert code != 0
     assert "nothing was started" in said
     assert len(stand_ins.calls) == 1
@@ -179,8 +204,8 @@ def test_where_the_cloud_cant_say_what_is_there_nothing_is_started(cloud: str, s
 
 @pytest.mark.parametrize("cloud", SETTINGS)
 def test_each_missing_setting_is_one_line_with_what_mends_it(cloud: str, stand_ins: StandIns):
-    for missing in (*SETTINGS[cloud], *STORE):
-        settings = {name: value for name, value in (SETTINGS[cloud] | STORE).items() if name != missing}
+    for missing in (*SETTINGS[cloud], *STORES[cloud]):
+        settings = {name: value for name, value in (SETTINGS[cloud] | STORES[cloud]).items() if name != missing}
         code, said = start(stand_ins, cloud, **settings)
         line = said.splitlines()[0]
         assert code != 0
@@ -188,16 +213,53 @@ def test_each_missing_setting_is_one_line_with_what_mends_it(cloud: str, stand_i
         assert ">> launch/registries.env" in line
 
 
+@pytest.mark.parametrize("cloud", FEDERATIONS)
+def test_a_vm_of_another_cloud_is_told_how_google_lets_it_in_and_never_a_key(
+    cloud: str, stand_ins: StandIns, tmp_path: Path
+):
+    name, file = FEDERATIONS[cloud], tmp_path / "google.json"
+    code, said = start(stand_ins, cloud, **SETTINGS[cloud], **STORES["gcp"], GO="1")
+    assert code != 0
+    assert said.startswith(f"{name} is not set: echo '{name}=launch/google-from-{cloud}.json' >> launch/registries.env")
+    file.write_text('{"type": "service_account", "private_key": "secret"}')
+    code, said = start(stand_ins, cloud, **SETTINGS[cloud], **STORES["gcp"], GO="1", **{name: str(file)})
+    assert code != 0
+    assert said.startswith(f"{name}={file}: must be what `gcloud iam workload-identity-pools create-cred-config`"), said
+    assert stand_ins.calls == []
+    federation = {"universe_domain": "googleapis.com", "type": "external_account", "audience": "x" * 200}
+    file.write_text(json.dumps(federation, indent=2))
+    code, said = start(stand_ins, cloud, **SETTINGS[cloud], **STORES["gcp"], **{name: str(file)})
+    assert code == 0, said
+    files = yaml.safe_load((stand_ins.folder / f"{cloud}.yaml").read_text())["write_files"]
+    told = next(one for one in files if one["path"] == "/etc/baton/google.json")
+    assert told["encoding"] == "b64"
+    assert json.loads(base64.b64decode(told["content"])) == federation
+
+
+@pytest.mark.parametrize("cloud", SETTINGS)
+def test_a_store_that_the_vm_could_not_get_at_is_refused_before_it_costs_anything(cloud: str, stand_ins: StandIns):
+    own = STORES[cloud]["BATON_STORE"].split(":")[0]
+    for store in {"s3://bucket/runs", "az://account/container/runs", "file:///store"} - {STORES[cloud]["BATON_STORE"]}:
+        code, said = start(stand_ins, cloud, **SETTINGS[cloud], BATON_STORE=store, GO="1")
+        assert code != 0
+        assert said.startswith(
+            f"BATON_STORE={store}: a VM of make start-{cloud} can't get at it: its own cloud's, {own}://"
+        )
+    assert stand_ins.calls == []
+
+
 @pytest.mark.parametrize("wrong", [{"MAX_HOURS": "soon"}, {"NAME": "My VM"}, {"JOB": "cifar10; rm -rf /"}])
 def test_what_would_break_out_of_its_place_is_refused(wrong: dict[str, str], stand_ins: StandIns):
-    code, said = start(stand_ins, "gcp", **SETTINGS["gcp"], **STORE, **wrong)
+    code, said = start(stand_ins, "gcp", **SETTINGS["gcp"], **STORES["gcp"], **wrong)
     assert code != 0
     assert said.startswith(f"{next(iter(wrong))}="), said
 
 
 def test_settings_come_from_the_file_and_the_environment_wins(stand_ins: StandIns, tmp_path: Path):
     file = tmp_path / "registries.env"
-    file.write_text("# mine\n" + "".join(f"{name}={value}\n" for name, value in (SETTINGS["gcp"] | STORE).items()))
+    file.write_text(
+        "# mine\n" + "".join(f"{name}={value}\n" for name, value in (SETTINGS["gcp"] | STORES["gcp"]).items())
+    )
     code, said = start(stand_ins, "gcp", REGISTRIES=str(file), GCP_ZONE="us-central1-b")
     assert code == 0, said
     assert "--zone=us-central1-b" in said
@@ -209,5 +271,6 @@ def test_settings_come_from_the_file_and_the_environment_wins(stand_ins: StandIn
 
 def test_every_setting_that_the_scripts_read_is_in_the_example():
     example = (REPOSITORY / "launch" / "registries.env.example").read_text()
-    for name in {name for settings in SETTINGS.values() for name in settings} | STORE.keys():
+    read = [*SETTINGS.values(), *STORES.values(), dict.fromkeys(FEDERATIONS.values())]
+    for name in {name for settings in read for name in settings}:
         assert f"\n#{name}=" in example, name

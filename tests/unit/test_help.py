@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
-from tests.runs import command
+from tests.runs import REPOSITORY, command
 
 
 @pytest.mark.parametrize("words", [(), ("help",), ("--help",)])
@@ -30,3 +33,12 @@ def test_a_misspelt_job_gets_the_nearest_right_one(words: tuple[str, ...]):
     assert code == 64
     assert "did you mean cifar10?" in text
     assert len(text.splitlines()) == 1
+
+
+def test_a_python_without_the_environment_says_which_one_to_use():
+    bare = [sys.executable, "-E", "-S", str(REPOSITORY / "entrypoint.py"), "status"]
+    done = subprocess.run(bare, capture_output=True, text=True)
+    assert done.returncode == 78
+    assert done.stderr.splitlines() == [
+        f"{sys.executable} lacks click: `make cifar10` sets up .venv; use .venv/bin/python"
+    ]
