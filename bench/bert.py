@@ -172,12 +172,14 @@ def predecessor(model: str, data: Path) -> Callable[[int], float]:
 
 def serve(way: str, model: str, data: Path) -> None:
     """Answer each number of steps on stdin with texts a second and the peak memory, MB."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # the Trainer prints what it pleases
     run = {"baton": baton, "trainer": trainer, "predecessor": predecessor}[way](model, data)
     run(1)
-    print("ready", flush=True)
+    print("ready", file=answers)
     for line in sys.stdin:
         figure = run(int(line))
-        print(f"{figure} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}", flush=True)
+        print(f"{figure} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}", file=answers)
 
 
 # -- all of them, in turn ---------------------------------------------------------------------------------------
@@ -197,8 +199,7 @@ class Worker:
         return line
 
     def wait(self) -> None:
-        while self._line() != "ready\n":
-            pass
+        assert self._line() == "ready\n"
 
     def run(self, steps: int) -> float:
         assert self.process.stdin is not None

@@ -52,8 +52,8 @@ def _refusal(error: HttpResponseError, key: str, place: str, login: Login, actio
     if code == "ContainerNotFound":
         account, container = place.removeprefix("az://").split("/")
         return NotSetUp(
-            f"{place}: no such container; make it: az storage container create --auth-mode login "
-            f"--account-name {account} --name {container}"
+            f"{place}: no such container; make it: az storage container-rm create "
+            f"--storage-account {account} --name {container}"
         )
     if code in ("Md5Mismatch", "InvalidMd5") or (status == 400 and "contentMD5" in first_line(error)):  # azurite
         return Damaged(f"{key}: {said}: what arrived is not what was sent")
