@@ -267,12 +267,12 @@ class Attempt:
 
     def _clean_up(self, newest: Durable) -> None:
         self._retention.between_saves(
-            self.facts.attempt, newest.name, lambda: self.saver.busy or self._mailbox.stop is not None
+            self.facts.attempt, newest.name, lambda: self.saver.busy, lambda: self._mailbox.stop is not None
         )
 
     def on_superseded(self, why: Superseded) -> None:
+        self.superseded = why  # before the notice, whose reader looks here
         self._mailbox.post(Notice("superseded", "stop", str(why), f"superseded:{why.attempt}", time.time()))
-        self.superseded = why
 
     def _time_left(self) -> float:
         """Seconds until the process must end; a nearer deadline may come at any moment."""
@@ -330,6 +330,8 @@ class Attempt:
 
     def _put_end_on_record(self, exit_code: int, outcome: str) -> None:
         try:
+            if outcome == "superseded" and not self.history.holds_claim(self.facts.attempt):
+                return  # the run was deleted: a record of this number is its heir's
             record_end(self.history, self.facts.attempt, exit_code, outcome, self._mailbox, self)
             if outcome != "superseded":
                 self.signs.last("finished" if outcome == "finished" else "stopped", exit_code, outcome)

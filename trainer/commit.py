@@ -13,7 +13,7 @@ from typing import Any, Protocol, overload
 
 from storage.errors import Unavailable
 from trainer.checkpoint import Snapshot
-from trainer.history import History
+from trainer.history import History, Superseded
 from trainer.manifest import Manifest, PartRef, checkpoint_name
 from trainer.parts import Part, encode, grouped
 from trainer.settings import Json
@@ -82,6 +82,8 @@ def commit(
     check()
     lines = save.lines()
     if lines:
+        if not history.holds_claim(facts.attempt):
+            raise Superseded(facts.attempt, "the run was deleted meanwhile")  # these would be its heir's
         history.store.put(history.key("metrics", f"{name}.jsonl"), "".join(f"{x}\n" for x in lines).encode())
     unhashed = Manifest(
         uuid=uuid.uuid4().hex,

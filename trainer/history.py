@@ -139,15 +139,18 @@ class History:
         newest = self.attempts()[-1:]
         if newest and newest[0] > attempt:
             raise Superseded(newest[0])
+        if not self.holds_claim(attempt):
+            raise Superseded(attempt, f"the claim of attempt {attempt} is gone: the run was deleted meanwhile")
+
+    def holds_claim(self, attempt: int) -> bool:
+        """Whether the claim of `attempt` that was made here is still there; one made elsewhere is taken to be."""
         mine = self._claims.get(attempt)
         if mine is None:
-            return
+            return True
         try:
-            found = self.read(self.key("attempts", f"{attempt:06d}.json"), len(mine) + 1)
+            return self.read(self.key("attempts", f"{attempt:06d}.json"), len(mine) + 1) == mine
         except NotFound:
-            found = b""
-        if found != mine:
-            raise Superseded(attempt, f"the claim of attempt {attempt} is gone: the run was deleted meanwhile")
+            return False
 
     def create(self, key: str, body: bytes) -> None:
         """Create a record once. Raises `AlreadyExists` if somebody else's is there.

@@ -34,6 +34,7 @@ checkpoint: it is found bad, its parent is taken, and the writer's next save loo
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -99,22 +100,31 @@ class Retention:
         self._young_s = young_s
         self._settled_s = min(settled_s, young_s)
         self._every_s = every_s
-        self._next_at = 0.0
+        self._next_at = time.monotonic()
+        self._at_work = threading.Lock()
         self._known: dict[str, _Known] = {}
         self._said: str | None = None
 
-    def between_saves(self, attempt: int, newest: str, busy: Callable[[], bool]) -> None:
-        """Clean up after this attempt's checkpoint `newest`, if it is time to; end as soon as `busy()`.
+    def between_saves(self, attempt: int, newest: str, busy: Callable[[], bool], stopping: Callable[[], bool]) -> None:
+        """Clean up after this attempt's checkpoint `newest`, if it is time to; end as soon as `busy()` or `stopping()`.
 
-        Raises nothing: a failed clean-up is a warning, and training goes on.
+        Where saves follow each other so closely that it never comes to its end, it goes on beside them, once it is as
+        late as the time between two. Raises nothing: a failed clean-up is a warning, and training goes on.
         """
+        late_s = time.monotonic() - self._next_at
 
         def check() -> None:
-            if busy():
+            if stopping() or (busy() and late_s < self._every_s):
                 raise _Later
 
-        if time.monotonic() < self._next_at:
+        if late_s < 0 or not self._at_work.acquire(blocking=False):
             return
+        try:
+            self._clean_up(attempt, newest, check)
+        finally:
+            self._at_work.release()
+
+    def _clean_up(self, attempt: int, newest: str, check: Callable[[], None]) -> None:
         try:
             check()
             self._history.check_fence(attempt)

@@ -227,26 +227,26 @@ def _begin(request: Request, ready: Prepared, prefetched: Restored | None, toget
     """Claim the run, then load what is newest now: an older copy may have saved until this moment."""
     history = request.history
     before = history.read_sign("status.json")
-    number = history.claim(
-        {
-            "run": history.run,
-            "job": request.job,
-            "time": time.time(),
-            "pid": os.getpid(),
-            "machine": ready.machine,
-            "settings": ready.shape,
-            "arguments": list(arguments(request.job, history.run, request.given)),
-            "data": {"name": ready.data.name, "synthetic": ready.data.synthetic},
-            "plan": {
-                "steps": ready.plan.steps,
-                "steps_per_epoch": ready.plan.steps_per_epoch,
-                "batch_size": ready.plan.batch_size,
-                "unit": ready.task.unit,
-            },
-            "tally": Tally().now(0),
-            "before": last_sign(before),
-        }
-    )
+    claim: dict[str, Json] = {
+        "run": history.run,
+        "job": request.job,
+        "time": time.time(),
+        "pid": os.getpid(),
+        "machine": ready.machine,
+        "settings": ready.shape,
+        "arguments": list(arguments(request.job, history.run, request.given)),
+        "data": {"name": ready.data.name, "synthetic": ready.data.synthetic},
+        "plan": {
+            "steps": ready.plan.steps,
+            "steps_per_epoch": ready.plan.steps_per_epoch,
+            "batch_size": ready.plan.batch_size,
+            "unit": ready.task.unit,
+        },
+        "tally": Tally().now(0),
+        "before": last_sign(before),
+    }
+    # where the store is silent a notice must not wait for it; else the end of what has been claimed goes on record
+    number = Early(lambda: history.claim(claim), "claim").result(request.mailbox, request.stop_grace_s / 2)
     try:
         return _load(request, ready, prefetched, number, before, together)
     except (Stopped, UserError, StoreError) as e:
@@ -275,7 +275,8 @@ def _load(
 ) -> Attempt:
     history, plan = request.history, ready.plan
     clock_ahead = Early(lambda: history.clock_ahead_s(number), "clock")
-    newest = history.newest_good(prefetched.checkpoint if prefetched else None, request.mailbox.check)
+    known = prefetched.checkpoint if prefetched else None
+    newest = Early(lambda: history.newest_good(known, request.mailbox.check), "newest-again").result(request.mailbox)
     position = Position()
     if newest is None and prefetched is not None:  # the task has not begun; see `_prepare`
         raise UserError(f"run {history.run!r} in {history.store.url} was deleted while this copy started; start again")

@@ -63,6 +63,10 @@ class Flight:
         self._lock = threading.Lock()
         self._committing = self._abandoned = False
 
+    def holds(self, step: int, *, evaluated: bool) -> bool:
+        """Whether it is of this step, and has the step's evaluation if that is asked for."""
+        return self.save.snapshot.step == step and (not evaluated or self.save.metrics.get("step") == step)
+
     def abandon(self) -> bool:
         """Give the save up; False if it is being committed at this moment, and so over soon."""
         with self._lock:
@@ -150,7 +154,7 @@ class Saver:
             if left <= 0:
                 return False
             if flight is not None and self.busy:
-                if flight is not mine:
+                if flight is not mine and not flight.holds(save.snapshot.step, evaluated=evaluated):
                     self._make_way(flight, left, grace_s)
                 flight.landed.wait(min(0.1, left))
             elif mine is None or CLOCK() - began < try_s:
@@ -187,8 +191,8 @@ class Saver:
         except Abandoned:
             log.debug("the save of step %d was given up", flight.save.snapshot.step)
         except Superseded as e:
-            self._superseded = True
             self._on_superseded(e)
+            self._superseded = True  # after whoever waits for it has the reason
         except StoreError as e:
             self._failed(flight, str(e))
         except BaseException as e:  # a defect: told to the training thread, which ends with it

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from storage.errors import AlreadyExists, NotFound
-from trainer.exits import UserError
+from trainer.exits import ExitCode, UserError
 from trainer.history import Absent, Bad, History
 from trainer.manifest import MAX_BYTES, Manifest, PartRef, checkpoint_name, parse_name
 
@@ -44,6 +44,9 @@ def copy(source: History, target: History, tell: Callable[[str], None] = lambda 
         raise UserError(f"run {source.run!r} in {source.store.url} is not whole itself; `status` and `verify` say more")
     _check_same_history(source, target, attempts)
     target.mark(f"was being copied from {source.store.url}: finish with the same `copy`, or `delete` it here")
+    if source.is_marked():
+        target.unmark()
+        raise UserError(f"{source.store.url} and {target.store.url} are one store: give two", ExitCode.USAGE)
     for number in attempts:
         name = f"{number:06d}"
         target.create(target.key("attempts", f"{name}.json"), _whole(source, source.key("attempts", f"{name}.json")))

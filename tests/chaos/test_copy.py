@@ -175,6 +175,14 @@ def test_mistakes_get_a_line(tmp_path: Path) -> None:
         assert words in text
 
 
+def test_a_run_is_not_copied_onto_itself_by_another_name_of_its_store(tmp_path: Path) -> None:
+    made_run(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    code, text = command("copy", f"file://{tmp_path}/here", f"file://{tmp_path}/link", "--run", "run")
+    assert (code, "are one store: give two" in text) == (64, True), text
+    assert not history(tmp_path / "here").is_marked()
+
+
 def test_a_result_is_copied_whole_or_not_at_all(tmp_path: Path) -> None:
     source, said = made_run(tmp_path), list[str]()
     target = history(tmp_path / "there")

@@ -125,6 +125,26 @@ def test_a_real_run_deleted_under_a_copy_that_lives_stops_that_copy(tmp_path: Pa
     assert "was being deleted" in refused.lines[-1]
 
 
+def test_a_copy_that_wakes_up_to_an_heir_of_its_deleted_run_leaves_it_as_it_is(
+    tmp_path: Path, small_cifar: Path
+) -> None:
+    import signal
+
+    options = ["--preset", "tutorial", "--batch-size", "10", "--epochs", "2000", "--checkpoint-every", "0.5s"]
+    lab = Lab(tmp_path, small_cifar, *options)
+    container = lab.start()
+    container.wait_for("durable after")
+    container.signal(signal.SIGSTOP)
+    run = History(open_store(f"file://{lab.store}"), "cifar10")
+    delete(run)
+    assert run.claim({"job": "cifar10"}) == 1
+    container.signal(signal.SIGCONT)
+    assert container.wait() == 0, container.text
+    assert "the run was deleted meanwhile" in container.text
+    left = [info.key for folder in ("attempts", "metrics") for info in run.store.list(run.key(folder, ""))]
+    assert left == ["cifar10/attempts/000001.json"]
+
+
 def test_a_full_disk_has_room_for_the_mark_once_the_curve_is_gone(small_disk: Path) -> None:
     run = made_run(small_disk)
     run.store.put("run/metrics/000001-00000010.jsonl", bytes(20_000))

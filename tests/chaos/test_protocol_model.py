@@ -126,7 +126,7 @@ def writer(saves: int, *, patient: bool = True, cleans: bool = False) -> Body:
 
         def between(last: Any) -> None:
             if cleans:
-                retention.between_saves(number, last.name, lambda: False)
+                retention.between_saves(number, last.name, lambda: False, lambda: False)
 
         parent = durable(newest.manifest) if newest else None
         saver = Saver(history, facts, parent, lambda done: None, over.append, between)

@@ -127,7 +127,7 @@ def test_what_other_tools_left_below_the_prefix_is_no_object(azurite: Azurite, s
 def test_a_container_that_is_not_there_is_said_with_the_command_that_makes_it(azurite: Azurite) -> None:
     store = open_store(azurite.url("nowhere", "runs"))
     for call in every_call(store):
-        with pytest.raises(NotSetUp, match=r"az storage container-rm create --storage-account batontest --name nowhere"):
+        with pytest.raises(NotSetUp, match=r"container-rm create --storage-account batontest --name nowhere"):
             call()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -346,3 +347,31 @@ def test_when_another_machine_saved_is_told_by_this_ones_clock(store: Counting) 
     assert durable(theirs, -100.0).at == pytest.approx(theirs.time - 300)
     for unknown in (durable(theirs), durable(theirs, None), durable(before, -100.0)):
         assert unknown.at == theirs.time
+
+
+def test_a_save_of_the_very_state_that_is_last_is_not_given_up_for_it(store: Counting) -> None:
+    begun: list[str] = []
+
+    def before_put(key: str) -> None:
+        begun.append(key)
+        time.sleep(0.5 if "/parts/" in key else 0)
+
+    store.before_put = before_put
+    saver = Saver(History(store, "run"), FACTS, None, lambda _: None, lambda _: None, lambda _: None)
+    saver._recent = [100.0]  # by what saves took so far, only one more fits in the 105 s that are left
+    task = HeadOnly()
+    saver.start(save_of(task, 1))
+    time.sleep(0.25)
+    assert saver.save_now(save_of(task, 1), lambda: 105.0, 0.0, 60.0, evaluated=False)
+    assert len(begun) == len(set(begun)), "each object once"
+
+
+def test_a_copy_whose_run_was_deleted_and_begun_anew_leaves_no_metric_line_in_it(store: Counting) -> None:
+    old, heir = History(store, "run"), History(store, "run")
+    old.claim({})
+    store.store.delete("run/attempts/000001.json")
+    heir.claim({})
+    save = save_of(HeadOnly(), 1, ['{"step": 1}'])
+    with pytest.raises(Superseded):
+        commit(old, FACTS, save, None, frozenset(), unhurried)
+    assert list(store.store.list("run/metrics/")) == []

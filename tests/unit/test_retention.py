@@ -257,10 +257,24 @@ def test_beside_training_it_ends_when_a_save_or_a_stop_comes(run: History) -> No
         return left <= 0
 
     retention = Retention(run, 2)
-    retention.between_saves(1, made[-1].name, busy)
+    retention.between_saves(1, made[-1].name, busy, lambda: False)
     assert 2 < len(names(run)) < 6, "begun, and given up in the midst"
-    retention.between_saves(1, made[-1].name, lambda: False)
+    retention.between_saves(1, made[-1].name, lambda: False, lambda: False)
     assert len(names(run)) == 2, "done after the next save, without waiting for ten minutes"
+
+
+def test_where_saves_follow_each_other_without_a_gap_it_goes_on_beside_them_once_it_is_late(run: History) -> None:
+    run.claim({})
+    made = chain(run, 1, [10, 20, 30, 40, 50, 60])
+    age(run, 25, *[f"{m.name}.json" for m in made[:-1]])
+    retention = Retention(run, 2, every_s=0.3)
+    retention.between_saves(1, made[-1].name, lambda: True, lambda: False)
+    assert len(names(run)) == 6
+    time.sleep(0.35)
+    retention.between_saves(1, made[-1].name, lambda: True, lambda: True)
+    assert len(names(run)) == 6, "a machine that is to go has no time for it"
+    retention.between_saves(1, made[-1].name, lambda: True, lambda: False)
+    assert len(names(run)) == 2
 
 
 def test_a_superseded_copy_cleans_nothing_any_more(run: History) -> None:
@@ -268,7 +282,7 @@ def test_a_superseded_copy_cleans_nothing_any_more(run: History) -> None:
     run.claim({})
     made = chain(run, 1, [10, 20, 30, 40])
     age(run, 25, *[f"{m.name}.json" for m in made[:-1]])
-    Retention(run, 2).between_saves(1, made[-1].name, lambda: False)
+    Retention(run, 2).between_saves(1, made[-1].name, lambda: False, lambda: False)
     assert len(names(run)) == 4
 
 
@@ -294,7 +308,7 @@ def test_a_clean_up_that_fails_is_one_warning(
     retention = Retention(History(Failing(run.store, error), run.run), 2, every_s=0)  # type: ignore[arg-type]
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            retention.between_saves(1, made[-1].name, lambda: False)
+            retention.between_saves(1, made[-1].name, lambda: False, lambda: False)
     assert len(caplog.records) == 1
     assert "old checkpoints could not be cleaned up" in caplog.text
     assert "training goes on" in caplog.text
@@ -310,7 +324,7 @@ def test_a_run_without_anything_old_costs_two_lists_a_look_and_the_fence(run: Hi
             calls.append(name)
             return getattr(run.store, name)
 
-    Retention(History(Counting(), run.run), 2).between_saves(1, made[-1].name, lambda: False)  # type: ignore[arg-type]
+    Retention(History(Counting(), run.run), 2).between_saves(1, made[-1].name, lambda: False, lambda: False)  # type: ignore[arg-type]
     assert sorted(calls) == ["list", "list", "list", "stat"]
 
 

@@ -100,7 +100,7 @@ class Writer:
             self.parent, self.fresh = made.name, frozenset(ref.sha256 for ref in refs)
             yield
             if self.dice.random() < 0.5:
-                self.retention.between_saves(self.attempt, made.name, lambda: False)
+                self.retention.between_saves(self.attempt, made.name, lambda: False, lambda: False)
 
 
 def manifest(attempt: int, step: int, parent: str | None, parts: list[PartRef], now: float) -> Manifest:
