@@ -92,6 +92,59 @@ def test_a_sigterm_during_start_up_is_obeyed(delay: float, tmp_path: Path, small
     assert "Traceback" not in container.text
 
 
+SILENT = """
+import sys, time
+import console.train, entrypoint
+call, folder, claimed, opened = sys.argv[1], sys.argv[2], [], console.train.open_store
+
+class Silent:
+    def __init__(self, store):
+        self._store = store
+
+    def __getattr__(self, name):
+        found = getattr(self._store, name)
+        if name not in ("put", "get"):
+            return found
+
+        def asked(key, *arguments, **named):
+            if name == call and folder in key and (claimed or call == "put"):
+                print("nothing comes of", key, flush=True)
+                time.sleep(60)
+            claimed.extend([key] if name == "put" and "/attempts/" in key else [])
+            return found(key, *arguments, **named)
+
+        return asked
+
+console.train.open_store = lambda url, **named: Silent(opened(url, **named))
+sys.exit(entrypoint.main(sys.argv[3:]))
+"""
+
+
+class LabOfSilence(Lab):
+    silent: tuple[str, str]
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-c", SILENT, *self.silent, *arguments]
+
+
+@pytest.mark.parametrize("silent", [("put", "/attempts/"), ("get", "/checkpoints/")], ids=["the claim", "the newest"])
+def test_a_store_that_is_silent_at_the_start_holds_no_notice_up(
+    silent: tuple[str, str], tmp_path: Path, small_cifar: Path
+) -> None:
+    first = Lab(tmp_path, small_cifar, *OPTIONS).start()
+    first.wait_for("durable after")
+    first.process.kill()
+    first.wait()
+    lab = LabOfSilence(tmp_path, small_cifar, *OPTIONS)
+    lab.silent = silent
+    container = lab.start()
+    container.wait_for("nothing comes of")
+    told = time.monotonic()
+    container.signal(signal.SIGTERM)
+    assert container.wait() == 75, container.text
+    assert time.monotonic() - told < 9, "docker kills after 10"
+
+
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, small_cifar: Path) -> None:
     """Shown on a save that can't end: the store's folder is on a stopped FUSE-like place, here a full pipe."""
     lab = Lab(tmp_path, small_cifar, *OPTIONS)
