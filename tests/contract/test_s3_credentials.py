@@ -39,6 +39,11 @@ def soon() -> str:
     return (datetime.now(UTC) + timedelta(minutes=5)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def ask_program(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "config").write_text(f"[default]\ncredential_process = {command}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(folder / "config"))
+
+
 def test_a_program_that_gives_credentials_is_asked_again_before_they_end(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -52,8 +57,7 @@ def test_a_program_that_gives_credentials_is_asked_again_before_they_end(
         "(folder / 'asked').open('a').write('.')\n"
         "print((folder / 'given').read_text())\n"
     )
-    (tmp_path / "config").write_text(f"[default]\ncredential_process = {sys.executable} {program}\n")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    ask_program(f"{sys.executable} {program}", tmp_path, monkeypatch)
     caplog.set_level(logging.DEBUG, "storage")
     store = open_store(url)
     store.put("a", b"1")
@@ -133,4 +137,43 @@ def test_a_token_file_that_nobody_refreshes_is_a_persons_matter_and_a_service_th
     assert "the-first-token" not in str(caught.value)
     monkeypatch.setattr(Tokens, "status", 503)
     with pytest.raises(Unavailable):
+        open_store(url).put("a", b"1")
+
+
+def test_a_token_file_that_vanishes_fails_each_request_until_it_is_back(url: str, tokens: Path) -> None:
+    """In the store's own words: any other error is a defect, which ends a training."""
+    store = open_store(url)
+    store.put("a", b"1")
+    tokens.unlink()
+    for size in (1, 9 << 20):
+        with pytest.raises(NotSetUp, match="AWS_WEB_IDENTITY_TOKEN_FILE") as caught:
+            store.put("a", bytes(size))
+        assert str(tokens) in str(caught.value)
+    with pytest.raises(NotSetUp):
+        open_store(url).stat("a")
+    tokens.write_text("a-later-token")
+    store.put("a", b"2")
+
+
+PAST = json.dumps({"Version": 1, "AccessKeyId": "k", "SecretAccessKey": "hush", "Expiration": "2020-01-01T00:00:00Z"})
+
+
+@pytest.mark.parametrize("printed", [None, "no JSON", PAST], ids=["no program", "no JSON", "keys past their end"])
+def test_a_program_that_gives_no_credentials_is_a_persons_matter(
+    printed: str | None, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "printed").write_text(printed or "")
+    ask_program(f"cat {tmp_path}/printed" if printed else f"{tmp_path}/program", tmp_path, monkeypatch)
+    with pytest.raises(NotSetUp, match="credential_process") as caught:
+        open_store(url).put("a", b"1")
+    assert "\n" not in str(caught.value)
+    assert "hush" not in str(caught.value)
+
+
+def test_a_pods_token_file_that_is_missing_is_a_persons_matter(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:9/v1/credentials")
+    monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(tmp_path / "none"))
+    with pytest.raises(NotSetUp, match="AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"):
         open_store(url).put("a", b"1")

@@ -458,7 +458,7 @@ def test_credentials_are_told_once_by_kind_and_never_by_value(
     store = open_store(url)
     for _ in range(2):
         store.put("a", b"")
-    told = [record.getMessage() for record in caplog.records if record.name == "storage.s3_client"]
+    told = [record.getMessage() for record in caplog.records if record.name == "storage.s3_login"]
     assert told == [f"{url}: credentials: environment variable AWS_ACCESS_KEY_ID"]
     mounted = tmp_path / "credentials"
     mounted.write_text("[default]\naws_access_key_id = k\naws_secret_access_key = verysecret\n")
