@@ -9,9 +9,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from botocore import exceptions as sdk  # type: ignore[import-untyped]
+from botocore.httpsession import URLLib3Session  # type: ignore[import-untyped]
+from botocore.utils import InstanceMetadataFetcher  # type: ignore[import-untyped]
 
 from storage.errors import NotSetUp
 from storage.s3_errors import one_line
+
+LOOKS = 3  # at the instance's metadata, a second each by default; one packet may get lost
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +23,9 @@ log = logging.getLogger(__name__)
 def find_credentials(session: Any, url: str) -> None:
     """Let `session` find its credentials. Raises what botocore raises, where there are none too, and `NotSetUp`."""
     with _told(url):
+        # there is no public way in; a profile's role that rests on the instance's is asked of the same provider
+        instance = session._session.get_component("credential_provider").get_provider("iam-role")
+        instance._role_fetcher = _Metadata(instance._role_fetcher)
         credentials = session.get_credentials()
     if credentials is None:
         raise sdk.NoCredentialsError
@@ -31,6 +38,26 @@ def find_credentials(session: Any, url: str) -> None:
 
     # each request is signed with what this gives; it asks the source again when they near their end
     credentials.get_frozen_credentials = frozen
+
+
+class _Metadata(InstanceMetadataFetcher):  # type: ignore[misc]
+    """The SDK's way to ask for the instance's role, by the same settings, but for three things.
+
+    The SDK asks through any proxy that is set, which has no business at a link-local address and may hand out its own
+    machine's role; it looks once; and it takes a service that hiccups for one that has no role.
+    """
+
+    def __init__(self, theirs: Any) -> None:
+        looks = max(LOOKS, theirs._num_attempts)
+        super().__init__(theirs._timeout, looks, user_agent=theirs._user_agent, config=theirs._config)
+        self._session = URLLib3Session(timeout=theirs._timeout)
+
+    def _is_non_ok_response(self, response: Any) -> bool:
+        if response.status_code == 429 or response.status_code >= 500:
+            raise sdk.CredentialRetrievalError(
+                provider="iam-role", error_msg=f"the metadata service answers {response.status_code}"
+            )
+        return bool(super()._is_non_ok_response(response))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import pytest
 
 from storage import open_store
 from storage.errors import NotSetUp, Unavailable
+from tests.emulators.metadata import Fault, Metadata
 from tests.emulators.moto import MotoS3
 
 BUCKET = "baton-credentials"
@@ -177,3 +178,56 @@ def test_a_pods_token_file_that_is_missing_is_a_persons_matter(
     monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(tmp_path / "none"))
     with pytest.raises(NotSetUp, match="AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"):
         open_store(url).put("a", b"1")
+
+
+ROLES = "/latest/meta-data/iam/security-credentials/"
+
+
+@pytest.fixture
+def instance(monkeypatch: pytest.MonkeyPatch) -> Iterator[Metadata]:
+    """The metadata service of an instance with a role; a proxy is set, at which nobody is."""
+    monkeypatch.delenv("AWS_EC2_METADATA_DISABLED", raising=False)
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")  # the store
+    with Metadata("aws") as service:
+        keys = {"AccessKeyId": "k", "SecretAccessKey": "hush", "Token": "t", "Expiration": soon()}
+        service.set(ROLES, "baton")
+        service.set(f"{ROLES}baton", {"Code": "Success", **keys})
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://localhost:{service.port}/")
+        yield service
+
+
+def test_an_instances_role_is_never_asked_of_a_proxy(
+    url: str, instance: Metadata, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "storage")
+    open_store(url).put("a", b"1")
+    assert "role of the instance" in caplog.text
+
+
+def test_a_metadata_service_that_hiccups_is_worth_trying_again_and_no_missing_role(
+    url: str, instance: Metadata
+) -> None:
+    instance.fault("reset", times=1)  # at the SDK's only look, by default
+    open_store(url).put("a", b"1")
+    for path in ("", ROLES, f"{ROLES}baton"):
+        instance.fault("answer", status=503, path=path)
+        with pytest.raises(Unavailable, match="503"):
+            open_store(url).put("a", b"1")
+        instance.heal()
+    instance.set(ROLES, None)
+    with pytest.raises(NotSetUp, match="instance profile"):
+        open_store(url).put("a", b"1")
+
+
+def test_a_container_agent_that_hiccups_is_worth_trying_again_and_one_that_refuses_is_not(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Metadata("aws") as agent:
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{agent.url}/v1/credentials")
+        for status, meant in ((503, Unavailable), (429, Unavailable), (403, NotSetUp)):
+            agent.faults = [Fault("answer", status=status)]
+            with pytest.raises(meant, match=str(status)):
+                open_store(url).put("a", b"1")
