@@ -90,7 +90,7 @@ def _answered(error: Any, url: str, bucket: str, key: str) -> StoreError:
         if code in _SET_UP:
             return NotSetUp(f"{said} ({operation}); {_SET_UP[code]}")
         return NotSetUp(f"{said} ({operation}); let the role's trust policy name this identity (sts:{operation})")
-    if code in ("NoSuchKey", "404"):
+    if code in ("NoSuchKey", "404") and operation in ("GetObject", "HeadObject", "DeleteObject"):
         return NotFound(f"{url}: {key}: not there")
     if code in ("PreconditionFailed", "412"):
         if operation == "PutObject":
@@ -111,6 +111,8 @@ def _answered(error: Any, url: str, bucket: str, key: str) -> StoreError:
         return Unsupported(said)
     if code in _BUSY or status in (408, 429) or status >= 500:
         return Unavailable(said)
+    if code in ("", "404"):  # S3's own refusals have a word
+        return Unavailable(f"{url}: {key or 'list'}: what answered with {status} is not S3, but something in between")
     return StoreError(said)
 
 
