@@ -12,15 +12,13 @@ from botocore.config import Config  # type: ignore[import-untyped]
 from storage.errors import NotSetUp
 from storage.pace import Patience, pools
 from storage.s3_errors import one_line
-from storage.s3_login import find_credentials
-
-CONNECT_S = 5.0
+from storage.s3_login import CONNECT_S, find_credentials
 
 
 def connect(url: str, patience: Patience, connections: int) -> Any:
     """A client for the store at `url`. Raises what botocore raises where there are no credentials, and `NotSetUp`."""
     session = boto3.Session()
-    find_credentials(session, url)
+    find_credentials(session, url, patience)
     config = Config(
         retries={"total_max_attempts": 1},  # retrying is a wrapper's, which knows the deadline
         connect_timeout=max(0.1, min(CONNECT_S, patience())),

@@ -9,19 +9,26 @@ from contextlib import contextmanager
 from typing import Any
 
 from botocore import exceptions as sdk  # type: ignore[import-untyped]
+from botocore.config import Config  # type: ignore[import-untyped]
 from botocore.httpsession import URLLib3Session  # type: ignore[import-untyped]
 from botocore.utils import InstanceMetadataFetcher  # type: ignore[import-untyped]
 
 from storage.errors import NotSetUp
+from storage.pace import Patience
 from storage.s3_errors import one_line
 
+CONNECT_S = 5.0
 LOOKS = 3  # at the instance's metadata, a second each by default; one packet may get lost
 
 log = logging.getLogger(__name__)
 
 
-def find_credentials(session: Any, url: str) -> None:
-    """Let `session` find its credentials. Raises what botocore raises, where there are none too, and `NotSetUp`."""
+def find_credentials(session: Any, url: str, patience: Patience) -> None:
+    """Let `session` find its credentials; a token service may let it wait for `patience()` seconds, once.
+
+    Raises what botocore raises, where there are none too, and `NotSetUp`.
+    """
+    _be_brief(session, patience())
     with _told(url):
         # there is no public way in; a profile's role that rests on the instance's is asked of the same provider
         instance = session._session.get_component("credential_provider").get_provider("iam-role")
@@ -33,11 +40,23 @@ def find_credentials(session: Any, url: str) -> None:
     renewed = credentials.get_frozen_credentials
 
     def frozen() -> Any:
+        _be_brief(session, patience())
         with _told(url):
             return renewed()
 
     # each request is signed with what this gives; it asks the source again when they near their end
     credentials.get_frozen_credentials = frozen
+
+
+def _be_brief(session: Any, wait: float) -> None:
+    """Of the clients that the SDK makes itself, one for each time that it asks a token service: by default it waits for
+    60 seconds, and tries again on its own."""
+    config = Config(
+        connect_timeout=max(0.1, min(CONNECT_S, wait)),
+        read_timeout=max(0.1, wait),
+        retries={"total_max_attempts": 1},
+    )
+    session._session.set_default_client_config(config)
 
 
 class _Metadata(InstanceMetadataFetcher):  # type: ignore[misc]

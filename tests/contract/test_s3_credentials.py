@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -139,6 +141,23 @@ def test_a_token_file_that_nobody_refreshes_is_a_persons_matter_and_a_service_th
     monkeypatch.setattr(Tokens, "status", 503)
     with pytest.raises(Unavailable):
         open_store(url).put("a", b"1")
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["first request", "later"])
+def test_a_token_service_that_is_silent_is_waited_for_no_longer_than_the_rest(
+    begun: bool, url: str, tokens: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patience = [5.0]
+    store = open_store(url, patience=lambda: patience[0])
+    if begun:
+        store.put("a", b"1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        patience[0] = 0.5  # a deadline comes closer
+        since = time.monotonic()
+        with pytest.raises(Unavailable):
+            store.put("a", b"2")
+        assert time.monotonic() - since < 10
 
 
 def test_a_token_file_that_vanishes_fails_each_request_until_it_is_back(url: str, tokens: Path) -> None:
