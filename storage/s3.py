@@ -275,7 +275,7 @@ class S3Store:
 
 
 def _check_completion(parsed: dict[str, Any], **_: Any) -> None:
-    """A page that answers in S3's stead has no ETag, and the manager would take it for success."""
+    """Raise KeyError for a page in S3's stead, which the manager, as it looks at nothing of it, takes for success."""
     if "Error" not in parsed:
         parsed["ETag"]
 

@@ -49,8 +49,10 @@ def find_credentials(session: Any, url: str, patience: Patience) -> None:
 
 
 def _be_brief(session: Any, wait: float) -> None:
-    """Of the clients that the SDK makes itself, one for each time that it asks a token service: by default it waits for
-    60 seconds, and tries again on its own."""
+    """How long the clients wait that the SDK makes by itself, one for each time that it asks a token service.
+
+    By default that is 60 seconds, and again some times.
+    """
     config = Config(
         connect_timeout=max(0.1, min(CONNECT_S, wait)),
         read_timeout=max(0.1, wait),
