@@ -28,6 +28,12 @@ def open_store(url: str, *, patience: Callable[[], float] = lambda: PATIENCE_S) 
     Raises `InvalidURL`.
     """
     scheme, separator, _ = url.partition("://")
+    if scheme != "file" and ("?" in url or "@" in url):
+        # KEY:SECRET@bucket, or a signature behind "?", which would be in the log, or in the name of each object
+        raise InvalidURL(
+            "the store's URL has a '?' or '@' in it, and is not shown, as a secret may stand there: credentials "
+            "are given apart from the URL (docs/stores.md); a folder of such a name is written file:///folder"
+        )
     if not separator:
         scheme, _, rest = url.partition(":/")
         meant = (

@@ -129,10 +129,7 @@ class GoogleStore:
         return found.info
 
     def stat(self, key: str) -> ObjectInfo:
-        blob = self._client.bucket(self._bucket).blob(self._name(key))
-        with self._translated(key, "storage.objects.get"):
-            blob.reload(retry=None)
-            return self._info(blob)
+        return self._stat(key, absent=NotFound)
 
     def list(self, prefix: str, *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
         if delimiter not in (None, "/"):
@@ -180,6 +177,12 @@ class GoogleStore:
         created: datetime = blob.time_created
         return ObjectInfo(self._key(blob.name), int(blob.size), float(int(created.timestamp())))
 
+    def _stat(self, key: str, *, absent: type[StoreError]) -> ObjectInfo:
+        blob = self._client.bucket(self._bucket).blob(self._name(key))
+        with self._translated(key, "storage.objects.get", absent=absent):
+            blob.reload(retry=None)
+            return self._info(blob)
+
     def _whole(self, info: ObjectInfo, size: int) -> ObjectInfo:
         if info.size != size:
             raise Damaged(f"{self.url}: {info.key}: {size} bytes were sent, the store has {info.size}")
@@ -210,7 +213,7 @@ class GoogleStore:
             with suppress(StoreError), self._translated(key, "storage.multipartUploads.abort"):
                 self._session.ask("DELETE", address, params=upload)
             raise
-        return self._whole(self.stat(key), size)
+        return self._whole(self._stat(key, absent=Unavailable), size)
 
     def _put_part(self, key: str, which: dict[str, str], part: Sequence[memoryview], stop: threading.Event) -> str:
         crc = 0
@@ -225,13 +228,15 @@ class GoogleStore:
                 data=Body(part, stop),
                 headers={"x-goog-hash": f"crc32c={checksum}"},
             )
-        return answer.headers["ETag"]
+            return answer.headers["ETag"]  # none: whatever took it, Google did not
 
     def _complete(self, key: str, upload: dict[str, str], etags: Sequence[str]) -> None:
         rows = (f"<Part><PartNumber>{n}</PartNumber><ETag>{escape(e)}</ETag></Part>" for n, e in enumerate(etags, 1))
         body = f"<CompleteMultipartUpload>{''.join(rows)}</CompleteMultipartUpload>".encode()
         with self._translated(key, "storage.objects.create", absent=Unavailable):
-            self._session.ask("POST", self._address(key), params=upload, data=body)
+            answer = self._session.ask("POST", self._address(key), params=upload, data=body)
+        if b"<CompleteMultipartUploadResult" not in answer.content:
+            raise Unavailable(f"{self.url}: {key}: {_STRANGER}")
 
     # --- many ranges down
 

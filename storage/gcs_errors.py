@@ -36,9 +36,14 @@ def meaning(
     if isinstance(error, TransportError) or not isinstance(error, GoogleAuthError):
         return Unavailable(f"{where}: {_failure(error)}")
     words = one_line(str(error.args[0] if error.args else error))
-    if error.retryable:
+    if error.retryable or _is_metadatas_hiccup(error):
         return Unavailable(f"{where}: no token: {words}")
     return NotSetUp(f"{where}: the credentials give no token: {words}; {CREDENTIALS_MEND}")
+
+
+def _is_metadatas_hiccup(error: GoogleAuthError) -> bool:
+    """Whether the metadata service was asked again and again in vain. A 404, for no account, has no further cause."""
+    return isinstance(error.__cause__, TransportError) and isinstance(error.__cause__.__cause__, TransportError)
 
 
 def _refusal(

@@ -51,7 +51,7 @@ class S3Store:
         """
         bucket, _, prefix = url.removeprefix("s3://").rstrip("/").partition("/")
         if not _BUCKET.fullmatch(bucket):
-            raise InvalidURL(f"{url.rpartition('@')[2]}: an S3 store is written s3://bucket or s3://bucket/prefix")
+            raise InvalidURL(f"{url}: an S3 store is written s3://bucket or s3://bucket/prefix")
         if bucket.endswith("--x-s3"):
             raise InvalidURL(f"{url}: a directory bucket doesn't list in order; take a general purpose bucket")
         if prefix and not _is_holdable(prefix, _MAX_PREFIX_BYTES):
@@ -170,7 +170,12 @@ class S3Store:
         except BaseException:
             upload.cancel()
             raise
-        info = s3.head_object(Bucket=self._bucket, Key=name)  # the manager keeps its answers to itself
+        try:
+            info = s3.head_object(Bucket=self._bucket, Key=name)  # the manager keeps its answers to itself
+        except sdk.ClientError as e:
+            if code_of(e) != "404":
+                raise
+            raise Unavailable(f"{self.url}: {key}: was written, and is not there") from e
         return ObjectInfo(key, body.given, info["LastModified"].timestamp())
 
     # --- reading
@@ -250,6 +255,7 @@ class S3Store:
         with self._lock:
             if self._client is None:
                 self._client = connect(self.url, self._patience, 2 * PARALLEL + 4)
+                self._client.meta.events.register("after-call.s3.CompleteMultipartUpload", _check_completion)
                 config = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=UPLOADS)
                 config.max_in_memory_upload_chunks = UPLOADS
                 # one for all puts, which share its threads and its memory; the other kind of manager that boto3 could
@@ -266,6 +272,12 @@ class S3Store:
             raise meaning(e, self.url, self._bucket, key) from e
         except (KeyError, TypeError, AttributeError, RecursionError) as e:  # what came isn't S3's
             raise Unavailable(f"{self.url}: {key or 'list'}: what answered is not S3, but something in between") from e
+
+
+def _check_completion(parsed: dict[str, Any], **_: Any) -> None:
+    """Raise KeyError for a page in S3's stead, which the manager, as it looks at nothing of it, takes for success."""
+    if "Error" not in parsed:
+        parsed["ETag"]
 
 
 def _base64(crc: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from botocore import exceptions as sdk  # type: ignore[import-untyped]
@@ -67,7 +68,15 @@ def meaning(error: Exception, url: str, bucket: str, key: str) -> StoreError:
             "AWS_ROLE_ARN and AWS_WEB_IDENTITY_TOKEN_FILE, or mount a credentials file and set "
             "AWS_SHARED_CREDENTIALS_FILE"
         )
+    if isinstance(error, sdk.CredentialRetrievalError) and _is_away(error):
+        return Unavailable(f"{url}: {one_line(error)}")
     return NotSetUp(f"{url}: {one_line(error)}")
+
+
+def _is_away(error: Any) -> bool:
+    """Whether a machine's own service gives no credentials now; one that refuses them is a person's matter."""
+    refused = re.search(r"non 200 response 4(?!08|29)", str(error))
+    return error.kwargs["provider"] in ("iam-role", "container-role") and not refused
 
 
 def _answered(error: Any, url: str, bucket: str, key: str) -> StoreError:
@@ -81,7 +90,7 @@ def _answered(error: Any, url: str, bucket: str, key: str) -> StoreError:
         if code in _SET_UP:
             return NotSetUp(f"{said} ({operation}); {_SET_UP[code]}")
         return NotSetUp(f"{said} ({operation}); let the role's trust policy name this identity (sts:{operation})")
-    if code in ("NoSuchKey", "404"):
+    if code in ("NoSuchKey", "404") and operation in ("GetObject", "HeadObject", "DeleteObject"):
         return NotFound(f"{url}: {key}: not there")
     if code in ("PreconditionFailed", "412"):
         if operation == "PutObject":
@@ -102,6 +111,8 @@ def _answered(error: Any, url: str, bucket: str, key: str) -> StoreError:
         return Unsupported(said)
     if code in _BUSY or status in (408, 429) or status >= 500:
         return Unavailable(said)
+    if code in ("", "404"):  # S3's own refusals have a word
+        return Unavailable(f"{url}: {key or 'list'}: what answered with {status} is not S3, but something in between")
     return StoreError(said)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -18,6 +20,7 @@ import pytest
 
 from storage import open_store
 from storage.errors import NotSetUp, Unavailable
+from tests.emulators.metadata import Fault, Metadata
 from tests.emulators.moto import MotoS3
 
 BUCKET = "baton-credentials"
@@ -39,6 +42,11 @@ def soon() -> str:
     return (datetime.now(UTC) + timedelta(minutes=5)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def ask_program(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "config").write_text(f"[default]\ncredential_process = {command}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(folder / "config"))
+
+
 def test_a_program_that_gives_credentials_is_asked_again_before_they_end(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -52,8 +60,7 @@ def test_a_program_that_gives_credentials_is_asked_again_before_they_end(
         "(folder / 'asked').open('a').write('.')\n"
         "print((folder / 'given').read_text())\n"
     )
-    (tmp_path / "config").write_text(f"[default]\ncredential_process = {sys.executable} {program}\n")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    ask_program(f"{sys.executable} {program}", tmp_path, monkeypatch)
     caplog.set_level(logging.DEBUG, "storage")
     store = open_store(url)
     store.put("a", b"1")
@@ -134,3 +141,112 @@ def test_a_token_file_that_nobody_refreshes_is_a_persons_matter_and_a_service_th
     monkeypatch.setattr(Tokens, "status", 503)
     with pytest.raises(Unavailable):
         open_store(url).put("a", b"1")
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["first request", "later"])
+def test_a_token_service_that_is_silent_is_waited_for_no_longer_than_the_rest(
+    begun: bool, url: str, tokens: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patience = [5.0]
+    store = open_store(url, patience=lambda: patience[0])
+    if begun:
+        store.put("a", b"1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        patience[0] = 0.5  # a deadline comes closer
+        since = time.monotonic()
+        with pytest.raises(Unavailable):
+            store.put("a", b"2")
+        assert time.monotonic() - since < 10
+
+
+def test_a_token_file_that_vanishes_fails_each_request_until_it_is_back(url: str, tokens: Path) -> None:
+    """In the store's own words: any other error is a defect, which ends a training."""
+    store = open_store(url)
+    store.put("a", b"1")
+    tokens.unlink()
+    for size in (1, 9 << 20):
+        with pytest.raises(NotSetUp, match="AWS_WEB_IDENTITY_TOKEN_FILE") as caught:
+            store.put("a", bytes(size))
+        assert str(tokens) in str(caught.value)
+    with pytest.raises(NotSetUp):
+        open_store(url).stat("a")
+    tokens.write_text("a-later-token")
+    store.put("a", b"2")
+
+
+PAST = json.dumps({"Version": 1, "AccessKeyId": "k", "SecretAccessKey": "hush", "Expiration": "2020-01-01T00:00:00Z"})
+
+
+@pytest.mark.parametrize("printed", [None, "no JSON", PAST], ids=["no program", "no JSON", "keys past their end"])
+def test_a_program_that_gives_no_credentials_is_a_persons_matter(
+    printed: str | None, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "printed").write_text(printed or "")
+    ask_program(f"cat {tmp_path}/printed" if printed else f"{tmp_path}/program", tmp_path, monkeypatch)
+    with pytest.raises(NotSetUp, match="credential_process") as caught:
+        open_store(url).put("a", b"1")
+    assert "\n" not in str(caught.value)
+    assert "hush" not in str(caught.value)
+
+
+def test_a_pods_token_file_that_is_missing_is_a_persons_matter(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:9/v1/credentials")
+    monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(tmp_path / "none"))
+    with pytest.raises(NotSetUp, match="AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"):
+        open_store(url).put("a", b"1")
+
+
+ROLES = "/latest/meta-data/iam/security-credentials/"
+
+
+@pytest.fixture
+def instance(monkeypatch: pytest.MonkeyPatch) -> Iterator[Metadata]:
+    """The metadata service of an instance with a role; a proxy is set, at which nobody is."""
+    monkeypatch.delenv("AWS_EC2_METADATA_DISABLED", raising=False)
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")  # the store
+    with Metadata("aws") as service:
+        keys = {"AccessKeyId": "k", "SecretAccessKey": "hush", "Token": "t", "Expiration": soon()}
+        service.set(ROLES, "baton")
+        service.set(f"{ROLES}baton", {"Code": "Success", **keys})
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://localhost:{service.port}/")
+        yield service
+
+
+def test_an_instances_role_is_never_asked_of_a_proxy(
+    url: str, instance: Metadata, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "storage")
+    open_store(url).put("a", b"1")
+    assert "role of the instance" in caplog.text
+
+
+def test_a_metadata_service_that_hiccups_is_worth_trying_again_and_no_missing_role(
+    url: str, instance: Metadata
+) -> None:
+    instance.fault("reset", times=1)  # at the SDK's only look, by default
+    open_store(url).put("a", b"1")
+    for path in ("", ROLES, f"{ROLES}baton"):
+        instance.fault("answer", status=503, path=path)
+        with pytest.raises(Unavailable, match="503"):
+            open_store(url).put("a", b"1")
+        instance.heal()
+    instance.set(ROLES, None)
+    with pytest.raises(NotSetUp, match="instance profile"):
+        open_store(url).put("a", b"1")
+
+
+def test_a_container_agent_that_hiccups_is_worth_trying_again_and_one_that_refuses_is_not(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Metadata("aws") as agent:
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{agent.url}/v1/credentials")
+        for status, meant in ((503, Unavailable), (429, Unavailable), (403, NotSetUp)):
+            agent.faults = [Fault("answer", status=status)]
+            with pytest.raises(meant, match=str(status)):
+                open_store(url).put("a", b"1")

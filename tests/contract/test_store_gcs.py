@@ -27,6 +27,7 @@ from storage import Store, open_store
 from storage.errors import Damaged, InvalidURL, NotFound, NotSetUp, PermissionDenied, Unavailable
 from storage.gcs import PART_BYTES, GoogleStore
 from tests.emulators.gcs import GoogleEmulator
+from tests.emulators.metadata import Metadata
 from tests.emulators.proxy import Fault, Proxy, Request
 
 
@@ -459,6 +460,23 @@ def test_a_token_service_out_of_reach_is_worth_trying_again(
         monkeypatch.setattr(TokenService, "status", 503)
         with pytest.raises(Unavailable):
             GoogleStore("gs://baton/p", patience=lambda: 1.0).stat("object")
+
+
+def test_a_metadata_service_that_hiccups_is_worth_trying_again_and_a_machine_without_an_account_is_not(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Metadata("gcp") as service:
+        service.set("/", "")
+        monkeypatch.setattr("google.auth.compute_engine._metadata._NO_GCE_CHECK", False)
+        monkeypatch.setattr("google.auth.compute_engine._metadata._GCE_METADATA_HOST", f"127.0.0.1:{service.port}")
+        monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{service.port}")
+        monkeypatch.setenv("API_ENDPOINT_OVERRIDE", "http://127.0.0.1:9")
+        store = GoogleStore("gs://baton/p")
+        with pytest.raises(NotSetUp, match="attach a service account"):
+            store.stat("object")
+        service.fault("answer", status=503, path="service-accounts")
+        with pytest.raises(Unavailable, match="503"):
+            store.stat("object")
 
 
 def test_refused_credentials_say_so_and_how_far_the_clock_is_off(

@@ -81,3 +81,31 @@ def test_an_url_that_is_not_understood_says_how_to_write_it(url: str, hint: str)
         open_store(url)
     assert hint in str(caught.value)
     assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://KEY:SECRET@bucket/prefix",
+        "s3://KEY:SEC/RET@bucket",
+        "s3://bucket/prefix?X-Amz-Signature=SECRET",
+        "gs://bucket?sig=SECRET",
+        "az://account/container?sv=1&sig=SECRET",
+        "az://account/container/prefix?sv=1&sig=SECRET@x",
+        "s3a://KEY:SECRET@bucket/prefix",
+        "https://account.blob.core.windows.net/container?sv=1&sig=SECRET",
+        "account.blob.core.windows.net/container?sv=1&sig=SECRET",
+        "KEY:SECRET@s3://bucket",
+    ],
+)
+def test_an_url_that_may_hold_a_secret_is_refused_without_repeating_it(url: str) -> None:
+    with pytest.raises(InvalidURL) as caught:
+        open_store(url)
+    for word in ("SEC", "RET", "KEY"):
+        assert word not in str(caught.value)
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    store = open_store(f"file://{tmp_path}/me@home/what?")
+    store.put("a", b"1")
+    assert [info.key for info in store.list("")] == ["a"]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from itertools import count
 
 import pytest
 
@@ -49,3 +52,31 @@ def test_a_strangers_answer_is_a_fault_that_passes(who: str, store: Store, cloud
         assert "\n" not in str(caught.value)
     cloud.proxy.faults = []
     assert [info.key for info in store.list("run/")] == ["run/a"]
+
+
+@pytest.mark.parametrize("who", [*STRANGERS, "a page that isn't there"])
+def test_a_stranger_who_answers_one_request_of_a_big_put_is_a_fault_that_passes(
+    who: str, store: Store, cloud: Cloud
+) -> None:
+    """Whichever it is; and never an absence, though nothing of the object may be there. What the SDK asks again of the
+    cloud itself may well be a success."""
+    big = bytes(9 << 20)
+    before = len(cloud.proxy.requests)
+    store.put("run/big", big)
+    requests = len(cloud.proxy.requests) - before
+    assert requests >= 3
+    stranger = STRANGERS.get(who) or Fault("answer", status=404, body=PAGE, headers=HEAD)
+    for struck in range(requests):
+        store.delete("run/big")
+        cloud.proxy.faults = [only(stranger, struck)]
+        with suppress(Unavailable):
+            store.put("run/big", big)
+            cloud.proxy.faults = []
+            assert store.stat("run/big").size == len(big)
+        cloud.proxy.faults = []
+
+
+def only(fault: Fault, which: int) -> Fault:
+    """The fault, but at that request alone, counted from now."""
+    counter = count()
+    return replace(fault, when=lambda _: next(counter) == which)
