@@ -27,10 +27,11 @@ def test_every_setting_is_an_option_with_its_variable() -> None:
 
 
 def test_flag_beats_environment_beats_preset_beats_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    import console.train
     import entrypoint
 
     seen: list[dict[str, object]] = []
-    monkeypatch.setattr(entrypoint, "train", lambda job, given, allow_change: seen.append(given) or 0)
+    monkeypatch.setattr(console.train, "train", lambda job, given, *_: seen.append(given) or 0)
     monkeypatch.setenv("BATON_LR", "0.5")
     monkeypatch.setenv("BATON_EPOCHS", "7")
     assert entrypoint.main(["cifar10", "--lr", "0.25"]) == 0
