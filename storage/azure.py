@@ -33,11 +33,11 @@ from storage.pace_requests import PacedAdapter
 from storage.protocol import ObjectInfo, Source, check_key, check_prefix
 from storage.reader import Reader
 
-BLOCK_BYTES = 5 << 20  # one request of an upload; over 4 MiB Azure takes blocks at its full pace
-RANGE_BYTES = 5 << 20  # one request of a download
+BLOCK_BYTES = 8 << 20  # one request of an upload; over 4 MiB Azure takes blocks at its full pace
+RANGE_BYTES = 5 << 20  # one request of a download, after a first one of BLOCK_BYTES, which mostly is all
 MD5_RANGE_BYTES = 4 << 20  # and one that is checked by itself: Azure tells the MD5 of no longer range (Get Blob)
-PUTS, BLOCKS = 2, 3  # big puts at once, and requests of each: PUTS * (BLOCKS + 1) * BLOCK_BYTES is held
-RANGES = 3  # requests at once of one get: (RANGES + 1) * RANGE_BYTES is held, and of those being read two copies
+PUTS, BLOCKS = 2, 2  # big puts at once, and requests of each: PUTS * (BLOCKS + 1) * BLOCK_BYTES is held
+RANGES = 2  # requests at once of one get: (RANGES + 1) * RANGE_BYTES is held, and of those being read two copies
 CONNECTIONS = 32  # kept open: a get and a put side by side, and the small requests of other threads
 PIECE_BYTES = 64 << 10  # sent at once, see _Transport
 CONNECT_S = 5.0
@@ -78,8 +78,8 @@ class AzureStore:
             permit_redirects=False,  # Azure sends none; what does would be given the token
             max_single_put_size=BLOCK_BYTES,
             max_block_size=BLOCK_BYTES,
-            max_single_get_size=RANGE_BYTES,
-            max_chunk_get_size=RANGE_BYTES,
+            max_single_get_size=BLOCK_BYTES,
+            max_chunk_get_size=BLOCK_BYTES,
             user_agent="baton",
         )
 
@@ -154,7 +154,8 @@ class AzureStore:
         start, stop = byte_range or (0, None)
         if stop is not None and stop <= start:
             return self.stat(key)
-        first = self._range(key, start, stop, None, md5=start > 0)
+        most = start + (MD5_RANGE_BYTES if start else BLOCK_BYTES)
+        first = self._range(key, start, most if stop is None else min(stop, most), None, md5=start > 0)
         if first is None:
             info = self.stat(key)
             if info.size > start:
@@ -202,14 +203,12 @@ class AzureStore:
         return part[0]
 
     def _range(
-        self, key: str, start: int, stop: int | None, etag: str | None, *, md5: bool
+        self, key: str, start: int, stop: int, etag: str | None, *, md5: bool
     ) -> tuple[bytes, BlobProperties, float | None] | None:
-        """One request's bytes from `start` on, checked against their MD5 or not, and when they were given.
+        """The bytes of [start, stop) by one request, checked against their MD5 or not, and when they were given.
 
         None where the object ends before.
         """
-        most = MD5_RANGE_BYTES if md5 else RANGE_BYTES
-        length = most if stop is None else min(most, stop - start)
         same: dict[str, Any] = {"etag": etag, "match_condition": MatchConditions.IfNotModified} if etag else {}
         blob, answered = self._blob(key), list[str | None]()
 
@@ -220,7 +219,7 @@ class AzureStore:
 
         with self._translated(key, "blobs/read", "r"):
             try:
-                stream = blob.download_blob(start, length, validate_content=md5, raw_response_hook=heard, **same)
+                stream = blob.download_blob(start, stop - start, validate_content=md5, raw_response_hook=heard, **same)
                 return stream.readall(), stream.properties, moment_of(answered[-1] if answered else None)
             except HttpResponseError as e:
                 if e.status_code == 416:

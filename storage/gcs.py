@@ -2,7 +2,8 @@
 
 How bytes travel, and why so:
 
-- Up to 8 MB, and whatever is created if absent: one request by the SDK, with its CRC32C, which the service checks.
+- Up to 8 MB, and whatever is created if absent: one request, with a CRC32C, which the service checks. The same as the
+  SDK's, but from the caller's memory: the SDK joins it all to one body, and copies the bytes three times for that.
 - More: an XML multipart upload, the one that the SDK's transfer_manager.upload_chunks_concurrently makes. That
   itself takes a file's name (googleapis/python-storage#1341, #1464), which for a state in memory means to write all of
   it to a disk first. So its few requests are made here, on the SDK's authorized session: parts of 8 MB, eight at once,
@@ -18,9 +19,11 @@ How bytes travel, and why so:
 from __future__ import annotations
 
 import base64
+import json
 import os
 import re
 import threading
+import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -54,6 +57,7 @@ from storage.gcs_wire import (
     Body,
     Found,
     Session,
+    crc32c,
     lanes,
     parts_of,
     readable,
@@ -90,7 +94,7 @@ class GoogleStore:
             self._client = Client(project=None, credentials=credentials, _http=self._session, client_info=agent)
 
     def put(self, key: str, source: Source, *, if_absent: bool = False) -> ObjectInfo:
-        name = self._name(key)
+        check_key(key)
         views = map(view_of, chunks(source))
         small: list[memoryview] = []
         size = 0
@@ -99,17 +103,8 @@ class GoogleStore:
             size += view.nbytes
             if size > PART_BYTES and not if_absent:
                 return self._put_parts(key, chain(small, views))
-        body = b"".join(small)
-        blob = self._client.bucket(self._bucket).blob(name)
         with self._translated(key, "storage.objects.create", absent=Unavailable, unmet=AlreadyExists):
-            blob.upload_from_string(
-                body,
-                content_type="application/octet-stream",
-                checksum="crc32c",
-                if_generation_match=0 if if_absent else None,
-                retry=None,
-            )
-            return self._whole(self._info(blob), size)
+            return self._whole(self._put_at_once(key, small, if_absent), size)
 
     def get(self, key: str, sink: BinaryIO, *, byte_range: tuple[int, int] | None = None) -> ObjectInfo:
         start, stop = byte_range or (0, 1 << 62)
@@ -183,6 +178,24 @@ class GoogleStore:
             blob.reload(retry=None)
             return self._info(blob)
 
+    def _put_at_once(self, key: str, views: Sequence[memoryview], if_absent: bool) -> ObjectInfo:
+        """The JSON API's upload in one request, which tells the object's name and CRC32C before its bytes."""
+        about = {"name": self._name(key), "crc32c": crc32c(views)}
+        mark = uuid.uuid4().hex
+        head = f"--{mark}\r\nContent-Type: application/json\r\n\r\n{json.dumps(about)}\r\n--{mark}\r\n"
+        head += "Content-Type: application/octet-stream\r\n\r\n"
+        query = {"uploadType": "multipart"} | ({"ifGenerationMatch": "0"} if if_absent else {})
+        answer = self._session.ask(
+            "POST",
+            f"{self._client.api_endpoint}/upload/storage/v1/b/{self._bucket}/o",
+            params=query,
+            data=Body([memoryview(head.encode()), *views, memoryview(f"\r\n--{mark}--\r\n".encode())]),
+            headers={"Content-Type": f"multipart/related; boundary={mark}"},
+        )
+        told = answer.json()
+        made = datetime.fromisoformat(told["timeCreated"])
+        return ObjectInfo(self._key(told["name"]), int(told["size"]), float(int(made.timestamp())))
+
     def _whole(self, info: ObjectInfo, size: int) -> ObjectInfo:
         if info.size != size:
             raise Damaged(f"{self.url}: {info.key}: {size} bytes were sent, the store has {info.size}")
@@ -216,17 +229,13 @@ class GoogleStore:
         return self._whole(self._stat(key, absent=Unavailable), size)
 
     def _put_part(self, key: str, which: dict[str, str], part: Sequence[memoryview], stop: threading.Event) -> str:
-        crc = 0
-        for view in part:
-            crc = google_crc32c.extend(crc, readable(view))
-        checksum = base64.b64encode(crc.to_bytes(4, "big")).decode()
         with self._translated(key, "storage.multipartUploads.create", absent=Unavailable):
             answer = self._session.ask(
                 "PUT",
                 self._address(key),
                 params=which,
                 data=Body(part, stop),
-                headers={"x-goog-hash": f"crc32c={checksum}"},
+                headers={"x-goog-hash": f"crc32c={crc32c(part)}"},
             )
             return answer.headers["ETag"]  # none: whatever took it, Google did not
 
@@ -300,7 +309,9 @@ class GoogleStore:
             yield
         except SDK_ERRORS as e:
             raise meaning(e, self.url, self._bucket, key, permission, absent, unmet) from e
-        except (KeyError, TypeError, AttributeError) as e:  # in the SDK's reading of what came
+        except StoreError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as e:  # in the reading of what came
             raise Unavailable(f"{self.url}: {key}: {_STRANGER}") from e
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
+import google_crc32c
 import requests
 import urllib3
 from google.api_core.exceptions import from_http_response
@@ -42,8 +44,6 @@ class Session(AuthorizedSession):
     ) -> requests.Response:
         wait = self._patience()
         more["timeout"] = (min(CONNECT_S, wait), wait)
-        if isinstance(data, bytes) and len(data) > PIECE_BYTES:
-            data = Body([memoryview(data)])
         answer = super().request(method, url, data, headers, **more)  # type: ignore[no-untyped-call]
         return cast(requests.Response, answer)
 
@@ -134,6 +134,14 @@ def parts_of(views: Iterable[memoryview]) -> Iterator[list[memoryview]]:
             room -= view.nbytes
     if part:
         yield part
+
+
+def crc32c(views: Iterable[memoryview]) -> str:
+    """The checksum of all their bytes, as Google writes it."""
+    crc = 0
+    for view in views:
+        crc = google_crc32c.extend(crc, readable(view))
+    return base64.b64encode(crc.to_bytes(4, "big")).decode()
 
 
 def readable(view: memoryview) -> bytes:

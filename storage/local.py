@@ -29,7 +29,7 @@ from storage.errors import (
 )
 from storage.protocol import SCRATCH, ObjectInfo, Source, check_key, check_prefix, chunks
 
-COPY_BYTES = 1 << 20
+COPY_BYTES = 8 << 20
 STALE_S = 24 * 3600.0  # scratch that has not grown for so long has lost its writer
 
 
@@ -129,14 +129,13 @@ class LocalStore:
                 start, stop = byte_range or (0, stat.st_size)
                 file.seek(start)
             left = min(stop, stat.st_size) - start
-            buffer = memoryview(bytearray(max(1, min(left, COPY_BYTES))))
             while left > 0:
                 with _translated(key):
-                    got = file.readinto(buffer[: min(left, COPY_BYTES)])
-                if not got:
+                    piece = file.read(min(left, COPY_BYTES))
+                if not piece:
                     raise Unavailable(f"{key}: ended {left} bytes early while being read")
-                sink.write(buffer[:got])  # outside: the sink's own errors are not the store's
-                left -= got
+                sink.write(piece)  # outside: the sink's own errors are not the store's
+                left -= len(piece)
         return ObjectInfo(key, stat.st_size, stat.st_mtime, self._now())
 
     def _now(self) -> float:

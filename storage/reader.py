@@ -32,6 +32,8 @@ class Reader:
             self._chunk = self._chunk[left:]
             left -= len(pieces[-1])
         self.given += size - left
+        if len(pieces) == 1 and isinstance(whole := pieces[0].obj, bytes) and len(whole) == size - left:
+            return whole  # no copy
         return b"".join(pieces)
 
     def take_back(self, block: bytes) -> None:

@@ -6,19 +6,21 @@ import hashlib
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Protocol, overload
+from typing import Protocol, overload
 
 from storage.errors import Unavailable
+from storage.protocol import Chunk
 from trainer.checkpoint import Snapshot
 from trainer.history import History, Superseded
 from trainer.manifest import Manifest, PartRef, checkpoint_name
 from trainer.parts import Part, encode, grouped
 from trainer.settings import Json
 
-SENDERS = 3  # parts on their way at once
+ENCODERS, SENDERS = 2, 5  # parts that are made and sent at once; all of these lie in memory
 LONGEST_S = 12 * 3600.0  # for which a save's parts may lie there unnamed: half of what `trainer.retention` leaves alone
 
 
@@ -117,11 +119,11 @@ def commit(
     return Committed(manifest, lines, sent, save.taken)
 
 
-class _Recalled(Sequence[memoryview]):
+class _Recalled(Sequence[Chunk]):
     """A part's chunks until the save is given up: a store that meets `Abandoned` sends no more of them, and leaves the
     link to the last save. What is too small for several requests has been asked for by then, and goes its way."""
 
-    def __init__(self, chunks: Sequence[memoryview], check: Check) -> None:
+    def __init__(self, chunks: Sequence[Chunk], check: Check) -> None:
         self._chunks = chunks
         self._check = check
 
@@ -129,18 +131,26 @@ class _Recalled(Sequence[memoryview]):
         return len(self._chunks)
 
     @overload
-    def __getitem__(self, index: int) -> memoryview: ...
+    def __getitem__(self, index: int) -> Chunk: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[memoryview]: ...
-    def __getitem__(self, index: int | slice) -> memoryview | Sequence[memoryview]:
+    def __getitem__(self, index: slice) -> Sequence[Chunk]: ...
+    def __getitem__(self, index: int | slice) -> Chunk | Sequence[Chunk]:
         self._check()
         return self._chunks[index]
 
 
-def _encoded(snapshot: Snapshot, weights: Any) -> Iterator[tuple[str, Part]]:
-    for section, tensors in (("model", snapshot.model), ("optimizer", snapshot.optimizer)):
-        for group in grouped(tensors, snapshot.frozen):
-            yield section, encode(group, also=weights if section == "model" else None)
+def _encoded(snapshot: Snapshot) -> Generator[tuple[str, Part]]:
+    """Each section's parts in their order, the next ones being made meanwhile: one thread hashes slower than a disk."""
+    groups = ((s, g) for s in ("model", "optimizer") for g in grouped(getattr(snapshot, s), snapshot.frozen))
+    with ThreadPoolExecutor(ENCODERS, "encode") as pool:
+        coming: deque[tuple[str, Future[Part]]] = deque()
+        for section, group in groups:
+            coming.append((section, pool.submit(encode, group)))
+            if len(coming) == ENCODERS:
+                section, part = coming.popleft()
+                yield section, part.result()
+        for section, part in coming:
+            yield section, part.result()
 
 
 def _send_parts(
@@ -155,13 +165,15 @@ def _send_parts(
     sending: deque[Future[int]] = deque()
     sent = 0
     weights = hashlib.sha256()
-    with ThreadPoolExecutor(SENDERS, "send") as pool:
-        for section, part in _encoded(snapshot, weights):
+    with ThreadPoolExecutor(SENDERS, "send") as pool, closing(_encoded(snapshot)) as parts:
+        for section, part in parts:
             refs.append(PartRef(section, part.sha256, part.size))
+            for data in part.data() if section == "model" else ():
+                weights.update(data)
             check()
             send = history.keep_part if part.sha256 in fresh else history.put_part
             sending.append(pool.submit(send, part.sha256, part.size, _Recalled(part.chunks, check)))
-            if len(sending) > SENDERS:  # hashing needs be no further ahead
+            if len(sending) == SENDERS:
                 sent += sending.popleft().result()
         sent += sum(future.result() for future in sending)
     return refs, sent, weights.hexdigest()

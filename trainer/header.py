@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from trainer import strict
 
-MAX_HEADER_BYTES = 4 << 20  # some 40,000 tensors, in a part of about 32 MB
+MAX_HEADER_BYTES = 4 << 20  # some 40,000 tensors
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
@@ -31,9 +31,10 @@ class PartReader:
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         self._sha256.update(data)
-        if len(self._head) < self._header_end():
-            self._head += memoryview(data)[: 8 + MAX_HEADER_BYTES]
-            del self._head[8 + MAX_HEADER_BYTES :]
+        view = memoryview(data)
+        while view and (lacking := min(self._header_end(), 8 + MAX_HEADER_BYTES) - len(self._head)) > 0:
+            self._head += view[:lacking]
+            view = view[lacking:]
         self.size += len(data)
         self._onward.write(data)
         return len(data)

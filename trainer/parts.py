@@ -1,23 +1,28 @@
-"""Parts: tensors as safetensors objects of about 32 MB, named by the SHA-256 of their bytes.
+"""Parts: tensors as safetensors objects of 6 MB, more only for a larger tensor, named by the SHA-256 of their bytes.
 
-Written here, because the bytes are hashed and sent straight from the tensors' memory, never joined; read by the
-safetensors library, which is made to withstand hostile files. The format: https://huggingface.co/docs/safetensors
+Written here, because large tensors are hashed and sent straight from their memory; read by the safetensors library,
+which is made to withstand hostile files. The format: https://huggingface.co/docs/safetensors
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-PART_BYTES = 32 << 20
+# What every store takes in one request: large enough for its price, small enough for several on their way at once in
+# little memory.
+PART_BYTES = 6 << 20
+_HEADER_BYTES = 256  # more than a tensor takes in a part's header, beside its name: twice
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -30,29 +35,7 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-
-
-class Chunks(Sequence[memoryview]):
-    """A part's bytes: its header, then each tensor's, in row-major order.
-
-    A tensor that lies in another order is copied when it is asked for, so that no copy outlives its sending.
-    """
-
-    def __init__(self, header: bytes, tensors: Sequence[Tensor]) -> None:
-        self._header = header
-        self._tensors = tensors
-
-    def __len__(self) -> int:
-        return 1 + len(self._tensors)
-
-    @overload
-    def __getitem__(self, index: int) -> memoryview: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[memoryview]: ...
-    def __getitem__(self, index: int | slice) -> memoryview | Sequence[memoryview]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        return raw_bytes(self._tensors[index - 1]) if index else memoryview(self._header)
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # numpy has no bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,34 +44,58 @@ class Part:
 
     sha256: str
     size: int  # bytes
-    chunks: Chunks
+    chunks: Sequence[bytes | memoryview]
+    head: int  # bytes before the tensors' own
+
+    def data(self) -> list[memoryview]:
+        """The tensors' bytes."""
+        views = [memoryview(chunk) for chunk in self.chunks]
+        return [views[0][self.head :], *views[1:]]
 
 
 def grouped(tensors: Mapping[str, Tensor], frozen: Collection[str] = ()) -> Iterator[dict[str, Tensor]]:
-    """Whole tensors in the order of their names, in groups of about `PART_BYTES`.
+    """Whole tensors in the order of their names, in groups that make parts below `PART_BYTES`, but for a larger tensor.
 
     Those named in `frozen` come in groups of their own, which stay the same from save to save and are sent once.
     """
     group: dict[str, Tensor] = {}
     size, stays = 0, False
     for name in sorted(tensors):
-        tensor = tensors[name]
-        if group and (size + tensor.nbytes > PART_BYTES or (name in frozen) != stays):
+        takes = tensors[name].nbytes + 2 * len(name) + _HEADER_BYTES
+        if group and (size + takes >= PART_BYTES or (name in frozen) != stays):
             yield group
             group, size = {}, 0
-        group[name], stays = tensor, name in frozen
-        size += tensor.nbytes
+        group[name], stays = tensors[name], name in frozen
+        size += takes
     if group:
         yield group
 
 
+def _words(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """A CPU tensor for numpy to copy, for torch's own threads would go on waiting on processors that training needs."""
+    return tensor.detach().view(_WORDS[tensor.itemsize]).numpy()
+
+
 def raw_bytes(tensor: Tensor) -> memoryview:
     """A CPU tensor's bytes in logical (row-major) order; without a copy if they lie so in memory."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return np.ascontiguousarray(_words(tensor)).reshape(-1).view(np.uint8).data
 
 
-def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, also: Any = None) -> Part:
-    """The part that holds these CPU tensors, and this metadata for other readers; `also` a hash of the tensors' bytes.
+def _joined(head: bytes, tensors: Sequence[Tensor], size: int) -> bytes:
+    """The same of many tensors, after `head`, each copied once, to its place."""
+    body = io.BytesIO(bytes(size))  # whose value is this very buffer
+    with body.getbuffer() as room:
+        room[: len(head)] = head
+        at = len(head)
+        for words in map(_words, tensors):
+            if words.size:
+                np.frombuffer(room, words.dtype, words.size, at).reshape(words.shape)[...] = words
+            at += words.nbytes
+    return body.getvalue()
+
+
+def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Part:
+    """The part that holds these CPU tensors, and this metadata for other readers.
 
     Their strides go into its metadata where memory order is another than the logical one: arithmetic on a tensor
     that comes back from a checkpoint in another memory order (channels_last) can round otherwise.
@@ -109,13 +116,15 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = N
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
-    digest = hashlib.sha256(head)
-    for _, tensor in ordered:
-        data = raw_bytes(tensor)
-        digest.update(data)
-        if also is not None:
-            also.update(data)
-    return Part(digest.hexdigest(), len(head) + end, Chunks(head, [tensor for _, tensor in ordered]))
+    whole = len(head) + end
+    if whole < PART_BYTES:  # in one piece it is hashed and sent at once, without a copy in a store or SDK
+        chunks: list[bytes | memoryview] = [_joined(head, [tensor for _, tensor in ordered], whole)]
+    else:
+        chunks = [head, *(raw_bytes(tensor) for _, tensor in ordered)]
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return Part(digest.hexdigest(), whole, chunks, len(head))
 
 
 def decode(data: bytes) -> dict[str, Tensor]:

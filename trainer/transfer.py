@@ -1,4 +1,4 @@
-"""A run to another store: verified on the way, resumable, one part in memory at a time.
+"""A run to another store: verified on the way, resumable, a few parts in memory at a time.
 
 Attempts' records go first, so that numbering goes on, and the metric lines of checkpoints that were cleaned up; then,
 checkpoint by checkpoint from the oldest, its parts, its metric lines and its manifest; the result last. A mark among
@@ -12,13 +12,14 @@ import hashlib
 import io
 import mmap
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from storage.errors import AlreadyExists, NotFound
 from trainer.exits import ExitCode, UserError
-from trainer.history import Absent, Bad, History
+from trainer.history import READERS, Absent, Bad, History
 from trainer.manifest import MAX_BYTES, Manifest, PartRef, checkpoint_name, parse_name
 
 
@@ -141,8 +142,7 @@ class _Copying:
         for name in names:
             try:
                 manifest = self._source.manifest(name)
-                for ref in manifest.parts:
-                    self._part(ref)
+                self._parts([ref for ref in dict.fromkeys(manifest.parts) if ref not in self._done])
             except Absent:
                 continue  # cleaned up meanwhile
             except Bad as e:
@@ -155,24 +155,30 @@ class _Copying:
             self._tell(f"checkpoint {name} is copied")
         return self._copied
 
-    def _part(self, ref: PartRef) -> None:
-        """Raises `Bad` if the source's is."""
-        if ref in self._done:
-            return
+    def _parts(self, refs: Sequence[PartRef]) -> None:
+        """Raises `Bad` if one of the source's is."""
+        with ThreadPoolExecutor(READERS, "copy") as pool:
+            try:
+                for ref, sent in zip(refs, pool.map(self._part, refs), strict=True):
+                    self._copied.sent_parts += sent
+                    self._copied.sent_bytes += ref.size * sent
+                    self._copied.found_parts += not sent
+                    self._done.add(ref)
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _part(self, ref: PartRef) -> bool:
+        """Whether it was sent; False if it is there. Raises `Bad` if the source's is."""
         if self._sizes.get(ref.sha256) == ref.size:
             try:
                 self._target.read_part(ref, _Nowhere)
             except Bad as e:
                 self._tell(f"{e}: sent again")
             else:
-                self._copied.found_parts += 1
-                self._done.add(ref)
-                return
+                return False
         data = self._source.part(ref)
-        self._target.put_part(ref.sha256, ref.size, [memoryview(data)])
-        self._copied.sent_parts += 1
-        self._copied.sent_bytes += ref.size
-        self._done.add(ref)
+        self._target.put_part(ref.sha256, ref.size, data)
+        return True
 
     def _is_there(self, name: str) -> bool:
         try:

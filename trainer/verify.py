@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from trainer.header import data_start
-from trainer.history import Absent, Bad, History
+from trainer.history import READERS, Absent, Bad, History
 from trainer.manifest import Manifest, PartRef, checkpoint_name, parse_name
 
 
@@ -93,8 +94,8 @@ class _Reading:
             for key, refs in parts.items():
                 if key in left and column < len(refs):
                     alike.setdefault(refs[column], {}).setdefault(id(states[key]), []).append(key)
-            for ref, groups in alike.items():
-                problem, fed = self._feed(ref, [states[keys[0]] for keys in groups.values()])
+            wanted = [(ref, [states[keys[0]] for keys in groups.values()]) for ref, groups in alike.items()]
+            for groups, (problem, fed) in zip(alike.values(), self._feed_all(wanted), strict=True):
                 for state, keys in zip(fed, groups.values(), strict=True):
                     for key in keys:
                         states[key] = state
@@ -106,14 +107,21 @@ class _Reading:
                 verdict.problems.append("its weights do not hash to its weights_sha256")
 
     def the_rest(self, verdicts: Iterable[Verdict]) -> None:
-        for verdict in verdicts:
-            assert verdict.manifest is not None
-            for ref in verdict.manifest.parts:
-                if (ref.sha256, ref.size) not in self._health:
-                    self._feed(ref, [])
-                problem = self._health[ref.sha256, ref.size]
-                if problem is not None and problem not in verdict.problems:
-                    verdict.problems.append(problem)
+        parts = [(verdict, {(ref.sha256, ref.size): ref for ref in verdict.manifest.parts}) for verdict in verdicts]  # type: ignore[union-attr]
+        unread = {key: ref for _, refs in parts for key, ref in refs.items() if key not in self._health}
+        self._feed_all([(ref, []) for ref in unread.values()])
+        for verdict, refs in parts:
+            problems = [problem for key in refs if (problem := self._health[key]) is not None]
+            verdict.problems += [problem for problem in problems if problem not in verdict.problems]
+
+    def _feed_all(
+        self, wanted: list[tuple[PartRef, list[hashlib._Hash]]]
+    ) -> list[tuple[str | None, list[hashlib._Hash]]]:
+        with ThreadPoolExecutor(READERS, "verify") as pool:
+            try:
+                return list(pool.map(lambda one: self._feed(*one), wanted))
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def _feed(self, ref: PartRef, states: list[hashlib._Hash]) -> tuple[str | None, list[hashlib._Hash]]:
         """Read a part; what is wrong with it, and the states of the hashes after it."""

@@ -184,12 +184,12 @@ def _cut_upload(handler: server.RequestHandler, query: dict[str, list[str]]) -> 
         return _emulators_read_data(handler, query)
     mark = b"--" + re.search(r'boundary="?([^";]+)', kind)[1].encode()  # type: ignore[index]
     body = handler.rfile.read()
-    about, rest = body.split(mark, 2)[1:]
-    head, _, content = rest[: rest.rindex(mark)].partition(b"\r\n\r\n")
+    second = body.index(mark, len(mark))
+    start = body.index(b"\r\n\r\n", second) + 4
     return {
-        "meta": json.loads(about.partition(b"\r\n\r\n")[2]),
-        "content": content.removesuffix(b"\r\n"),
-        "content-type": re.search(rb"(?i)content-type: *([^\r;]+)", head)[1].decode(),  # type: ignore[index]
+        "meta": json.loads(body[:second].partition(b"\r\n\r\n")[2]),
+        "content": body[start : body.rindex(b"\r\n" + mark)],
+        "content-type": re.search(rb"(?i)content-type: *([^\r;]+)", body[second:start])[1].decode(),  # type: ignore[index]
     }
 
 

@@ -7,7 +7,7 @@ import itertools
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import trainer.parts
 from storage import open_store
 from storage.errors import StoreError, Unavailable
 from trainer.checkpoint import HostBuffers, Position, restore, take
-from trainer.commit import SENDERS, Abandoned, Committed, RunFacts, Save, commit
+from trainer.commit import ENCODERS, SENDERS, Abandoned, Committed, RunFacts, Save, commit
 from trainer.history import History, Superseded
 from trainer.job import Task
+from trainer.parts import Part, encode
 from trainer.saver import Saver, durable
 
 FACTS = RunFacts(
@@ -132,33 +132,29 @@ def test_the_weights_hash_is_over_raw_bytes_in_row_major_order_by_name_whatever_
     )
 
 
-def test_copies_are_let_go_as_they_are_sent(store: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors in another memory order than the logical one are copied to be hashed and sent."""
-
+def test_parts_are_let_go_as_they_are_sent(store: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
     class Held(bytearray):
         """Bytes whose end can be seen."""
 
     class Wide(HeadOnly):
         def __init__(self) -> None:
             self.model = nn.Sequential(*(nn.Linear(50, 60, bias=False) for _ in range(60)))
-            for layer in self.model:
-                layer.weight = nn.Parameter(layer.weight.detach().t().contiguous().t())
             self.optimizers = {}
 
     held: list[weakref.ref[Held]] = []
     most = [0]
-    raw_bytes = trainer.parts.raw_bytes
 
-    def copying(tensor: Tensor) -> memoryview:
-        copy = Held(raw_bytes(tensor))
+    def encoding(tensors: Mapping[str, Tensor]) -> Part:
+        part = encode(tensors)
+        copy = Held(b"".join(part.chunks))
         held.append(weakref.ref(copy))
         most[0] = max(most[0], sum(ref() is not None for ref in held))
-        return memoryview(copy)
+        return replace(part, chunks=[memoryview(copy)])
 
-    monkeypatch.setattr("trainer.parts.PART_BYTES", 20 * 50 * 60 * 4)
-    monkeypatch.setattr("trainer.parts.raw_bytes", copying)
-    assert len(committed(store, Wide(), 1).manifest.parts) == 3
-    assert 0 < most[0] <= 2 * (SENDERS + 1), "of each part on its way, and of the one being hashed, two at most"
+    monkeypatch.setattr("trainer.parts.PART_BYTES", 50 * 60 * 4 + 1000)
+    monkeypatch.setattr("trainer.commit.encode", encoding)
+    assert len(committed(store, Wide(), 1).manifest.parts) == 60
+    assert 0 < most[0] <= ENCODERS + SENDERS
 
 
 def test_metric_lines_go_with_the_checkpoint_that_follows_them(store: Counting) -> None:

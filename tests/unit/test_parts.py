@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
 
-from trainer.parts import decode, encode, grouped
+from trainer.parts import PART_BYTES, decode, encode, grouped
 
 TENSORS = {
     "channels_last": torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last),
@@ -52,21 +52,33 @@ def test_any_safetensors_reader_reads_them() -> None:
 def test_a_part_is_named_by_its_bytes_and_these_by_the_tensors_alone() -> None:
     part = encode(TENSORS)
     assert hashlib.sha256(b"".join(part.chunks)).hexdigest() == part.sha256
-    assert part.size == sum(c.nbytes for c in part.chunks)
+    assert part.size == sum(len(c) for c in part.chunks)
     assert encode(dict(reversed(TENSORS.items()))).sha256 == part.sha256
 
 
-def test_encoding_copies_nothing_that_lies_in_order() -> None:
-    tensor = torch.zeros(1000)
+def test_encoding_copies_nothing_of_a_large_tensor_that_lies_in_order() -> None:
+    tensor = torch.zeros(PART_BYTES // 4)
     chunks = encode({"t": tensor}).chunks
     tensor[0] = 1
     assert bytes(chunks[1][:4]) == b"\x00\x00\x80\x3f"
 
 
-def test_groups_hold_whole_tensors_of_about_32_mb() -> None:
-    tensors = {f"{i:02d}": torch.zeros(3 << 20) for i in range(6)} | {"large": torch.zeros(20 << 20)}
+def test_groups_hold_whole_tensors_and_make_parts_of_one_piece() -> None:
+    tensors = {f"{i:02d}": torch.zeros(5 << 17) for i in range(6)} | {"large": torch.zeros(20 << 18)}
     groups = list(grouped(tensors))
     assert [sorted(group) for group in groups] == [["00", "01"], ["02", "03"], ["04", "05"], ["large"]]
+    many = {f"{i:06d}": torch.zeros(500) for i in range(8000)}  # small ones, whose header is large
+    assert [len(encode(group).chunks) for group in grouped(many)] == [1, 1, 1]
+    assert [len(encode(group).chunks) for group in groups] == [1, 1, 1, 2]
+    assert max(encode(group).size for group in groups[:-1]) < PART_BYTES
+
+
+def test_a_parts_data_is_all_but_its_header() -> None:
+    for tensors in ({"t": torch.zeros(PART_BYTES // 4)}, TENSORS):
+        part = encode(tensors)
+        data = b"".join(part.data())
+        assert data == b"".join(bits(tensor) for _, tensor in sorted(tensors.items()))
+        assert b"".join(part.chunks)[-len(data) :] == data
 
 
 @given(st.binary(max_size=200))
