@@ -2,7 +2,7 @@
 
 The reference: ImageFolder, DataLoader with 2 workers, RandomResizedCrop and mirror images, the same network in torch's
 usual memory order, SGD. Baton's epochs are of its own loop, without evaluations; its first one has the packing in it.
-Once as the job trains by itself (a side of 5/8 to 3/4) and once with pictures of the reference's side.
+Once as the job trains by itself (a side of 1/2 to 3/4) and once with pictures of the reference's side.
 """
 
 from __future__ import annotations

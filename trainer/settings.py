@@ -50,7 +50,7 @@ class Settings:
     freeze: bool = setting(False, "train the last layer alone; the rest stays as --weights has it", shapes_run=True)
     size: int = setting(0, "side of the pictures that the network sees, in pixels", shapes_run=True, low=8)
     train_size: int = setting(
-        0, "the same in training; for imagenet it grows from 5/8 to 3/4 of --size if not given", shapes_run=True, low=8
+        0, "the same in training; for imagenet it grows from half to 3/4 of --size if not given", shapes_run=True, low=8
     )
     strict: bool = setting(False, "a broken picture, or a class without test pictures, stops packing")
     optimizer: Literal["auto", "sgd", "adamw"] = setting(

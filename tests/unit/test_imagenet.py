@@ -38,10 +38,10 @@ def sides(packed: Packed, **settings: object) -> list[int]:
     return seen
 
 
-def test_pictures_grow_from_five_to_six_eighths_and_stay_so_for_the_last_seventh(packed: Packed) -> None:
+def test_pictures_grow_from_half_to_three_quarters_and_stay_so_for_the_last_seventh(packed: Packed) -> None:
     seen = sides(packed)
     assert seen == sorted(seen)
-    assert (seen[0], set(seen[STEPS * 6 // 7 :])) == (40, {48})
+    assert (seen[0], set(seen[STEPS * 6 // 7 :])) == (32, {48})
 
 
 def test_who_gives_a_side_gets_it_throughout(packed: Packed) -> None:

@@ -3,7 +3,7 @@
     finetune   resnet18 from torchvision's own weights, pictures of 128 pixels; the default
     scratch    the same network by chance, which needs more passes
 
-Training sees random parts of the pictures, scaled to 5/8 of the side that evaluation sees at first, to 3/4 in the end:
+Training sees random parts of the pictures, scaled to half the side that evaluation sees at first, to 3/4 in the end:
 that costs less than half the time, and makes up for the parts, which show things larger than whole pictures do (Touvron
 and others, "Fixing the train-test resolution discrepancy", 2019, arXiv:1906.06423; the growth as in Leclerc and others,
 "FFCV", 2023, arXiv:2306.12517). Parts, mirror images and colours are made for a batch at a time.
@@ -55,7 +55,7 @@ SMOOTHING = 0.1  # of the labels
 SMALLEST, WIDEST = 0.35, 4 / 3  # of a part: its share of the picture, its sides' ratio
 COLOUR = 0.2  # brightness, contrast and saturation change by at most this factor
 FIXED_SIDE = ("vit", "maxvit")  # networks that see one side only
-FIRST_SIDE, LAST_SIDE, GROWN = 5 / 8, 3 / 4, 6 / 7  # of evaluation's; the last from this share of the run on
+FIRST_SIDE, LAST_SIDE, GROWN = 1 / 2, 3 / 4, 6 / 7  # of evaluation's; the last from this share of the run on
 SIDE_STEP, SMALLEST_SIDE = 8, 32  # pixels
 MOST_CONFUSED = 20  # classes, beyond which nobody reads a confusion matrix
 
