@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 import uuid
 from collections import deque
@@ -10,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Protocol, overload
+from typing import ParamSpec, Protocol, TypeVar, overload
 
 from storage.errors import Unavailable
 from storage.protocol import Chunk
@@ -19,6 +20,9 @@ from trainer.history import History, Superseded
 from trainer.manifest import Manifest, PartRef, checkpoint_name
 from trainer.parts import Part, encode, grouped
 from trainer.settings import Json
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 ENCODERS, SENDERS = 2, 5  # parts that are made and sent at once; all of these lie in memory
 LONGEST_S = 12 * 3600.0  # for which a save's parts may lie there unnamed: half of what `trainer.retention` leaves alone
@@ -66,6 +70,7 @@ class Committed:
     manifest: Manifest
     lines: list[str]  # metric lines that went with it
     sent: int  # bytes of parts
+    busy_s: float  # processor time in threads beside the caller's
     taken: float  # as the save's
 
 
@@ -79,7 +84,8 @@ def commit(
     Raises `StoreError`, `Superseded`, `Abandoned`.
     """
     snapshot, began = save.snapshot, time.time()
-    refs, sent, weights_sha256 = _send_parts(history, snapshot, fresh, check)
+    clock = _Clock()
+    refs, sent, weights_sha256 = _send_parts(history, snapshot, fresh, check, clock)
     name = checkpoint_name(facts.attempt, snapshot.step)
     check()
     lines = save.lines()
@@ -116,7 +122,7 @@ def commit(
         check(committing=True)
 
     history.commit(manifest, last_look)
-    return Committed(manifest, lines, sent, save.taken)
+    return Committed(manifest, lines, sent, clock.seconds, save.taken)
 
 
 class _Recalled(Sequence[Chunk]):
@@ -139,13 +145,29 @@ class _Recalled(Sequence[Chunk]):
         return self._chunks[index]
 
 
-def _encoded(snapshot: Snapshot) -> Generator[tuple[str, Part]]:
+class _Clock:
+    """Adds up the processor time of work in several threads."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._lock = threading.Lock()
+
+    def __call__(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        begun = time.thread_time()
+        try:
+            return work(*args, **kwargs)
+        finally:
+            with self._lock:
+                self.seconds += time.thread_time() - begun
+
+
+def _encoded(snapshot: Snapshot, clock: _Clock) -> Generator[tuple[str, Part]]:
     """Each section's parts in their order, the next ones being made meanwhile: one thread hashes slower than a disk."""
     groups = ((s, g) for s in ("model", "optimizer") for g in grouped(getattr(snapshot, s), snapshot.frozen))
     with ThreadPoolExecutor(ENCODERS, "encode") as pool:
         coming: deque[tuple[str, Future[Part]]] = deque()
         for section, group in groups:
-            coming.append((section, pool.submit(encode, group)))
+            coming.append((section, pool.submit(clock, encode, group)))
             if len(coming) == ENCODERS:
                 section, part = coming.popleft()
                 yield section, part.result()
@@ -154,7 +176,7 @@ def _encoded(snapshot: Snapshot) -> Generator[tuple[str, Part]]:
 
 
 def _send_parts(
-    history: History, snapshot: Snapshot, fresh: frozenset[str], check: Check
+    history: History, snapshot: Snapshot, fresh: frozenset[str], check: Check, clock: _Clock
 ) -> tuple[list[PartRef], int, str]:
     """Put the parts that are not `fresh` or have gone, hashing while others are sent.
 
@@ -165,14 +187,14 @@ def _send_parts(
     sending: deque[Future[int]] = deque()
     sent = 0
     weights = hashlib.sha256()
-    with ThreadPoolExecutor(SENDERS, "send") as pool, closing(_encoded(snapshot)) as parts:
+    with ThreadPoolExecutor(SENDERS, "send") as pool, closing(_encoded(snapshot, clock)) as parts:
         for section, part in parts:
             refs.append(PartRef(section, part.sha256, part.size))
             for data in part.data() if section == "model" else ():
                 weights.update(data)
             check()
             send = history.keep_part if part.sha256 in fresh else history.put_part
-            sending.append(pool.submit(send, part.sha256, part.size, _Recalled(part.chunks, check)))
+            sending.append(pool.submit(clock, send, part.sha256, part.size, _Recalled(part.chunks, check)))
             if len(sending) == SENDERS:
                 sent += sending.popleft().result()
         sent += sum(future.result() for future in sending)

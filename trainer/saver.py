@@ -116,7 +116,7 @@ class Saver:
         self.durable = parent  # the newest checkpoint of this run's history that is known to be in the store
         self.began = CLOCK()  # when the last save began
         self.error: str | None = None  # why the last save failed; None once one worked
-        self.busy_s = 0.0  # processor time that saving has taken, in its own threads
+        self.busy_s = 0.0  # processor time that saving has taken
 
     @property
     def busy(self) -> bool:
@@ -210,6 +210,7 @@ class Saver:
         parent = self.durable.name if self.durable else None
         done = commit(self._history, self._facts, flight.save, parent, self._fresh, flight.check)
         manifest, seconds = done.manifest, CLOCK() - flight.began
+        self.busy_s += done.busy_s
         if self.error is not None:
             log.warning("saving works again: checkpoint at step %d is durable", manifest.step)
         self.error = None

@@ -104,6 +104,13 @@ def test_what_did_not_change_at_all_is_not_sent_again(store: Counting) -> None:
     assert committed(store, task, 2, first).sent == 0
 
 
+def test_its_processor_time_is_counted_in_all_its_threads(store: Counting) -> None:
+    before = time.process_time(), time.thread_time()
+    done = committed(store, HeadOnly(), 1)
+    beside = (time.process_time() - before[0]) - (time.thread_time() - before[1])
+    assert 0.005 < done.busy_s < 1.1 * beside + 0.01, "40 MB are hashed and written"
+
+
 def test_a_part_that_should_be_there_and_has_gone_is_sent_again(store: Counting) -> None:
     """A rule of the bucket's for old objects has deleted the backbone, which every later checkpoint would name."""
     task = HeadOnly()
