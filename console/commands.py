@@ -120,7 +120,9 @@ def wants_json(arguments: list[str]) -> bool:
 
 def program() -> str:
     """What stands before the words that this command line reads."""
-    return 'docker run -v "$PWD/halt:/halt" -v "$PWD/store:/store" IMAGE' if "BATON_REVISION" in os.environ else SCRIPT
+    if "BATON_REVISION" not in os.environ:
+        return SCRIPT
+    return 'docker run --rm --user "$(id -u):$(id -g)" -v "$PWD/halt:/halt" -v "$PWD/store:/store" IMAGE'
 
 
 def where_more_is_said(error: click.UsageError) -> str:
