@@ -18,7 +18,7 @@ from store_contract import finish, names, read, spawn
 
 from storage import Store, open_store
 from storage.errors import AlreadyExists, NoSpace, NotFound, NotSetUp, Transient, Unavailable, Unsupported
-from storage.local import LocalStore
+from storage.local import COPY_BYTES, LocalStore
 from storage.protocol import SCRATCH
 
 DAY = 24 * 3600.0
@@ -463,12 +463,12 @@ def test_a_file_system_without_links_is_refused_in_words(
 def test_an_object_cut_short_while_it_is_read_is_an_error_not_a_short_read(root: Path) -> None:
     """Someone else's tool that writes in place; Baton's own never does."""
     store = LocalStore(f"file://{root}")
-    store.put("a", bytes(3 << 20))
+    store.put("a", bytes(3 * COPY_BYTES))
 
     class Cutting(io.BytesIO):
         def write(self, data: object) -> int:
             with contextlib.suppress(FileNotFoundError):
-                os.truncate(root / "a", 1 << 20)
+                os.truncate(root / "a", COPY_BYTES)
             return super().write(data)  # type: ignore[arg-type]
 
     with pytest.raises(Transient, match="early"):
