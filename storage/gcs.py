@@ -178,6 +178,13 @@ class GoogleStore:
             blob.reload(retry=None)
             return self._info(blob)
 
+    def _whole(self, info: ObjectInfo, size: int) -> ObjectInfo:
+        if info.size != size:
+            raise Damaged(f"{self.url}: {info.key}: {size} bytes were sent, the store has {info.size}")
+        return info
+
+    # --- up, at once or in many parts
+
     def _put_at_once(self, key: str, views: Sequence[memoryview], if_absent: bool) -> ObjectInfo:
         """The JSON API's upload in one request, which tells the object's name and CRC32C before its bytes."""
         about = {"name": self._name(key), "crc32c": crc32c(views)}
@@ -195,13 +202,6 @@ class GoogleStore:
         told = answer.json()
         made = datetime.fromisoformat(told["timeCreated"])
         return ObjectInfo(self._key(told["name"]), int(told["size"]), float(int(made.timestamp())))
-
-    def _whole(self, info: ObjectInfo, size: int) -> ObjectInfo:
-        if info.size != size:
-            raise Damaged(f"{self.url}: {info.key}: {size} bytes were sent, the store has {info.size}")
-        return info
-
-    # --- many parts up
 
     def _put_parts(self, key: str, views: Iterable[memoryview]) -> ObjectInfo:
         address, size, etags = self._address(key), 0, list[str]()

@@ -1,4 +1,4 @@
-"""The header of a safetensors part, checked without torch before anything is made of it.
+"""A safetensors part on its way from a store, its header checked without torch before anything is made of it.
 
 The format: https://huggingface.co/docs/safetensors. Stricter than that where Baton's own parts are: tensors lie in the
 order of their names without gaps, and the header is small, so that a hostile one costs no memory to speak of.
@@ -56,6 +56,20 @@ class PartReader:
         except ValueError as e:
             return f"is no part of a checkpoint: {e}"
         return None
+
+
+class Kept:
+    """A sink that copies nothing that can't change under it: not what a store reads as bytes, in one piece."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        self._pieces.append(bytes(data))  # the same object, if it is bytes
+        return len(data)
+
+    def whole(self) -> bytes:
+        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
 
 
 def data_start(head: bytes) -> int:

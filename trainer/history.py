@@ -22,7 +22,7 @@ from storage.errors import AlreadyExists, Damaged, NotFound, StoreError
 from storage.protocol import Source
 from trainer import strict
 from trainer.exits import UserError
-from trainer.header import PartReader, Sink, tensor_names
+from trainer.header import Kept, PartReader, Sink, tensor_names
 from trainer.manifest import MAX_BYTES, Manifest, PartRef, checkpoint_name, from_json, parse_name
 from trainer.settings import Json, is_run_name
 
@@ -235,7 +235,7 @@ class History:
 
     def part(self, ref: PartRef) -> bytes:
         """A part's bytes, verified. Raises `Bad`."""
-        return self.read_part(ref, _Kept).whole()
+        return self.read_part(ref, Kept).whole()
 
     def read_part(self, ref: PartRef, begin: Callable[[], S]) -> S:
         """Read a part into a sink that `begin` gives, verify it, and return the sink.
@@ -354,20 +354,6 @@ class History:
                 if self.manifest(manifest.name).state_sha256 == manifest.state_sha256:
                     return
             raise Superseded(manifest.attempt) from e
-
-
-class _Kept:
-    """A sink that copies nothing that can't change under it: not what a store reads as bytes, in one piece."""
-
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-
-    def write(self, data: bytes | bytearray | memoryview) -> int:
-        self._pieces.append(bytes(data))  # the same object, if it is bytes
-        return len(data)
-
-    def whole(self) -> bytes:
-        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
 
 
 def _newest_first(names: Iterable[str]) -> list[tuple[int, int]]:
