@@ -89,7 +89,8 @@ def _all_follows_from_the_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("uuid.uuid4", uuid4)
     monkeypatch.setattr(committing, "ThreadPoolExecutor", Inline)
     monkeypatch.setattr(history, "ThreadPoolExecutor", Inline)
-    monkeypatch.setattr(committing, "time", types.SimpleNamespace(time=lambda: ACTING[-1].now))
+    clock = types.SimpleNamespace(time=lambda: ACTING[-1].now, thread_time=lambda: 0.0)
+    monkeypatch.setattr(committing, "time", clock)
 
 
 _SNAPSHOTS: dict[int, Snapshot] = {}
