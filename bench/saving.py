@@ -52,7 +52,7 @@ def main() -> None:
         processor: dict[str, list[float]] = {"every 2 s": [], "none": []}
         for number in range(-1, options.rounds):
             for name in ("every 2 s", "none") if number % 2 else ("none", "every 2 s"):
-                baton.attempt._cadence = Cadence.parse("2s" if name == "every 2 s" else "100000s")
+                baton.attempt.cadence = Cadence.parse("2s" if name == "every 2 s" else "100000s")
                 begun = time.process_time(), time.perf_counter()
                 baton.run(steps)
                 ended = time.process_time(), time.perf_counter()

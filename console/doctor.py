@@ -52,11 +52,10 @@ def doctor(patient: Patient, seconds: float, *, as_json: bool) -> int:
 def _listen(patient: Patient) -> None:
     """What a store logs becomes part of what is found; the rest would only stand between it."""
     logging.getLogger("baton").setLevel(logging.ERROR)
-    for name in ("baton.storage", "storage"):
-        logger = logging.getLogger(name)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-        logger.handlers[:] = [_Logins(patient.logins)]
+    logger = logging.getLogger("baton.storage")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.handlers[:] = [_Logins(patient.logins)]
 
 
 def _print(found: list[Found]) -> None:

@@ -9,7 +9,6 @@ Ages are by the store's clock: that of whoever trains and that of whoever looks 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from console.endings import how
@@ -18,6 +17,7 @@ from trainer.curve import is_number
 from trainer.history import SILENT_S, Bad, History, Sign
 from trainer.manifest import Manifest, checkpoint_name
 from trainer.settings import Json
+from trainer.side_by_side import side_by_side
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -28,8 +28,7 @@ AT_ONCE = 16  # reads
 
 def at_once(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """Each item's result in order; what one of them raises is raised."""
-    with ThreadPoolExecutor(AT_ONCE) as readers:
-        return list(readers.map(work, items))
+    return list(side_by_side(work, items, AT_ONCE))
 
 
 def age_s(sign: Sign, at: Json) -> float | None:
@@ -85,6 +84,7 @@ def _told(history: History, sign: Sign, state: str, attempt_state: str) -> dict[
         "checkpoint_age_s": age_s(sign, last.get("time")),
         "checkpoint_health": None,  # nobody looked
         "checkpoint_every_s": number(record.get("checkpoint_every_s")),
+        "checkpoint_every_why": text(record.get("checkpoint_every_why")),
         "save_error": text(record.get("save_error")),
         "samples_per_s": number(record.get("samples_per_s")) if state == "running" else None,
         "unit": text(record.get("unit")),

@@ -67,6 +67,8 @@ def _page(found: Sequence[Told], run: str | None, store: str) -> list[Part]:
     parts: list[Part] = [_table_of_runs(found)]
     if run:
         parts += [Words(""), _table_of_attempts(found[0])]
+        if (every := _every(found[0])) is not None:
+            parts.append(Words(one_line(every)))
     for told in found:
         if told["save_error"] and told["state"] == "running":
             parts.append(Words(one_line(f"{told['run']}: the last save failed: {told['save_error']}"), "bold red"))
@@ -148,6 +150,14 @@ def _metrics(metrics: Json) -> str:
             accuracy = name in ("accuracy", "macro_f1")
             told.append(f"{name.replace('_', ' ')} " + (f"{100 * value:.2f} %" if accuracy else f"{value:.4f}"))
     return ", ".join(told[:2]) or "-"
+
+
+def _every(told: Told) -> str | None:
+    """How often it saves, and why."""
+    every_s, why = number(told["checkpoint_every_s"]), told["checkpoint_every_why"]
+    if told["state"] != "running" or every_s is None:
+        return None
+    return f"{told['run']}: saves every {every_s:.3g} s" + (f": {why}" if why else "")
 
 
 def _checkpoint(told: Told) -> str:

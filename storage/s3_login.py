@@ -20,7 +20,7 @@ from storage.s3_errors import one_line
 CONNECT_S = 5.0
 LOOKS = 3  # at the instance's metadata, a second each by default; one packet may get lost
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("baton.storage")
 
 
 def find_credentials(session: Any, url: str, patience: Patience) -> None:

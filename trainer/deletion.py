@@ -1,7 +1,7 @@
 """Deleting a run whole, so that a death in the midst leaves nothing that a start would go on from.
 
 First the next attempt is claimed, which fences off a copy that still saves. Then a mark is put among the checkpoints: a
-start that sees it refuses, however much is left. Last go the claims, and the mark after them.
+start that sees it refuses, however much is left. Last go the claims, the newest at their end, and the mark after them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from storage.errors import NoSpace
 from trainer.exits import UserError
 from trainer.history import History
 from trainer.retention import store_time
+from trainer.side_by_side import side_by_side
 
 ALIVE_S = 90.0  # three signs of life
+REQUESTS = 8  # at once
 _ORDER = ("checkpoints", "parts", "metrics", "halts", "clock")  # then what lies beside them, and the attempts
 
 
@@ -84,8 +86,10 @@ def _mark(history: History) -> None:
 
 
 def _delete(history: History, prefix: str, but: str | None = None) -> None:
-    """Everything below, the newest first, but for the mark."""
+    """Everything below but for the mark, and the newest at the end: of the claims that is what fences others off."""
     mark = history.key("checkpoints", history.MARK)
-    for info in reversed(list(history.store.list(history.key(prefix)))):
-        if info.key != mark and not (but and info.key.startswith(history.key(but))):
-            history.store.delete(info.key)
+    keys = [info.key for info in history.store.list(history.key(prefix)) if info.key != mark]
+    keys = sorted(key for key in keys if not (but and key.startswith(history.key(but))))
+    for some in (keys[:-1], keys[-1:]):
+        for _ in side_by_side(history.store.delete, some, REQUESTS):
+            pass

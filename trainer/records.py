@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -12,6 +11,7 @@ from trainer import strict
 from trainer.history import Bad, History
 from trainer.manifest import Manifest, checkpoint_name, parse_name
 from trainer.settings import Json
+from trainer.side_by_side import side_by_side
 
 Record = Mapping[str, Json]
 T = TypeVar("T")
@@ -42,21 +42,15 @@ def read(history: History) -> Records | None:
     checkpoints = history.checkpoints()
     if not numbers and not checkpoints:
         return None
-    with ThreadPoolExecutor(AT_ONCE, "records") as pool:
-
-        def each(call: Callable[[T], R], of: Iterable[T]) -> dict[T, R]:
-            items = list(of)
-            return dict(zip(items, pool.map(call, items), strict=True))
-
-        claims = each(lambda n: history.read_sign("attempts", f"{n:06d}.json"), numbers)
-        ends = each(lambda n: history.read_record("attempts", f"{n:06d}.end.json"), numbers)
-        mine: dict[int, list[tuple[int, int]]] = {}
-        for pair in checkpoints:
-            mine.setdefault(pair[0], []).append(pair)
-        heads = each(lambda n: _first_readable(history, mine[n]), mine)
-        folder = history.key("metrics", "")
-        names = [info.key.removeprefix(folder).removesuffix(".jsonl") for info in history.store.list(folder)]
-        chunks = each(lambda pair: _lines(history, pair), sorted(p for p in map(parse_name, names) if p))
+    claims = _each(lambda n: history.read_sign("attempts", f"{n:06d}.json"), numbers)
+    ends = _each(lambda n: history.read_record("attempts", f"{n:06d}.end.json"), numbers)
+    mine: dict[int, list[tuple[int, int]]] = {}
+    for pair in checkpoints:
+        mine.setdefault(pair[0], []).append(pair)
+    heads = _each(lambda n: _first_readable(history, mine[n]), mine)
+    folder = history.key("metrics", "")
+    names = [info.key.removeprefix(folder).removesuffix(".jsonl") for info in history.store.list(folder)]
+    chunks = _each(lambda pair: _lines(history, pair), sorted(p for p in map(parse_name, names) if p))
     found = {n: head for n, head in heads.items() if head is not None}
     status = history.read_sign("status.json")
     last = claims[numbers[-1]] if numbers else None
@@ -73,6 +67,11 @@ def read(history: History) -> Records | None:
         heads=found,
         lines=chunks,
     )
+
+
+def _each(call: Callable[[T], R], of: Iterable[T]) -> dict[T, R]:
+    items = list(of)
+    return dict(zip(items, side_by_side(call, items, AT_ONCE), strict=True))
 
 
 def _first_readable(history: History, newest_first: list[tuple[int, int]]) -> Manifest | None:

@@ -45,12 +45,14 @@ from storage import ObjectInfo
 from storage.errors import NotFound, StoreError
 from trainer.history import Absent, Bad, History, Superseded, fallback_order
 from trainer.manifest import checkpoint_name, is_sha256, parse_name
+from trainer.side_by_side import side_by_side
 
 log = logging.getLogger("baton.retention")
 
 YOUNG_S = 24 * 3600.0
 SETTLED_S = 3600.0  # of the newest attempt's own; a reader's time to read what was the newest when it began
 EVERY_S = 600.0  # between two clean-ups by a writer
+REMOVERS = 4  # parts that are removed at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,13 +215,15 @@ class Retention:
         for info in excess.manifests:
             check()
             store.delete(info.key)
-        for info in excess.parts:
+
+        def remove(part: ObjectInfo) -> None:
             check()
-            try:
-                if store.stat(info.key).modified < now - self._settled_s:  # not put again since it was listed
-                    store.delete(info.key)
-            except NotFound:
-                continue
+            with suppress(NotFound):
+                if store.stat(part.key).modified < now - self._settled_s:  # not put again since it was listed
+                    store.delete(part.key)
+
+        for _ in side_by_side(remove, excess.parts, REMOVERS):
+            pass
 
     def _kept(
         self, manifests: dict[str, ObjectInfo], parts: dict[str, ObjectInfo], check: Callable[[], None]

@@ -13,7 +13,6 @@ import io
 import mmap
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -21,6 +20,7 @@ from storage.errors import AlreadyExists, NotFound
 from trainer.exits import ExitCode, UserError
 from trainer.history import READERS, Absent, Bad, History
 from trainer.manifest import MAX_BYTES, Manifest, PartRef, checkpoint_name, parse_name
+from trainer.side_by_side import side_by_side
 
 
 @dataclass(slots=True)
@@ -157,15 +157,11 @@ class _Copying:
 
     def _parts(self, refs: Sequence[PartRef]) -> None:
         """Raises `Bad` if one of the source's is."""
-        with ThreadPoolExecutor(READERS, "copy") as pool:
-            try:
-                for ref, sent in zip(refs, pool.map(self._part, refs), strict=True):
-                    self._copied.sent_parts += sent
-                    self._copied.sent_bytes += ref.size * sent
-                    self._copied.found_parts += not sent
-                    self._done.add(ref)
-            finally:
-                pool.shutdown(cancel_futures=True)
+        for ref, sent in zip(refs, side_by_side(self._part, refs, READERS), strict=True):
+            self._copied.sent_parts += sent
+            self._copied.sent_bytes += ref.size * sent
+            self._copied.found_parts += not sent
+            self._done.add(ref)
 
     def _part(self, ref: PartRef) -> bool:
         """Whether it was sent; False if it is there. Raises `Bad` if the source's is."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from trainer.header import data_start
 from trainer.history import READERS, Absent, Bad, History
 from trainer.manifest import Manifest, PartRef, checkpoint_name, parse_name
+from trainer.side_by_side import side_by_side
 
 
 @dataclass(slots=True)
@@ -117,11 +117,7 @@ class _Reading:
     def _feed_all(
         self, wanted: list[tuple[PartRef, list[hashlib._Hash]]]
     ) -> list[tuple[str | None, list[hashlib._Hash]]]:
-        with ThreadPoolExecutor(READERS, "verify") as pool:
-            try:
-                return list(pool.map(lambda one: self._feed(*one), wanted))
-            finally:
-                pool.shutdown(cancel_futures=True)
+        return list(side_by_side(lambda one: self._feed(*one), wanted, READERS))
 
     def _feed(self, ref: PartRef, states: list[hashlib._Hash]) -> tuple[str | None, list[hashlib._Hash]]:
         """Read a part; what is wrong with it, and the states of the hashes after it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import Lab
+from tests.runs import Lab, command
 
 SET = """
 import sys, time
@@ -43,6 +44,9 @@ def test_saving_as_often_as_pays_goes_on_when_the_clock_is_set(days: int, tmp_pa
     while container.text.count("durable after") < 4 and not container.ended:
         assert time.monotonic() < until, container.text
         time.sleep(0.05)
+    _, told = command("status", "--store", lab.url, "--run", "cifar10")
+    assert re.search(r"cifar10: saves every [0-9.]+ s: a save costs [0-9]+ ms of training", told), told
+    assert "a save costs" in str(lab.status()["checkpoint_every_why"])
     container.signal(signal.SIGTERM)
     assert container.wait() == 75, container.text
     manifest = lab.manifests()[-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,6 +102,25 @@ def test_a_copy_of_a_deleted_run_writes_nothing_into_the_next_one_of_its_name(tm
     heir.check_fence(1)
     with pytest.raises(Superseded, match="the run was deleted meanwhile"):
         zombie.through(zombie.store).check_fence(1)
+
+
+def test_a_copy_that_still_saves_is_fenced_off_to_the_end_of_the_deletion(tmp_path: Path) -> None:
+    """Whatever goes first: a commit among what is deleted would leave a checkpoint of which the next start despairs."""
+    zombie = made_run(tmp_path)
+    looks = []
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(zombie.store, name)
+
+        def delete(self, key: str) -> None:
+            zombie.store.delete(key)
+            looks.append(key)
+            with pytest.raises(Superseded):
+                zombie.check_fence(1)
+
+    delete(History(Watched(), "run"))  # type: ignore[arg-type]
+    assert {"run/attempts/000001.json", "run/attempts/000002.json"} <= set(looks)
 
 
 def test_a_real_run_deleted_under_a_copy_that_lives_stops_that_copy(tmp_path: Path, small_cifar: Path) -> None:

@@ -16,7 +16,7 @@ import math
 import os
 import random
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,7 +28,7 @@ from storage.errors import NotFound, StoreError
 from storage.retry import Retrying
 from tests.scheduling import ACTING, Actor, Body, Replay, State, at_random, digest, search
 from trainer import commit as committing
-from trainer import history
+from trainer import history, side_by_side
 from trainer.checkpoint import Snapshot
 from trainer.commit import RunFacts, Save
 from trainer.exits import UserError
@@ -48,7 +48,7 @@ DIES_IN_ITS_SAVE = 10  # calls of a start and of a first save's parts
 
 
 class Inline:
-    """In place of the pools that send and read parts: one after the other, so that an actor has one call at a time."""
+    """In place of the pools of requests: one after the other, so that an actor has one call at a time."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -71,6 +71,9 @@ class Inline:
             return types.SimpleNamespace(result=fail)
         return types.SimpleNamespace(result=lambda: result)
 
+    def map(self, call: Callable[..., Any], items: Iterable[Any]) -> Iterator[Any]:
+        return map(call, items)
+
     def shutdown(self, *, cancel_futures: bool) -> None:
         pass
 
@@ -89,6 +92,7 @@ def _all_follows_from_the_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("uuid.uuid4", uuid4)
     monkeypatch.setattr(committing, "ThreadPoolExecutor", Inline)
     monkeypatch.setattr(history, "ThreadPoolExecutor", Inline)
+    monkeypatch.setattr(side_by_side, "ThreadPoolExecutor", Inline)
     clock = types.SimpleNamespace(time=lambda: ACTING[-1].now, thread_time=lambda: 0.0)
     monkeypatch.setattr(committing, "time", clock)
 

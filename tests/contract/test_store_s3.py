@@ -454,11 +454,11 @@ def test_credentials_are_told_once_by_kind_and_never_by_value(
     url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "verysecret")
-    caplog.set_level(logging.DEBUG, "storage")
+    caplog.set_level(logging.DEBUG, "baton.storage")
     store = open_store(url)
     for _ in range(2):
         store.put("a", b"")
-    told = [record.getMessage() for record in caplog.records if record.name == "storage.s3_login"]
+    told = [record.getMessage() for record in caplog.records if record.name == "baton.storage"]
     assert told == [f"{url}: credentials: environment variable AWS_ACCESS_KEY_ID"]
     mounted = tmp_path / "credentials"
     mounted.write_text("[default]\naws_access_key_id = k\naws_secret_access_key = verysecret\n")
