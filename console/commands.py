@@ -146,6 +146,8 @@ def known_variables() -> dict[str, str]:
     return {
         "BATON_STOP_GRACE": "seconds between a SIGTERM and the kill that follows; 10, as docker's own, if not given",
         "BATON_GCP_NOTICE": "seconds from a Google VM's `preempted` to its end; 30 if not given",
+        "BATON_IDENTITY": "google, azure or aws: log in to another cloud's store as this machine of that cloud",
+        "BATON_IDENTITY_AUDIENCE": "for whom the machine's token is, where it isn't whom the store's cloud expects",
         "BATON_DEBUG": "1: show every save",
         "BATON_REVISION": "set in the image: the commit that it was built from",
         "BATON_AWS_METADATA": metadata.format("AWS"),

@@ -7,6 +7,7 @@ The first of these that is there, unless it is a connection string all by names 
     AZURE_STORAGE_SAS_TOKEN
     AZURE_STORAGE_KEY                  the account's key: may do everything to all of it
     AZURE_FEDERATED_TOKEN_FILE         workload identity, with AZURE_CLIENT_ID and AZURE_TENANT_ID
+    BATON_IDENTITY                     the same, by this machine's identity on the cloud that it names
     on Azure                           the managed identity AZURE_CLIENT_ID, or the machine's own
     elsewhere                          DefaultAzureCredential: AZURE_CLIENT_CERTIFICATE_PATH and its like, `az login`
 
@@ -35,6 +36,7 @@ from azure.core.exceptions import AzureError, HttpResponseError, ServiceRequestE
 from azure.core.pipeline.transport import RequestsTransport
 
 from storage.errors import NotSetUp, StoreError, Unavailable
+from storage.machine_identity import of_this_machine
 from storage.pace_requests import PacedAdapter
 
 ASSET_TAG = Path("/sys/class/dmi/id/chassis_asset_tag")
@@ -144,14 +146,26 @@ def _end(sas: str) -> datetime | None:
 def _identity(asset_tag: Path = ASSET_TAG) -> tuple[Any, str]:
     """The cloud's own chain, as far as it can't hang: a metadata service is asked on Azure alone."""
     # late: whoever has a secret needs none of it, and its import takes a fifth of a second
-    from azure.identity import DefaultAzureCredential, ManagedIdentityCredential, WorkloadIdentityCredential
+    from azure.identity import (
+        ClientAssertionCredential,
+        DefaultAzureCredential,
+        ManagedIdentityCredential,
+        WorkloadIdentityCredential,
+    )
 
     client = os.environ.get("AZURE_CLIENT_ID", "")
-    if os.environ.get("AZURE_FEDERATED_TOKEN_FILE"):
+    from_file = os.environ.get("AZURE_FEDERATED_TOKEN_FILE")
+    identity = None if from_file else of_this_machine("azure", "api://AzureADTokenExchange", lambda: TOKEN_S)
+    if from_file or identity:
         missing = [name for name in ("AZURE_CLIENT_ID", "AZURE_TENANT_ID") if not os.environ.get(name)]
         if missing:
-            raise NotSetUp(f"AZURE_FEDERATED_TOKEN_FILE is set: workload identity also wants {' and '.join(missing)}")
-        return WorkloadIdentityCredential(transport=_transport(), **_BRIEF), f"workload identity {client}"
+            source = "AZURE_FEDERATED_TOKEN_FILE" if from_file else "BATON_IDENTITY"
+            raise NotSetUp(f"{source} is set: workload identity also wants {' and '.join(missing)}")
+        if identity is None:
+            return WorkloadIdentityCredential(transport=_transport(), **_BRIEF), f"workload identity {client}"
+        tenant = os.environ["AZURE_TENANT_ID"]
+        own = ClientAssertionCredential(tenant, client, identity.token, transport=_transport(), **_BRIEF)
+        return own, f"workload identity {client} by {identity}"
     if _on_azure(asset_tag):
         # at a link-local or loopback address: a proxy, set for the internet, has no business there
         credential = ManagedIdentityCredential(client_id=client or None, transport=_transport(direct=True), **_BRIEF)
@@ -191,6 +205,8 @@ class _Token:
     def get_token_info(self, *scopes: str, options: Any = None) -> AccessTokenInfo:
         try:
             info: AccessTokenInfo = self._credential.get_token_info(*scopes, options=options)
+        except StoreError:  # the machine's identity, in words of its own
+            raise
         except (AzureError, ValueError, OSError) as e:  # ValueError: an empty token file; OSError: none
             raise self._failure(e) from e
         winner = getattr(self._credential, "_successful_credential", None)  # a chain's; told nowhere else but in a log

@@ -1,4 +1,8 @@
-"""Who asks, on S3: the SDK's own chain of credentials, whose sources fail in this house's words."""
+"""Who asks, on S3: the SDK's own chain of credentials, whose sources fail in this house's words.
+
+Before it comes the machine's identity on another cloud, where BATON_IDENTITY names that one: AWS_ROLE_ARN is the role
+that trusts it.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from botocore import exceptions as sdk  # type: ignore[import-untyped]
+from botocore import credentials as sdk_credentials  # type: ignore[import-untyped]
+from botocore import exceptions as sdk
 from botocore.config import Config  # type: ignore[import-untyped]
 from botocore.httpsession import URLLib3Session  # type: ignore[import-untyped]
 from botocore.utils import InstanceMetadataFetcher  # type: ignore[import-untyped]
 
-from storage.errors import NotSetUp
+from storage.errors import NotSetUp, StoreError
+from storage.machine_identity import of_this_machine
 from storage.pace import Patience
 from storage.s3_errors import one_line
 
@@ -29,6 +35,7 @@ def find_credentials(session: Any, url: str, patience: Patience) -> None:
     Raises what botocore raises, where there are none too, and `NotSetUp`.
     """
     _be_brief(session, patience())
+    _take_machines_identity(session, patience)
     with _told(url):
         # there is no public way in; a profile's role that rests on the instance's is asked of the same provider
         instance = session._session.get_component("credential_provider").get_provider("iam-role")
@@ -46,6 +53,25 @@ def find_credentials(session: Any, url: str, patience: Patience) -> None:
 
     # each request is signed with what this gives; it asks the source again when they near their end
     credentials.get_frozen_credentials = frozen
+
+
+def _take_machines_identity(session: Any, patience: Patience) -> None:
+    """Log in as this machine, if that is asked for; the SDK comes back for a new token as the keys near their end."""
+    identity = of_this_machine("aws", "sts.amazonaws.com", patience)
+    if identity is None:
+        return
+    role = os.environ.get("AWS_ROLE_ARN")
+    if not role:
+        raise NotSetUp(f"{identity}: set AWS_ROLE_ARN to the role that trusts it")
+    fetcher = sdk_credentials.AssumeRoleWithWebIdentityCredentialFetcher(
+        client_creator=session._session.create_client,
+        web_identity_token_loader=identity.token,
+        role_arn=role,
+        extra_args={"RoleSessionName": os.environ.get("AWS_ROLE_SESSION_NAME") or "baton"},
+    )
+    session._session._credentials = sdk_credentials.DeferredRefreshableCredentials(
+        refresh_using=fetcher.fetch_credentials, method="assume-role-with-web-identity"
+    )
 
 
 def _be_brief(session: Any, wait: float) -> None:
@@ -89,7 +115,7 @@ def _told(url: str) -> Iterator[None]:
     """
     try:
         yield
-    except (sdk.BotoCoreError, sdk.ClientError):  # some of them are builtin errors as well
+    except (sdk.BotoCoreError, sdk.ClientError, StoreError):  # some of them are builtin errors as well
         raise
     except (OSError, ValueError, RuntimeError) as e:
         raise NotSetUp(

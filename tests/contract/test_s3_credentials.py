@@ -61,7 +61,7 @@ def test_a_program_that_gives_credentials_is_asked_again_before_they_end(
         "print((folder / 'given').read_text())\n"
     )
     ask_program(f"{sys.executable} {program}", tmp_path, monkeypatch)
-    caplog.set_level(logging.DEBUG, "storage")
+    caplog.set_level(logging.DEBUG, "baton.storage")
     store = open_store(url)
     store.put("a", b"1")
     before = len((tmp_path / "asked").read_text())
@@ -118,7 +118,7 @@ def tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
 def test_a_federated_role_reads_its_token_file_anew_each_time_its_keys_near_their_end(
     url: str, tokens: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "storage")
+    caplog.set_level(logging.DEBUG, "baton.storage")
     store = open_store(url)
     store.put("a", b"1")
     tokens.write_text("a-later-token")
@@ -221,7 +221,7 @@ def instance(monkeypatch: pytest.MonkeyPatch) -> Iterator[Metadata]:
 def test_an_instances_role_is_never_asked_of_a_proxy(
     url: str, instance: Metadata, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "storage")
+    caplog.set_level(logging.DEBUG, "baton.storage")
     open_store(url).put("a", b"1")
     assert "role of the instance" in caplog.text
 
