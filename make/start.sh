@@ -28,9 +28,9 @@ where=() create=() ids=() again=() watch=() remove=() registry="" tool="" grace=
 : "${IMAGE:=$registry/baton:$TAG}"
 [[ $IMAGE == */* ]] || IMAGE=$registry/baton:$TAG # make's own name for the image here means nothing there
 
-# The store of its own cloud the VM gets at as itself. To Google's it may be let in from elsewhere by a federation: a file
-# that says how Google is asked for a token, and holds none. Other stores would want a secret on the VM.
-google=""
+# The store of its own cloud the VM gets at as itself. To another's it is let in as itself too, by a federation. For
+# Google's that is a file that says how Google is asked for a token, and holds none; for the others some variables.
+google="" identity=()
 case $BATON_STORE in
     "$own"://*) ;;
     gs://*)
@@ -39,14 +39,37 @@ case $BATON_STORE in
             die "$federation=${!federation}: must be what \`gcloud iam workload-identity-pools create-cred-config\` wrote; a key is a secret, which whoever can log in to the VM would read"
         google=$(base64 <"${!federation}" | tr -d '\n')
         ;;
-    *) die "BATON_STORE=$BATON_STORE: a VM of make start-$cloud can't get at it: its own cloud's, $own://..., or from all three Google's, gs://... For others: docs/launch.md, SkyPilot" ;;
+    s3://*)
+        role=${cloud^^}_TO_AWS_ROLE
+        want "$role" arn:aws:iam::123456789012:role/baton-from-"$cloud" "docs/stores.md, From one cloud to another's store"
+        want AWS_REGION eu-west-1
+        identity=("AWS_ROLE_ARN=${!role}" "AWS_REGION=$AWS_REGION")
+        if [[ $cloud == azure ]]; then
+            want AZURE_TO_AWS_AUDIENCE api://APP "docs/stores.md, From one cloud to another's store"
+            identity+=("BATON_IDENTITY_AUDIENCE=$AZURE_TO_AWS_AUDIENCE")
+        fi
+        ;;
+    az://*)
+        want AZURE_TENANT_ID TENANT "az account show --query tenantId"
+        want AZURE_CLIENT_ID APP "docs/stores.md, From one cloud to another's store"
+        identity=("AZURE_TENANT_ID=$AZURE_TENANT_ID" "AZURE_CLIENT_ID=$AZURE_CLIENT_ID")
+        [[ $cloud != aws ]] || identity+=("AWS_REGION=$AWS_REGION")
+        ;;
+    *) die "BATON_STORE=$BATON_STORE: a VM can't get at it: gs://, s3:// or az://" ;;
 esac
+if ((${#identity[@]})); then
+    identity+=("BATON_IDENTITY=${cloud/gcp/google}")
+    for setting in "${identity[@]}"; do
+        [[ $setting =~ ^[A-Za-z0-9_.:/@=+-]+$ ]] || die "$setting: only letters, digits and _ . : / @ = + -"
+    done
+fi
 
 # Into the file that the VM is given. What is filled in are words: nothing in them is run, or breaks out of its line.
 fill_in() {
     local text name value
     text=$(<launch/cloud-init/user-data.yaml)
     text=${text//@GOOGLE@/$google}
+    text=${text//@IDENTITY@/$( ((!${#identity[@]})) || printf '%s\n' "${identity[@]}" | base64 | tr -d '\n')}
     for name in IMAGE JOB MAX_HOURS GRACE STOP_S BATON_STORE BATON_RUN; do
         value=${!name}
         [[ $value =~ ^[A-Za-z0-9_.,:/@=+\ -]+$ ]] || die "$name=$value: only letters, digits, spaces and _ . , : / @ = + -"

@@ -96,6 +96,8 @@ class Machine:
         self.dmi.mkdir()
         self.google = folder / "google.json"
         self.google.touch()
+        self.identity = folder / "identity"
+        self.identity.touch()
         self.codes = folder / "codes"
         # `docker run` gives the next exit code of the list, the last one for ever
         self.stand_ins.add(
@@ -114,6 +116,7 @@ exit "$code"''',
             "BATON_STATE": str(self.state),
             "BATON_DMI": str(self.dmi),
             "BATON_GOOGLE": str(self.google),
+            "BATON_VARIABLES": str(self.identity),
             "BATON_OFF_AFTER": "0",
             "BATON_AGAIN_AFTER": "0",
             "IMAGE": "registry.example/baton:cpu",
@@ -270,12 +273,15 @@ def test_on_azure_it_deallocates_itself_by_a_token_that_no_argument_holds(machin
     assert machine.turned_off == 1
 
 
-def test_what_lets_it_in_to_googles_store_from_another_cloud_is_mounted_where_it_is_there(machine: Machine):
+def test_what_lets_it_in_to_another_clouds_store_is_given_where_it_is_there(machine: Machine):
     machine.boot(0)
     machine.google.write_text("{}")
+    machine.identity.write_text("BATON_IDENTITY=google\n")
     machine.boot(0)
     without, given = (" ".join(words) for words in machine.runs)
     assert "google.json" not in without
+    assert "--env-file" not in without
+    assert f"--env-file {machine.identity}" in given
     assert f"-v {machine.google}:/run/secrets/google.json:ro" in given
     assert "-e GOOGLE_APPLICATION_CREDENTIALS=/run/secrets/google.json" in given
 

@@ -236,15 +236,45 @@ def test_a_vm_of_another_cloud_is_told_how_google_lets_it_in_and_never_a_key(
     assert json.loads(base64.b64decode(told["content"])) == federation
 
 
-@pytest.mark.parametrize("cloud", SETTINGS)
-def test_a_store_that_the_vm_could_not_get_at_is_refused_before_it_costs_anything(cloud: str, stand_ins: StandIns):
-    own = STORES[cloud]["BATON_STORE"].split(":")[0]
-    for store in {"s3://bucket/runs", "az://account/container/runs", "file:///store"} - {STORES[cloud]["BATON_STORE"]}:
-        code, said = start(stand_ins, cloud, **SETTINGS[cloud], BATON_STORE=store, GO="1")
+ROLE = "arn:aws:iam::123456789012:role/baton"
+# by what a VM of one cloud is let in to the store of another: settings -> what its container is told
+LOGINS = {
+    ("gcp", "aws"): ({"GCP_TO_AWS_ROLE": ROLE, "AWS_REGION": "eu-west-1"}, {"BATON_IDENTITY": "google"}),
+    ("azure", "aws"): (
+        {"AZURE_TO_AWS_ROLE": ROLE, "AWS_REGION": "eu-west-1", "AZURE_TO_AWS_AUDIENCE": "api://app"},
+        {"BATON_IDENTITY": "azure", "BATON_IDENTITY_AUDIENCE": "api://app", "AWS_ROLE_ARN": ROLE},
+    ),
+    ("gcp", "azure"): ({"AZURE_TENANT_ID": "t", "AZURE_CLIENT_ID": "c"}, {"BATON_IDENTITY": "google"}),
+    ("aws", "azure"): (
+        {"AZURE_TENANT_ID": "t", "AZURE_CLIENT_ID": "c"},
+        {"BATON_IDENTITY": "aws", "AWS_REGION": "eu-west-1", "AZURE_TENANT_ID": "t", "AZURE_CLIENT_ID": "c"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("cloud", "store"), LOGINS)
+def test_a_vm_of_another_cloud_is_told_how_it_logs_in_as_itself(cloud: str, store: str, stand_ins: StandIns):
+    settings, told = LOGINS[cloud, store]
+    given = SETTINGS[cloud] | STORES[store] | settings
+    for missing in settings:
+        code, said = start(stand_ins, cloud, **{name: value for name, value in given.items() if name != missing})
         assert code != 0
-        assert said.startswith(
-            f"BATON_STORE={store}: a VM of make start-{cloud} can't get at it: its own cloud's, {own}://"
-        )
+        assert said.startswith(f"{missing} is not set: echo '{missing}="), said
+    code, said = start(stand_ins, cloud, **given)
+    assert code == 0, said
+    files = yaml.safe_load((stand_ins.folder / f"{cloud}.yaml").read_text())["write_files"]
+    written = {one["path"]: base64.b64decode(one["content"]) for one in files if one.get("encoding") == "b64"}
+    variables = dict(line.split("=", 1) for line in written["/etc/baton/identity"].decode().splitlines())
+    assert variables.items() >= told.items()
+    assert written["/etc/baton/google.json"] == b""
+    _, said = start(stand_ins, cloud, **given | {next(iter(settings)): "a b"})
+    assert "only letters, digits" in said
+
+
+def test_a_store_that_no_vm_could_get_at_is_refused_before_it_costs_anything(stand_ins: StandIns):
+    code, said = start(stand_ins, "gcp", **SETTINGS["gcp"], BATON_STORE="file:///store", GO="1")
+    assert code != 0
+    assert said.startswith("BATON_STORE=file:///store: a VM can't get at it: gs://, s3:// or az://")
     assert stand_ins.calls == []
 
 
