@@ -1,7 +1,8 @@
 """Two real processes of one run, stopped and continued by SIGSTOP and SIGCONT around their store calls, at random.
 
 One of them runs at a time, up to one of its calls; so the older one sleeps through its successor's claim, loads, saves
-or end, and wakes in the midst of its own save, sign of life, clean-up or start.
+or end, and wakes in the midst of its own save, sign of life, clean-up or start. Their clocks are ten minutes apart, and
+some are killed where they stand, and another copy is started in their place.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ from trainer.verify import verify
 SOAK = int(os.environ.get("BATON_SOAK_SEED", "0"))
 COUNT = 20 if SOAK else 5  # `BATON_SOAK_SEED=1` runs the first 20
 LONGEST = 45  # calls in about a whole run of these 16 steps
+APART_S = 600.0  # between the copies' clocks
+KILLED = -signal.SIGKILL
 
 
 class Stopping:
@@ -61,13 +65,14 @@ class Stopping:
 
 
 class Copy:
-    """A forked process that runs the entrypoint, from one stop to the next."""
+    """A forked process that runs the entrypoint, from one stop to the next. Its clock is `ahead_s` ahead."""
 
-    def __init__(self, work: Callable[[], int]) -> None:
+    def __init__(self, work: Callable[[], int], ahead_s: float = 0.0) -> None:
         self.code: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
-            code = 1
+            code, real = 1, time.time
+            time.time = lambda: real() + ahead_s
             try:
                 code = work()
             finally:
@@ -86,6 +91,7 @@ class Copy:
         if self.code is None:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
+            self.code = KILLED
 
 
 def stops(rng: random.Random) -> dict[int | str, str]:
@@ -101,26 +107,39 @@ def test_two_copies_that_stop_and_wake_lose_nothing_and_end_alike(
 ) -> None:
     rng = random.Random(1000 * SOAK + seed)
     lab = Lab(tmp_path, small_cifar, *OPTIONS)
-    logs = [tmp_path / f"{name}.log" for name in ("first", "second", "last")]
+    logs: list[Path] = []
     copies: list[Copy] = []
+
+    def begin() -> None:
+        log, mine = tmp_path / f"{len(logs)}.log", stops(rng)
+        logs.append(log)
+        ahead_s = rng.choice([-APART_S / 2, APART_S / 2])
+        copies.append(Copy(lambda: train(lab, log, lambda store: Stopping(store, mine)), ahead_s))
+        copies[-1].until_it_stops()
+
     try:
-        for log in logs[:2]:
-            mine = stops(rng)
-            copies.append(Copy(lambda: train(lab, log, lambda store: Stopping(store, mine))))  # noqa: B023
-            copies[-1].until_it_stops()
+        begin()
+        begin()
         while running := [copy for copy in copies if copy.code is None]:
-            rng.choice(running).go_on()
+            one = rng.choice(running)
+            if len(copies) < 4 and rng.random() < 0.2:
+                one.kill()
+                begin()
+            else:
+                one.go_on()
     finally:
         for copy in copies:
             copy.kill()
-    said = "\n".join(log.read_text() for log in logs[:2])
-    assert [copy.code for copy in copies] == [0, 0], said
+    said = "\n".join(log.read_text() for log in logs)
+    assert {copy.code for copy in copies} <= {0, KILLED}, said
+    assert [copy.code for copy in copies].count(0) == 2, "another one for each that was killed"
     assert "is bad" not in said
     check_history(lab)
-    last = Copy(lambda: train(lab, logs[2]))
+    end = tmp_path / "end.log"
+    last = Copy(lambda: train(lab, end))
     last.until_it_stops()
-    assert last.code == 0, logs[2].read_text()
-    assert "is finished" in logs[2].read_text(), "one of the two came to the end, and its result stands"
+    assert last.code == 0, end.read_text()
+    assert "is finished" in end.read_text(), "one of them came to the end, and its result stands"
     assert lab.hashes() == quiet.hashes()
 
 
