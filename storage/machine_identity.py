@@ -45,6 +45,8 @@ class MachineIdentity:
         import json
 
         asked = {"api-version": "2018-02-01", "resource": self.audience}
+        if client := os.environ.get("AZURE_CLIENT_ID"):  # which of the managed identities, where there are several
+            asked["client_id"] = client
         answer = self._ask("BATON_AZURE_METADATA", "/metadata/identity/oauth2/token", asked, {"Metadata": "true"})
         try:
             return str(json.loads(answer)["access_token"])

@@ -178,6 +178,7 @@ def test_a_machine_of_google_or_azure_takes_a_role_on_aws_and_shows_a_new_token_
         with pytest.raises(NotSetUp, match="BATON_IDENTITY_AUDIENCE"):
             open_store(s3).put("a", b"")
         monkeypatch.setenv("BATON_IDENTITY_AUDIENCE", "api://baton")
+        monkeypatch.setenv("AZURE_CLIENT_ID", "one-of-several")
     first, second = token("x"), token("x")
     give(machine, first)
     store = open_store(s3)
@@ -188,7 +189,8 @@ def test_a_machine_of_google_or_azure_takes_a_role_on_aws_and_shows_a_new_token_
     assert (shown[0], shown[-1]) == (first, second)
     assert {(form["Action"], form["RoleArn"]) for form in Services.asked} == {("AssumeRoleWithWebIdentity", ROLE)}
     asked = str(machine.log)
-    assert ("audience=sts.amazonaws.com" if machine.cloud == "gcp" else "resource=api%3A%2F%2Fbaton") in asked
+    ours = "resource=api%3A%2F%2Fbaton&client_id=one-of-several"
+    assert ("audience=sts.amazonaws.com" if machine.cloud == "gcp" else ours) in asked
     assert f"role {ROLE} by workload identity federation" in caplog.text
     assert clean(caplog.text)
 
