@@ -155,7 +155,8 @@ def copy(source: str, target: str, run: str | None) -> int:
     """Copy a run from the store SRC to the store DST, every byte checked; there it goes on as if it had always been.
 
     What is killed in the midst is finished by the same command; until then the copy can't be started. Refused where DST
-    has a run of this name with another history. SRC is left as it is.
+    has a run of this name with another history. SRC is left as it is. Parts larger than 8 MB go one at a time through
+    a file in TMPDIR.
     """
     from console.copy import copy_run
 
@@ -182,7 +183,10 @@ def delete(store: str | None, run: str | None, yes: bool) -> int:
 @baton.command(short_help="check every checkpoint of a run down to its bytes")
 @click.option("--json", "as_json", is_flag=True, help="as JSON, a list of checkpoints")
 def verify(store: str | None, run: str | None, as_json: bool) -> int:
-    """Read all that a run's checkpoints name and check it. Exit code 0 if all are good, 78 if not."""
+    """Read all that a run's checkpoints name and check it.
+
+    Exit code 0 if all are good, 78 if not, or if a copy or a deletion of the run was left unfinished.
+    """
     from console.verify import show
 
     settings = Settings.of(those_given({"store": store, "run": run}))

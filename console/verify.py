@@ -24,10 +24,13 @@ def show(store: Store, run: str | None, *, as_json: bool) -> int:
     bad, told = 0, []
     for history in found:
         verdicts = verify(history, log.debug)
-        bad += sum(bool(verdict.problems) for verdict in verdicts)
-        told += [_told(history, verdict) for verdict in verdicts]
+        why = history.why_marked()
+        bad += sum(bool(verdict.problems) for verdict in verdicts) + (why is not None)
+        told += [{**_told(history, verdict), "unfinished": why} for verdict in verdicts]
         if not as_json:
             _print(history, verdicts)
+            if why is not None:
+                print(f"{history.run} {why}")
     if as_json:
         print(json.dumps(told, indent=2))
     return ExitCode.SETUP if bad else ExitCode.DONE

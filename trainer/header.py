@@ -20,27 +20,41 @@ class Sink(Protocol):
     def write(self, data: Any, /) -> int: ...
 
 
+class Head:
+    """What of a part on its way is its header, as far as one may be long."""
+
+    def __init__(self) -> None:
+        self.kept = bytearray()
+
+    @property
+    def end(self) -> int:
+        """Where the header ends, by its own word."""
+        return data_start(self.kept) if len(self.kept) >= 8 else 8
+
+    def take(self, data: bytes | bytearray | memoryview) -> memoryview:
+        """Keep what belongs to the header, and give the rest."""
+        view = memoryview(data)
+        while view and (lacking := min(self.end, 8 + MAX_HEADER_BYTES) - len(self.kept)) > 0:
+            self.kept += view[:lacking]
+            view = view[lacking:]
+        return view
+
+
 class PartReader:
     """A sink that hashes a part on its way to `onward`, and keeps of it no more than the header."""
 
     def __init__(self, onward: Sink) -> None:
         self._onward = onward
         self._sha256 = hashlib.sha256()
-        self._head = bytearray()
+        self._head = Head()
         self.size = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         self._sha256.update(data)
-        view = memoryview(data)
-        while view and (lacking := min(self._header_end(), 8 + MAX_HEADER_BYTES) - len(self._head)) > 0:
-            self._head += view[:lacking]
-            view = view[lacking:]
+        self._head.take(data)
         self.size += len(data)
         self._onward.write(data)
         return len(data)
-
-    def _header_end(self) -> int:
-        return 8 + (int.from_bytes(self._head[:8], "little") if len(self._head) >= 8 else 0)
 
     def problem(self, sha256: str, size: int) -> str | None:
         """What is wrong with what was written, which should be the part of this name; None if nothing is."""
@@ -48,11 +62,11 @@ class PartReader:
             return f"has {self.size} bytes and should have {size}"
         if self._sha256.hexdigest() != sha256:
             return "is damaged"
-        end = self._header_end()
+        end = self._head.end
         try:
             if not 8 < end <= min(size, 8 + MAX_HEADER_BYTES):
                 raise ValueError(f"its header of {end - 8} bytes is none")
-            check_header(bytes(self._head[8:end]), size - end)
+            check_header(bytes(self._head.kept[8:end]), size - end)
         except ValueError as e:
             return f"is no part of a checkpoint: {e}"
         return None
@@ -72,7 +86,7 @@ class Kept:
         return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
 
 
-def data_start(head: bytes) -> int:
+def data_start(head: bytes | bytearray) -> int:
     """Where the tensors' bytes begin, from a part's first 8."""
     return 8 + int.from_bytes(head[:8], "little")
 
@@ -99,9 +113,9 @@ def check_header(text: bytes, data_bytes: int) -> None:
         raise ValueError(f"its tensors take {end} bytes, and there are {data_bytes}")
 
 
-def tensor_names(part: bytes) -> list[str]:
-    """Names of the tensors in a part that has been checked."""
-    return [name for name in strict.loads(part[8 : data_start(part)]) if name != "__metadata__"]
+def tensor_names(part: bytes | bytearray) -> list[str]:
+    """Names of the tensors in a part that has been checked, or but its beginning with all of the header."""
+    return [name for name in strict.loads(bytes(part[8 : data_start(part)])) if name != "__metadata__"]
 
 
 def _json(text: bytes, what: str) -> Any:

@@ -33,7 +33,7 @@ READERS = 4  # parts that are read at once: one alone waits for its answer most 
 SIGN_S = 30.0  # between two signs of life of a copy
 SILENT_S = 3 * SIGN_S  # without any: the machine is gone
 MAX_RECORD_BYTES = 1 << 20
-_CLAIM = re.compile(r"([0-9]{6,12})\.json")
+_CLAIM = re.compile(r"([0-9]{6}|[1-9][0-9]{6,11})\.json")  # one name a number: the key is made from it again
 
 
 class Bad(Exception):
@@ -209,13 +209,20 @@ class History:
     def is_marked(self) -> bool:
         return self.MARK in self._manifest_names()
 
+    def why_marked(self) -> str | None:
+        """Why the run is not whole, in words that follow its name; None where it isn't marked so."""
+        return self._why() if self.is_marked() else None
+
+    def _why(self) -> str:
+        record = self.read_record("checkpoints", self.MARK) or {}
+        why = record.get("why", "is marked as not whole: finish the `copy` or the `delete` that was under way")
+        return f"{why!s:.300}"
+
     def _usable(self) -> list[tuple[int, int]]:
         """As `checkpoints`. Raises `UserError` if the run is marked as not whole."""
         names = self._manifest_names()
         if self.MARK in names:
-            record = self.read_record("checkpoints", self.MARK) or {}
-            why = record.get("why", "is marked as not whole: finish the `copy` or the `delete` that was under way")
-            raise UserError(f"run {self.run!r} in {self.store.url} {why!s:.300}")
+            raise UserError(f"run {self.run!r} in {self.store.url} {self._why()}")
         return _newest_first(names)
 
     def manifest(self, name: str) -> Manifest:
@@ -232,6 +239,16 @@ class History:
                 if last_try:
                     raise Bad(f"its manifest {e}") from e
         raise AssertionError
+
+    def has_manifest(self, name: str) -> bool:
+        """Whether the checkpoint has one, good or bad; one that was cleaned up has none."""
+        try:
+            self.manifest(name)
+        except Absent:
+            return False
+        except Bad:
+            return True
+        return True
 
     def part(self, ref: PartRef) -> bytes:
         """A part's bytes, verified. Raises `Bad`."""
@@ -267,10 +284,7 @@ class History:
             for ref, part in parts:
                 check()
                 data[ref.sha256] = part
-                for tensor in tensor_names(part):
-                    if (ref.section, tensor) in found:
-                        raise Bad(f"tensor {tensor!a:.60} is in two of its parts")
-                    found.add((ref.section, tensor))
+                add_tensors(found, ref.section, tensor_names(part))
         return Checkpoint(manifest, data)
 
     def _parts_ahead(self, refs: Sequence[PartRef], known: Mapping[str, bytes]) -> Generator[tuple[PartRef, bytes]]:
@@ -354,6 +368,14 @@ class History:
                 if self.manifest(manifest.name).state_sha256 == manifest.state_sha256:
                     return
             raise Superseded(manifest.attempt) from e
+
+
+def add_tensors(found: set[tuple[str, str]], section: str, names: Iterable[str]) -> None:
+    """Add a part's tensors to those of a checkpoint. Raises `Bad` if one is there already."""
+    for name in names:
+        if (section, name) in found:
+            raise Bad(f"tensor {name!a:.60} is in two of its parts")
+        found.add((section, name))
 
 
 def _newest_first(names: Iterable[str]) -> list[tuple[int, int]]:

@@ -16,7 +16,7 @@ MAX_BYTES = 8 << 20  # a manifest is a few kB; JSON made to harm takes 25 times 
 MAX_PARTS = 50_000
 MAX_PART_BYTES = 1 << 40
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_NAME = re.compile(r"([0-9]{6,12})-([0-9]{8,15})")
+_NAME = re.compile(r"([0-9]{6}|[1-9][0-9]{6,11})-([0-9]{8}|[1-9][0-9]{8,14})")  # as `checkpoint_name` writes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +128,8 @@ def _parts(raw: Any) -> list[PartRef]:
                 parts.append(PartRef(section, sha256, size))
             case _:
                 raise ValueError(f"parts: not a part: {part!r:.100}")
+    if len({(part.section, part.sha256) for part in parts}) < len(parts):
+        raise ValueError("parts: one is named twice")
     return parts
 
 

@@ -149,8 +149,11 @@ class Retention:
         history = self._history
         parts = {_last(info): info for info in history.store.list(history.key("parts", ""))}
         check()
-        listed = history.store.list(history.key("checkpoints", ""))
+        listed = list(history.store.list(history.key("checkpoints", "")))
         manifests = {name: info for info in listed if parse_name(name := _last(info).removesuffix(".json"))}
+        self._known = {name: known for name, known in self._known.items() if name in manifests}
+        if history.MARK in map(_last, listed):  # its copy goes on with old parts that nothing names yet
+            return Excess([], [], len(manifests), "it is marked as not whole, so all stays")
         old = now - self._young_s
         if not any(i.modified < old for i in parts.values()) and not self._obsolete(manifests, now):
             return Excess([], [], len(manifests))

@@ -4,23 +4,27 @@ Attempts' records go first, so that numbering goes on, and the metric lines of c
 checkpoint by checkpoint from the oldest, its parts, its metric lines and its manifest; the result last. A mark among
 the checkpoints keeps anyone from starting the copy before it is whole.
 A part that lies there already is read again and hashed rather than believed: its name and size say nothing of rot.
+A large one goes through a file on this machine's disk: under its name nothing may ever lie that wasn't checked before.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import mmap
+import os
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, BinaryIO
 
-from storage.errors import AlreadyExists, NotFound
+from storage.errors import AlreadyExists, NotFound, StoreError
 from trainer.exits import ExitCode, UserError
 from trainer.history import READERS, Absent, Bad, History
 from trainer.manifest import MAX_BYTES, Manifest, PartRef, checkpoint_name, parse_name
 from trainer.side_by_side import side_by_side
+
+PIECE = 8 << 20  # bytes; larger parts go through a file, in pieces of so many, which stores send as they are
 
 
 @dataclass(slots=True)
@@ -42,7 +46,7 @@ def copy(source: History, target: History, tell: Callable[[str], None] = lambda 
     if not names and not attempts:
         raise UserError(f"no run {source.run!r} in {source.store.url}; `status` lists those there are")
     if source.is_marked():
-        raise UserError(f"run {source.run!r} in {source.store.url} is not whole itself; `status` and `verify` say more")
+        raise UserError(f"run {source.run!r} in {source.store.url} is not whole itself; `verify` says why")
     _check_same_history(source, target, attempts)
     target.mark(f"was being copied from {source.store.url}: finish with the same `copy`, or `delete` it here")
     if source.is_marked():
@@ -115,16 +119,46 @@ def _copy_result(source: History, target: History, tell: Callable[[str], None]) 
     files = record.get("files")
     for name, file in files.items() if isinstance(files, dict) else ():
         key, wanted = target.key("result", name), file.get("sha256") if isinstance(file, dict) else None
-        with tempfile.TemporaryFile() as local:
-            with suppress(NotFound):
+        with _local_file() as local:
+            try:
                 source.store.get(source.key("result", name), local)
+            except NotFound:
+                wanted = None  # else the SHA-256 of nothing would do
             local.seek(0)
-            if hashlib.file_digest(local, "sha256").hexdigest() != wanted:
+            if hashlib.file_digest(local, "sha256").hexdigest() != wanted:  # type: ignore[arg-type]
                 tell(f"the result's {name:.100} is not there or damaged: no result is copied")
                 return
-            with mmap.mmap(local.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as whole:
-                target.store.put(key, whole)
+            target.store.put(key, _Pieces(local))
     _copy_if_there(source, target, "result.json")
+
+
+@contextmanager
+def _local_file() -> Iterator[BinaryIO]:
+    """A file without a name, which is gone with this process however it ends."""
+    try:
+        with tempfile.TemporaryFile() as file:
+            yield file
+    except StoreError:
+        raise
+    except OSError as e:
+        raise UserError(
+            f"large parts go through a temporary file here: {e.strerror or e}; TMPDIR names another folder for it"
+        ) from e
+
+
+class _Pieces(Sequence[bytes]):
+    """A file's bytes, of which one piece at a time is in memory, and all once more for a store that tries again."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        file.flush()
+        self._fd = file.fileno()
+        self._starts = range(0, max(1, os.fstat(self._fd).st_size), PIECE)  # of an empty file, one that is empty
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: Any) -> Any:
+        return os.pread(self._fd, PIECE, self._starts[index])
 
 
 class _Copying:
@@ -146,7 +180,7 @@ class _Copying:
             except Absent:
                 continue  # cleaned up meanwhile
             except Bad as e:
-                if self._is_there(name):
+                if self._source.has_manifest(name):
                     self._copied.bad[name] = str(e)
                 continue
             _copy_if_there(self._source, self._target, "metrics", f"{name}.jsonl")
@@ -157,11 +191,14 @@ class _Copying:
 
     def _parts(self, refs: Sequence[PartRef]) -> None:
         """Raises `Bad` if one of the source's is."""
-        for ref, sent in zip(refs, side_by_side(self._part, refs, READERS), strict=True):
-            self._copied.sent_parts += sent
-            self._copied.sent_bytes += ref.size * sent
-            self._copied.found_parts += not sent
-            self._done.add(ref)
+        small = [ref for ref in refs if ref.size <= PIECE]
+        large = [ref for ref in refs if ref.size > PIECE]  # each of which a store moves in pieces side by side
+        for some, at_once in ((small, READERS), (large, 1)):
+            for ref, sent in zip(some, side_by_side(self._part, some, at_once), strict=True):
+                self._copied.sent_parts += sent
+                self._copied.sent_bytes += ref.size * sent
+                self._copied.found_parts += not sent
+                self._done.add(ref)
 
     def _part(self, ref: PartRef) -> bool:
         """Whether it was sent; False if it is there. Raises `Bad` if the source's is."""
@@ -172,17 +209,18 @@ class _Copying:
                 self._tell(f"{e}: sent again")
             else:
                 return False
-        data = self._source.part(ref)
-        self._target.put_part(ref.sha256, ref.size, data)
-        return True
-
-    def _is_there(self, name: str) -> bool:
-        try:
-            self._source.manifest(name)
-        except Absent:
-            return False
-        except Bad:
+        if ref.size <= PIECE:
+            self._target.put_part(ref.sha256, ref.size, self._source.part(ref))
             return True
+        with _local_file() as local:
+
+            def emptied() -> BinaryIO:
+                local.seek(0)
+                local.truncate()
+                return local
+
+            self._source.read_part(ref, emptied)
+            self._target.put_part(ref.sha256, ref.size, _Pieces(local))
         return True
 
     def _commit(self, manifest: Manifest) -> None:

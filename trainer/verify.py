@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from trainer.header import data_start
-from trainer.history import READERS, Absent, Bad, History
+from trainer.header import Head, tensor_names
+from trainer.history import READERS, Absent, Bad, History, add_tensors
 from trainer.manifest import Manifest, PartRef, checkpoint_name, parse_name
 from trainer.side_by_side import side_by_side
 
@@ -30,7 +31,8 @@ def verify(history: History, tell: Callable[[str], None] = lambda line: None) ->
     """Verdicts on all checkpoints, the oldest first; one that is cleaned up meanwhile is left out.
 
     Checked are each manifest's checksum and its state_sha256, the chain of parents, each part's SHA-256, size and
-    header, and weights_sha256 anew from the tensors. `tell` hears of each part. Raises `StoreError`.
+    header, that no tensor is in two parts, and weights_sha256 anew from the tensors. `tell` hears of each part. Raises
+    `StoreError`.
     """
     verdicts = {}
     for name in [checkpoint_name(*pair) for pair in reversed(history.checkpoints())]:
@@ -47,7 +49,8 @@ def verify(history: History, tell: Callable[[str], None] = lambda line: None) ->
     whole = [verdict for verdict in verdicts.values() if verdict.manifest is not None]
     reading.weights(whole)
     reading.the_rest(whole)
-    return [v for v in verdicts.values() if not v.problems or _is_there(history, v)]
+    # a bad one may be one that was being cleaned up while it was looked at
+    return [v for v in verdicts.values() if not v.problems or history.has_manifest(v.name)]
 
 
 def _chain_problems(manifest: Manifest) -> list[str]:
@@ -61,17 +64,6 @@ def _chain_problems(manifest: Manifest) -> list[str]:
     return [f"its parent {manifest.parent} is not older than it is"]
 
 
-def _is_there(history: History, verdict: Verdict) -> bool:
-    """Whether a bad checkpoint is bad, and not one that was being cleaned up while it was looked at."""
-    try:
-        history.manifest(verdict.name)
-    except Absent:
-        return False
-    except Bad:
-        return True
-    return True
-
-
 class _Reading:
     """Reads each part once, for all checkpoints that name it.
 
@@ -83,6 +75,7 @@ class _Reading:
         self._history = history
         self._tell = tell
         self._health: dict[tuple[str, int], str | None] = {}  # of each part read: what is wrong with it
+        self._tensors: dict[tuple[str, int], list[str]] = {}  # of each good one: their names
 
     def weights(self, verdicts: Iterable[Verdict]) -> None:
         left = {id(verdict): verdict for verdict in verdicts}
@@ -113,6 +106,16 @@ class _Reading:
         for verdict, refs in parts:
             problems = [problem for key in refs if (problem := self._health[key]) is not None]
             verdict.problems += [problem for problem in problems if problem not in verdict.problems]
+            if not problems:
+                self._look_for_tensors_in_two_parts(verdict)
+
+    def _look_for_tensors_in_two_parts(self, verdict: Verdict) -> None:
+        found: set[tuple[str, str]] = set()
+        try:
+            for ref in verdict.manifest.parts if verdict.manifest else []:
+                add_tensors(found, ref.section, self._tensors[ref.sha256, ref.size])
+        except Bad as e:
+            verdict.problems.append(str(e))
 
     def _feed_all(
         self, wanted: list[tuple[PartRef, list[hashlib._Hash]]]
@@ -130,27 +133,20 @@ class _Reading:
             self._health[key] = str(e)
             return str(e), states
         self._tell(f"part {ref.sha256[:12]} is good, {ref.size} bytes")
-        self._health[key] = None
+        # interned: checkpoints have the same names, over and over
+        self._health[key], self._tensors[key] = None, list(map(sys.intern, tensor_names(sink.head.kept)))
         return None, sink.digests
 
 
 class _Digests:
-    """A sink that hashes a part's tensors, without its header."""
+    """A sink that hashes a part's tensors, and keeps of it no more than the header."""
 
     def __init__(self, digests: list[hashlib._Hash]) -> None:
         self.digests = digests
-        self._head = b""
-        self._skip = 0
+        self.head = Head()
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
-        view = memoryview(data)
-        if len(self._head) < 8:
-            lacking = 8 - len(self._head)
-            self._head += bytes(view[:lacking])
-            view = view[lacking:]
-            self._skip = data_start(self._head) - 8 if len(self._head) == 8 else 0
-        skipped = min(self._skip, len(view))
-        self._skip -= skipped
+        tensors = self.head.take(data)
         for digest in self.digests:
-            digest.update(view[skipped:])
+            digest.update(tensors)
         return len(data)

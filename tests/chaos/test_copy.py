@@ -6,16 +6,27 @@ import hashlib
 import itertools
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from storage import open_store
-from tests.checkpoints import DyingStore, chain, history, keys, save
-from tests.runs import Lab, command
+from storage import ObjectInfo, open_store
+from storage.errors import Unavailable
+from storage.protocol import Source, chunks
+from storage.retry import Retrying
+from tests.chaos.test_hostile import PEAK
+from tests.checkpoints import DyingStore, age, chain, history, keys, save, snapshot
+from tests.runs import REPOSITORY, Lab, command, environment
+from trainer import transfer
 from trainer.exits import UserError
 from trainer.history import History
+from trainer.retention import Retention, store_time
 from trainer.transfer import copy
 from trainer.verify import verify
 
@@ -121,6 +132,134 @@ def test_what_is_bad_here_is_not_copied_and_told(tmp_path: Path) -> None:
     assert (code, "none of the 4 checkpoints" in text) == (78, True), text
 
 
+LARGE_TO_COPY = """
+import sys
+import entrypoint
+before = peak()
+code = entrypoint.main(["copy", *sys.argv[1:], "--run", "run"])
+print(code, peak() - before)
+"""
+
+
+def copied_in_a_process(source: History, target: str, **variables: str) -> tuple[int, int, str]:
+    """Its exit code, the MB of memory that it took, and what it said."""
+    arguments = [sys.executable, "-c", PEAK + LARGE_TO_COPY, source.store.url, target]
+    done = subprocess.run(
+        arguments, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY, env=environment(**variables), check=True
+    )
+    said, _, last = done.stdout.rstrip().rpartition("\n")
+    code, megabytes = map(int, last.split())
+    return code, megabytes, said
+
+
+def large_run(folder: Path, *values: float) -> History:
+    """With a part of 60 MB for each value."""
+    run = history(folder)
+    run.claim({"job": "cifar10"})
+    tensors = {f"{value}.weight": torch.full((15_000_000,), value) for value in values}
+    made = save(run, 1, 10, None, replace(snapshot(10), model=tensors))
+    assert [ref.size > 60e6 for ref in made.parts] == [True] * len(values) + [False]
+    return run
+
+
+def test_parts_larger_than_memory_should_hold_take_little_of_it(tmp_path: Path) -> None:
+    source, target = large_run(tmp_path / "here", 1.0, 2.0, 3.0), history(tmp_path / "there")
+    weights = source.part(source.manifest("000001-00000010").parts[0])
+    source.store.put(source.key("result", "model.safetensors"), weights)
+    files = {"model.safetensors": {"sha256": hashlib.sha256(weights).hexdigest()}}
+    source.write_record({"files": files}, "result.json")
+    code, megabytes, said = copied_in_a_process(source, target.store.url)
+    assert code == 0, said
+    assert megabytes < 50
+    assert [v.problems for v in verify(target)] == [[]]
+    assert target.read(target.key("result", "model.safetensors"), 1 << 30) == weights
+
+
+def test_no_room_for_a_large_part_on_its_way_is_told_in_a_line(tmp_path: Path, small_disk: Path) -> None:
+    source = large_run(tmp_path / "here", 1.0)
+    code, _, said = copied_in_a_process(source, f"file://{tmp_path}/there", TMPDIR=str(small_disk))
+    assert (code, len(said.splitlines())) == (78, 1), said
+    assert "TMPDIR names another folder" in said
+    assert "No space left" in said
+
+
+class BreakingOff:
+    """A store whose every first get and put of an object breaks off in the midst."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self._begun: set[tuple[str, str]] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def _breaks_off(self, what: str, key: str) -> bool:
+        known = (what, key) in self._begun
+        self._begun.add((what, key))
+        return not known
+
+    def get(self, key: str, sink: Any, **options: Any) -> ObjectInfo:
+        if self._breaks_off("get", key):
+            sink.write(b"some bytes")
+            raise Unavailable(f"{key}: broke off")
+        return self._store.get(key, sink, **options)  # type: ignore[no-any-return]
+
+    def put(self, key: str, source: Source, **options: Any) -> ObjectInfo:
+        if self._breaks_off("put", key):
+            next(iter(chunks(source)))
+            raise Unavailable(f"{key}: broke off")
+        return self._store.put(key, source, **options)  # type: ignore[no-any-return]
+
+
+def test_a_large_part_is_sent_in_pieces_as_often_as_it_takes_but_never_a_bad_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "PIECE", 500)
+    source, target = made_run(tmp_path), history(tmp_path / "there")
+    bad = source.manifest("000002-00000040").parts[0].sha256
+    data = source.read(source.key("parts", bad), 1 << 20)
+    source.store.put(source.key("parts", bad), data[:-1] + bytes([data[-1] ^ 1]))
+    through = [
+        History(Retrying(BreakingOff(run.store), lambda tried: 30 - tried, lambda s: None), "run")  # type: ignore[arg-type]
+        for run in (source, target)
+    ]
+    copied = copy(*through)
+    assert list(copied.bad) == ["000002-00000040"]
+    assert copied.sent_parts == 6
+    assert bad not in keys(target, "parts")
+    assert [v.problems for v in verify(target)] == [[]] * 3
+
+
+def test_cleaning_takes_nothing_from_a_copy_that_is_not_whole(tmp_path: Path) -> None:
+    """Parts that came days ago are named by nothing, until who finishes the copy finds them there, and names them."""
+    source, target = made_run(tmp_path), history(tmp_path / "there")
+    child = os.fork()
+    if child == 0:
+        copy(source, History(DyingStore(target.store, 12), "run"))  # type: ignore[arg-type]
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert keys(target, "checkpoints") == ["000001-00000010.json", target.MARK]
+    assert len(keys(target, "parts")) > 2
+    age(target, 25)
+    code, text = command("clean", "--store", target.store.url, "--yes")
+    assert (code, "run: it is marked as not whole, so all stays" in text) == (78, True), text
+
+    class Cleaned:
+        """Somebody cleans up between the look at the second one's parts and the manifest that names them."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(target.store, name)
+
+        def put(self, key: str, *args: Any, **options: Any) -> Any:
+            if key.endswith("000001-00000020.json"):
+                retention, now = Retention(target, 2), store_time(target)
+                retention.remove(retention.excess(now), now)
+            return target.store.put(key, *args, **options)
+
+    assert copy(source, History(Cleaned(), "run")).found_parts > 2  # type: ignore[arg-type]
+    assert [v.problems for v in verify(target)] == [[]] * 4
+
+
 def test_another_history_there_is_never_overwritten(tmp_path: Path) -> None:
     source, target = made_run(tmp_path), history(tmp_path / "there")
     target.claim({"job": "another"})
@@ -193,4 +332,11 @@ def test_a_result_is_copied_whole_or_not_at_all(tmp_path: Path) -> None:
     second = history(tmp_path / "second")
     copy(source, second, said.append)
     assert "the result's config.json is not there or damaged: no result is copied" in said
+    assert second.read_record("result.json") is None
+    nothing = {"sha256": hashlib.sha256().hexdigest()}
+    source.write_record({"files": {"config.json": nothing, "notes.txt": nothing}}, "result.json")
+    source.store.put(source.key("result", "config.json"), b"")
+    copy(source, second, said.append)
+    assert second.read(second.key("result", "config.json"), 100) == b""
+    assert said[-1] == "the result's notes.txt is not there or damaged: no result is copied"
     assert second.read_record("result.json") is None

@@ -19,6 +19,7 @@ from tests.runs import REPOSITORY, environment
 from trainer.exits import UserError
 from trainer.history import History
 from trainer.manifest import Manifest, PartRef
+from trainer.verify import verify
 
 MEGABYTE = 1 << 20
 # A process of its own, so that the peak is that of reading this store and no other; ru_maxrss would be the parent's
@@ -56,11 +57,11 @@ def start(run: History) -> tuple[int, int, list[str]]:
     return step, megabytes, lines
 
 
-def with_part(run: History, manifest: Manifest, data: bytes) -> None:
-    """The newest checkpoint's first part replaced, with every name and checksum right."""
+def with_part(run: History, manifest: Manifest, data: bytes, *others: PartRef) -> None:
+    """The newest checkpoint's first part replaced, or this beside all `others`, with every name and checksum right."""
     sha256 = hashlib.sha256(data).hexdigest()
     run.store.put(run.key("parts", sha256), data)
-    put(run, replace(manifest, parts=[PartRef("model", sha256, len(data)), *manifest.parts[1:]]))
+    put(run, replace(manifest, parts=[PartRef("model", sha256, len(data)), *(others or manifest.parts[1:])]))
 
 
 def put(run: History, manifest: Manifest) -> None:
@@ -113,9 +114,10 @@ HOSTILE: dict[str, tuple[Callable[[History, Manifest], None], str]] = {
         lambda r, m: with_part(r, m, part(b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},' * 2 + b'"b":1}')),
         "its header is not JSON",
     ),
+    "a part twice": (lambda r, m: put(r, replace(m, parts=[*m.parts, *m.parts])), "parts: one is named twice"),
     "a tensor in two parts": (
-        lambda r, m: put(r, replace(m, parts=[*m.parts, *m.parts])),
-        "is in two of its parts",
+        lambda r, m: with_part(r, m, part(b'{"a.weight":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'), *m.parts),
+        "tensor 'a.weight' is in two of its parts",
     ),
     "tensors that overlap": (
         lambda r, m: with_part(
@@ -152,6 +154,7 @@ HOSTILE: dict[str, tuple[Callable[[History, Manifest], None], str]] = {
 
 @pytest.mark.parametrize("what", HOSTILE)
 def test_is_refused_in_a_line_and_the_parent_taken_in_little_memory(what: str, tmp_path: Path) -> None:
+    """And `verify` says the same of it."""
     run = history(tmp_path)
     made = chain(run, 1, [10, 20])
     harm, words = HOSTILE[what]
@@ -163,6 +166,7 @@ def test_is_refused_in_a_line_and_the_parent_taken_in_little_memory(what: str, t
     assert words in lines[0]
     assert len(lines[0]) < 500
     assert megabytes < 400, "far less than what is claimed; most for 8 MB of JSON, or for a part of 50 MB"
+    assert any(words in problem for problem in verify(run)[1].problems)
     assert not Path("/tmp/unpickled").exists()
 
 

@@ -388,5 +388,31 @@ def test_whatever_the_history_a_start_finds_the_same_and_the_next_best_as_before
         assert young & set(before) <= set(after), "what was whole and young is whole"
 
 
+def test_what_is_known_of_checkpoints_that_are_gone_is_forgotten(run: History) -> None:
+    """A run of months has thousands of them."""
+    retention = Retention(run, 2)
+    parent = None
+    for step in range(10, 100, 10):
+        parent = save(run, 1, step, parent).name
+        age(run, 2)
+        now = store_time(run)
+        retention.remove(retention.excess(now), now)
+    retention.excess(now)
+    assert sorted(retention._known) == names(run)
+
+
+def test_names_that_no_checkpoint_has_are_none_and_stay(run: History) -> None:
+    """Somebody else's files: their numbers would be those of checkpoints."""
+    made = chain(run, 1, [10, 20, 30, 40])
+    run.claim({})
+    for name in ("checkpoints/0000001-00000050", "checkpoints/000001-000000040", "attempts/0000009"):
+        run.store.put(run.key(f"{name}.json"), made[3].to_json())
+    age(run, 25)
+    assert clean(run, 2) is None
+    assert names(run) == ["0000001-00000050", "000001-000000040", "000001-00000030", "000001-00000040"]
+    assert run.checkpoints() == [(1, 40), (1, 30)]
+    assert run.attempts() == [2]
+
+
 def test_store_time_is_near_the_stores_own(run: History) -> None:
     assert abs(store_time(run) - time.time()) < 60

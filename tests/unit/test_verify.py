@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,8 +16,9 @@ import torch
 from storage.errors import Damaged
 from tests.checkpoints import age, chain, history, save, snapshot
 from tests.runs import command
+from trainer.header import data_start
 from trainer.history import Bad, History
-from trainer.manifest import Manifest
+from trainer.manifest import Manifest, PartRef
 from trainer.parts import encode, grouped
 from trainer.verify import verify
 
@@ -99,6 +101,41 @@ def test_each_damage_is_found_in_its_checkpoint_and_no_other(words: str, run: Hi
     problems = [v.problems for v in verify(run)]
     assert [len(p) for p in problems] == [0, 1, 0], problems
     assert words in problems[1][0]
+
+
+def test_what_a_start_refuses_is_bad_though_the_weights_hash_to_what_the_manifest_says(run: History) -> None:
+    """A part named twice, and a tensor in two parts of a section; in one of each it is what must be."""
+    made = chain(run, 1, [10, 20, 30])
+    model, optimizer = made[0].parts
+
+    def tensors(*refs: PartRef) -> bytes:
+        parts = [run.part(ref) for ref in refs]
+        return b"".join(part[data_start(part) :] for part in parts)
+
+    other = encode({"a.weight": torch.zeros(3)})
+    run.put_part(other.sha256, other.size, other.chunks)
+    more = PartRef("model", other.sha256, other.size)
+    for manifest, parts in ((made[1], [model, model, optimizer]), (made[2], [model, more, optimizer])):
+        weights = hashlib.sha256(tensors(*parts[:2])).hexdigest()
+        rewrite(run, replace(manifest, parts=parts, weights_sha256=weights))
+    elsewhere = [model, replace(more, section="optimizer"), optimizer]
+    rewrite(run, replace(made[0], parts=elsewhere, weights_sha256=hashlib.sha256(tensors(model)).hexdigest()))
+    twice, in_two = "its manifest parts: one is named twice", "tensor 'a.weight' is in two of its parts"
+    assert [v.problems for v in verify(run)] == [[], [twice], [in_two]]
+    newest = run.newest_good()
+    assert newest is not None
+    assert newest.manifest.name == made[0].name
+
+
+def test_a_run_that_is_marked_as_not_whole_is_told_of(run: History) -> None:
+    """Its checkpoints are good, and no start takes one."""
+    chain(run, 1, [10])
+    run.mark("was being copied from elsewhere")
+    place = ("--store", run.store.url, "--run", run.run)
+    code, text = command("verify", *place)
+    assert (code, text.splitlines()[-1]) == (78, "run was being copied from elsewhere")
+    code, text = command("verify", *place, "--json")
+    assert (code, json.loads(text)[0]["unfinished"]) == (78, "was being copied from elsewhere")
 
 
 def test_a_parent_that_was_cleaned_up_is_no_fault(run: History) -> None:
