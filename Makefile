@@ -26,8 +26,8 @@ help: ## this list
 
 cifar10: ## train on CIFAR-10 here and now, or go on training; stop it with: touch halt/halt
 	@make/venv.sh $(VENV) requirements.lock
-	@$(BIN)/python entrypoint.py data cifar10 $(if $(CIFAR10),--source '$(CIFAR10)')
 	@mkdir -p halt
+	@$(BIN)/python entrypoint.py data cifar10 --halt halt $(if $(CIFAR10),--source '$(CIFAR10)')
 	@$(BIN)/python entrypoint.py cifar10 --halt halt $(ARGS)
 
 test: dev-env ## every test; says what it skips and why. One of them: make test ARGS="-k NAME"

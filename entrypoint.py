@@ -12,6 +12,7 @@ if __name__ == "__main__":  # before the slower imports: whoever is told to go b
 import logging
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,6 @@ from console.commands import (
     help_command,
     options,
     program,
-    stop_grace_s,
     those_given,
     variable_of,
     wants_json,
@@ -45,7 +45,6 @@ from trainer import ranks
 from trainer.exits import ExitCode, UserError
 from trainer.names import dataset_of, job_names, presets_of, summary
 from trainer.settings import Settings, fields_of
-from watchers import Mailbox, Stopped, signals
 
 log = logging.getLogger("baton")
 
@@ -239,45 +238,43 @@ def known(job: str) -> str:
     return job
 
 
-@options(["model", "size", "strict"])
+@options(["model", "size", "strict", "halt"])
 @baton.command(short_help="fetch or read a job's data, check it, pack it")
 @click.argument("job")
 @click.option("--source", help="archive, folder, tar, file, URL, or `synthetic`")
 @click.option("--out", type=click.Path(path_type=Path), help="folder for the packed data; data/JOB if not given")
-def data(job: str, source: str | None, out: Path | None, **values: Any) -> int:
+def data(job: str, source: str | None, out: Path | None, halt: str | None, **values: Any) -> int:
     """Pack the data of JOB: once, checked, into one file that every start maps into memory."""
-    from trainer.data.pack import pack
+    from console.whole import whole_or_not
 
-    mailbox = Mailbox()
-    signals.install(mailbox, stop_grace_s())
-    try:
-        dataset = dataset_of(known(job))
-        chosen = those_given(values)
-        Settings.of(chosen)  # in their ranges?
-        pack(dataset, source, out or DATA / dataset, options=chosen, check=mailbox.check, say=log.info)
-    except Stopped as e:
-        log.info("packing stopped, nothing was changed: %s", e.notice.detail)
-        return ExitCode.INTERRUPTED if e.notice.source == "SIGINT" else ExitCode.PREEMPTED
-    return ExitCode.DONE
+    dataset, chosen = dataset_of(known(job)), those_given(values)
+    settings = Settings.of({**chosen, **those_given({"halt": halt})})
+
+    def work(check: Callable[[], None]) -> None:
+        from trainer.data.pack import pack
+
+        pack(dataset, source, out or DATA / dataset, options=chosen, check=check, say=log.info)
+
+    return whole_or_not(settings, "packing", work)
 
 
-@options(["model"])
+@options(["model", "halt"])
 @baton.command(short_help="get a network's published weights, check them, keep them")
 @click.argument("job")
 @click.option("--source", help="the published file, or another address of it")
 @click.option("--out", type=click.Path(path_type=Path), help="folder to keep them in; weights/ if not given")
-def weights(job: str, source: str | None, out: Path | None, model: str | None) -> int:
+def weights(job: str, source: str | None, out: Path | None, model: str | None, halt: str | None) -> int:
     """Get the weights that --weights imagenet means for a network: once, checked by the SHA-256 in their name."""
-    from trainer import weights as those
+    from console.whole import whole_or_not
 
-    mailbox = Mailbox()
-    signals.install(mailbox, stop_grace_s())
-    try:
-        those.get(those.published(known(job), model or ""), source, out or those.BAKED, mailbox.check, log.info)
-    except Stopped as e:
-        log.info("stopped, nothing was changed: %s", e.notice.detail)
-        return ExitCode.INTERRUPTED if e.notice.source == "SIGINT" else ExitCode.PREEMPTED
-    return ExitCode.DONE
+    settings = Settings.of(those_given({"model": model, "halt": halt}))
+
+    def work(check: Callable[[], None]) -> None:
+        from trainer import weights as those
+
+        those.get(those.published(known(job), model or ""), source, out or those.BAKED, check, log.info)
+
+    return whole_or_not(settings, "fetching", work)
 
 
 baton.add_command(help_command)

@@ -3,6 +3,8 @@
 A run is stopped after some steps. Its store is copied for each measurement, the run resumed by the real entrypoint,
 and the clock stopped when it says that its first step is made. The other side imports torch in a process of its own,
 up to the end of that import, and one warm step of the same network is added to it.
+
+Besides, the seconds of what needs no torch: `--help`, and a start that finds a halt file.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import sys
 import time
 
 from loop_overhead import bare, build
-from measure import entrypoint, in_turn, machine, packed_data, ratio, scratch, spread
+from measure import entrypoint, in_turn, machine, packed_data, ratio, scratch, seconds_of, spread
 
 from trainer.machine import compute_exactly, thread_count
 from trainer.startup import put_off_compiler
@@ -57,7 +59,18 @@ def main() -> None:
         def import_torch() -> float:
             return until([sys.executable, "-c", "import torch; print('imported', flush=True)"], "imported")
 
-        figures = in_turn(rounds, {"resumed": resumed, "import torch": import_torch})
+        def help_() -> float:
+            return seconds_of(entrypoint("--help"))
+
+        def halted() -> float:
+            halt = folder / "halt"
+            halt.touch()
+            seconds = seconds_of(entrypoint("cifar10", *place))
+            halt.unlink()
+            return seconds
+
+        ways = {"resumed": resumed, "import torch": import_torch, "help": help_, "halted": halted}
+        figures = in_turn(rounds, ways)
     put_off_compiler()
     compute_exactly(thread_count())
     task, plan = build("quick")
@@ -69,6 +82,8 @@ def main() -> None:
     print(f"one step:                             {step:.2f} s")
     print(f"process start to first resumed step:  {spread(figures['resumed'])} s")
     print(f"ratio to import torch plus one step:  {ratio(figures['resumed'], baseline)}")
+    print(f"--help:                               {spread(figures['help'])} s")
+    print(f"a start with a halt file there:       {spread(figures['halted'])} s")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ class _Synthetic(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if self.on:
-            record.msg, record.args = f"SYNTHETIC {record.getMessage()}", ()
+            record.msg, record.args = marked(record.getMessage()), ()
         return True
 
 
@@ -138,6 +138,11 @@ def say_only_errors(who: str) -> None:
 def say_synthetic() -> None:
     """From now on every line says that the data is SYNTHETIC."""
     _synthetic.on = True
+
+
+def marked(line: str) -> str:
+    """A line for people, with the word that `say_synthetic` asked for."""
+    return f"SYNTHETIC {line}" if _synthetic.on else line
 
 
 def finite(value: object) -> object:

@@ -7,6 +7,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from console import logs
+
 if TYPE_CHECKING:
     from trainer.progress import Progress
 
@@ -48,7 +50,8 @@ class Live:
         self._bar.start()  # redirects what is printed meanwhile to above the bar
 
     def show(self, progress: Progress) -> None:
-        self._bar.update(self._task, completed=progress.step, total=progress.steps, description=describe(progress))
+        line = logs.marked(describe(progress))
+        self._bar.update(self._task, completed=progress.step, total=progress.steps, description=line)
 
     def close(self) -> None:
         with suppress(OSError):  # the terminal may be gone

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
+import fcntl
 import json
 import os
-import random
 import re
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +44,26 @@ def command(*arguments: str, **variables: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
+def command_without_torch(*arguments: str) -> tuple[int, str]:
+    """The same, of one that is quick because it never imports torch."""
+    script = (
+        "import sys, entrypoint\n"
+        "code = entrypoint.main(sys.argv[1:])\n"
+        "assert 'torch' not in sys.modules\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=REPOSITORY,
+        check=False,
+    )
+    assert "AssertionError" not in done.stderr, f"{arguments} imports torch"
+    return done.returncode, done.stdout
+
+
 STARTED: list[subprocess.Popen[str]] = []
 
 
@@ -52,6 +75,13 @@ def kill_all() -> None:
         process.wait()
 
 
+def _runs(thread: Path) -> bool:
+    """Whether a thread of a process that was told to stand still doesn't yet (proc(5), its state)."""
+    with contextlib.suppress(FileNotFoundError):
+        return (thread / "stat").read_text().rpartition(")")[2].split()[0] not in "TZX"
+    return False
+
+
 @dataclass
 class Container:
     """One process, as a container would run it. Its lines are collected as they come."""
@@ -61,6 +91,19 @@ class Container:
     _news: threading.Condition = field(default_factory=threading.Condition)
     ended: bool = False
 
+    @classmethod
+    def of(cls, command: Sequence[str], *, cwd: Path = REPOSITORY, **variables: str) -> Container:
+        return cls(
+            subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=environment(PYTHONUNBUFFERED="1", **variables),
+                cwd=cwd,
+            )
+        )
+
     def __post_init__(self) -> None:
         STARTED.append(self.process)
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -68,27 +111,52 @@ class Container:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            with self._news:
-                self.lines.append(line.rstrip("\n"))
+        rest, pipe = b"", self.process.stdout.fileno()
+        while not self.ended:
+            select.select([pipe], [], [])
+            with self._news:  # what has left the pipe is among the lines
+                piece = os.read(pipe, 1 << 16)
+                *whole, rest = (rest + piece).split(b"\n")
+                self.lines += [line.decode() for line in whole]
+                self.ended = not piece
+                if self.ended and rest:
+                    self.lines.append(rest.decode())
                 self._news.notify_all()
-        with self._news:
-            self.ended = True
-            self._news.notify_all()
 
-    def wait_for(self, pattern: str, seconds: float = 60.0) -> str | None:
-        """The next line that matches, among those to come and those that came; None if the process ends first."""
+    def wait_for(self, pattern: str, seconds: float = 60.0, *, times: int = 1) -> str | None:
+        """The first line that matches, or the `times`-th, come or to come; None if the process ends before."""
         deadline = time.monotonic() + seconds
         seen = 0
         with self._news:
             while True:
                 for line in self.lines[seen:]:
-                    if re.search(pattern, line):
+                    if re.search(pattern, line) and (times := times - 1) == 0:
                         return line
                 seen = len(self.lines)
                 if self.ended:
                     return None
                 assert self._news.wait(deadline - time.monotonic()), f"no {pattern!r} in {seconds} s:\n{self.text}"
+
+    @contextlib.contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Meanwhile the process does nothing, and what it has printed is here."""
+        threads = Path(f"/proc/{self.process.pid}/task")
+        self.signal(signal.SIGSTOP)
+        try:
+            while self.process.poll() is None and any(_runs(thread) for thread in threads.iterdir()):
+                time.sleep(0.001)
+            with self._news:
+                self._news.wait_for(lambda: self.ended or not self._unread())
+            yield
+        finally:
+            self.signal(signal.SIGCONT)
+
+    def _unread(self) -> int:
+        """Bytes in the pipe."""
+        assert self.process.stdout is not None
+        count = array.array("i", [0])
+        fcntl.ioctl(self.process.stdout, termios.FIONREAD, count)
+        return count[0]
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
@@ -135,16 +203,7 @@ class Lab:
         )
         if debug:
             extra["BATON_DEBUG"] = "1"
-        return Container(
-            subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                env=environment(PYTHONUNBUFFERED="1", **self.variables, **extra),
-                cwd=REPOSITORY,
-            )
-        )
+        return Container.of(command, **self.variables, **extra)
 
     def finish(self, *options: str) -> Container:
         container = self.start(*options)
@@ -188,57 +247,3 @@ class Lab:
     def copy_of(self, other: Lab) -> Lab:
         shutil.copytree(other.store, self.store)
         return self
-
-
-# how a container ends, and the exit code that it then has
-ENDS = {"SIGTERM": 75, "SIGKILL": -9, "halt": 0, "preempt.txt": 75, "SIGINT": 130}
-# the line after which it ends; None: at any moment from the start of the process on
-MOMENTS = {
-    "start-up": None,
-    "training": "to stop:",
-    "saving": "saving the state",
-    "evaluation": "evaluating after",
-}
-
-
-@dataclass(frozen=True)
-class Interruption:
-    """One end of a container: how, and when: `delay_s` after the `occurrence`-th line of `moment`."""
-
-    end: str
-    moment: str
-    delay_s: float
-
-
-def random_interruptions(seed: int, count: int) -> Iterator[Interruption]:
-    """Each moment and each end in turn, in random order, with random delays."""
-    rng = random.Random(seed)
-    ends = [list(ENDS)[i % len(ENDS)] for i in range(count)]
-    moments = [list(MOMENTS)[i % len(MOMENTS)] for i in range(count)]
-    rng.shuffle(ends)
-    rng.shuffle(moments)
-    for end, moment in zip(ends, moments, strict=True):
-        # saves and evaluations here last some milliseconds; start-up about two seconds
-        longest = {"start-up": 2.5, "training": 0.4, "saving": 0.02, "evaluation": 0.05}[moment]
-        yield Interruption(end, moment, rng.uniform(0, longest))
-
-
-def interrupt(lab: Lab, what: Interruption, *options: str) -> Container:
-    """Start a container, end it so, and check that it ended as promised."""
-    container = lab.start(*options)
-    line = MOMENTS[what.moment]
-    if line is not None:
-        container.wait_for(line)
-    time.sleep(what.delay_s)
-    if what.end.startswith("SIG"):
-        container.signal(getattr(signal, what.end))
-        code = container.wait()
-    else:
-        file = lab.halt / what.end
-        file.touch()
-        code = container.wait()
-        file.unlink()
-    # a container may have come to the run's end, or to Python's start, before it heard of it
-    early = {-signal.SIGTERM, -signal.SIGINT} if what.moment == "start-up" and what.delay_s < 0.3 else set()
-    assert code in {ENDS[what.end], 0, *early}, f"{what}: exit {code}\n{container.text}"
-    return container

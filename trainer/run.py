@@ -107,6 +107,18 @@ def _train(request: Request, begun: Start, together: Together | None) -> int:
     request.mailbox.check()
     attempt = _begin(request, ready, newest, together)
     del newest  # its bytes are in the model now
+    try:
+        return _to_its_end(request, ready, attempt, together)
+    except UserError as e:
+        attempt.end(e.code, "not set up")
+        raise
+    except Exception:  # also one that its last save met
+        attempt.end(ExitCode.DEFECT, "defect")
+        raise
+
+
+def _to_its_end(request: Request, ready: Prepared, attempt: Attempt, together: Together | None) -> int:
+    """Train, to the end of the run or to a notice."""
     evaluated_at = attempt.metrics.get("step")
     try:
         loop = Loop(ready.task, ready.plan, attempt.position, request.mailbox, attempt, together)
@@ -114,12 +126,6 @@ def _train(request: Request, begun: Start, together: Together | None) -> int:
         return finish(request, ready.settings, attempt, ready.data.classes)
     except Stopped:
         return stop(request, ready.settings, attempt)
-    except UserError as e:
-        attempt.end(e.code, "not set up")
-        raise
-    except Exception:
-        attempt.end(ExitCode.DEFECT, "defect")
-        raise
 
 
 def _prepare(request: Request, begun: Start, together: Together | None) -> tuple[Prepared, Restored | None]:

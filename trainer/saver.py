@@ -73,6 +73,11 @@ class Flight:
             self._abandoned = not self._committing
             return self._abandoned
 
+    @property
+    def abandoned(self) -> bool:
+        with self._lock:
+            return self._abandoned
+
     def check(self, *, committing: bool = False) -> None:
         """Raise `Abandoned` if it was given up; once `committing`, it can't be any more."""
         with self._lock:
@@ -145,6 +150,7 @@ class Saver:
 
         `time_left()`: seconds until the machine goes, asked again and again; infinite if nobody said. Then a failing
         save is tried again for `try_s` seconds. `evaluated`: the checkpoint must hold its step's evaluation.
+        Raises the defect that this save met, but no earlier one's.
         """
         began, mine = CLOCK(), None
         while not self._superseded:
@@ -157,8 +163,10 @@ class Saver:
                 if flight is not mine and not flight.holds(save.snapshot.step, evaluated=evaluated):
                     self._make_way(flight, left, grace_s)
                 flight.landed.wait(min(0.1, left))
-            elif mine is None or CLOCK() - began < try_s:
-                if mine is not None:
+            elif mine is None or self._defect is not None or CLOCK() - began < try_s:
+                if mine is None:
+                    self._defect = None  # an earlier save's: this state is tried all the same
+                elif self._defect is None:
                     time.sleep(min(1.0, left))
                 self.start(save)
                 mine = self._flight
@@ -193,10 +201,13 @@ class Saver:
         except Superseded as e:
             self._on_superseded(e)
             self._superseded = True  # after whoever waits for it has the reason
-        except StoreError as e:
-            self._failed(flight, str(e))
-        except BaseException as e:  # a defect: told to the training thread, which ends with it
-            self._defect = e
+        except BaseException as e:
+            if flight.abandoned:  # the last save has taken its place: its trouble is nobody's any more
+                log.debug("the save of step %d was given up, and failed: %s", flight.save.snapshot.step, e)
+            elif isinstance(e, StoreError):
+                self._failed(flight, str(e))
+            else:  # a defect: told to the training thread, which ends with it
+                self._defect = e
         finally:
             self.busy_s += time.thread_time() - busy
             flight.landed.set()

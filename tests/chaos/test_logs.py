@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,11 @@ import pytest
 
 from console.logs import _Json
 from tests import log_readers
-from tests.runs import REPOSITORY, command, environment
+from tests.runs import REPOSITORY, Container, command, environment
+from trainer.data.dataset import named
+from trainer.data.packed import Origin, write_packed
+from trainer.data.pulse import Pulse
+from trainer.data.synthetic import generate
 
 # progress each 0.2 s in place of 5, so that a run of seconds has some
 SCRIPT = (
@@ -42,12 +48,11 @@ def piped(folder: Path, data: Path, form: str, *options: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def on_a_terminal(folder: Path, data: Path) -> str:
-    command = words(folder, data, "terminal")
+def on_a_terminal(command: list[str], cwd: Path = REPOSITORY, **variables: str) -> str:
     child, terminal = pty.fork()
     if child == 0:
-        os.chdir(REPOSITORY)
-        os.execve(command[0], command, {**environment(), "COLUMNS": "200", "TERM": "xterm"})
+        os.chdir(cwd)
+        os.execve(command[0], command, {**environment(**variables), "COLUMNS": "200", "TERM": "xterm"})
     shown = b""
     try:
         while piece := os.read(terminal, 1 << 16):
@@ -68,7 +73,7 @@ def told(lines: list[str]) -> list[str]:
 def test_the_same_facts_in_each_form(tmp_path: Path, small_cifar: Path) -> None:
     text = piped(tmp_path, small_cifar, "text")
     records = [log_readers.read(line) for line in piped(tmp_path, small_cifar, "json", "--log", "json")]
-    shown = on_a_terminal(tmp_path, small_cifar)
+    shown = on_a_terminal(words(tmp_path, small_cifar, "terminal"))
 
     facts = [line for line in told(text) if "nothing saved yet" not in line]
     assert any("finished: 60 steps" in line for line in facts)
@@ -91,6 +96,53 @@ def test_the_same_facts_in_each_form(tmp_path: Path, small_cifar: Path) -> None:
     assert f"accuracy {finished['accuracy']:.4f}" in finished["message"]
 
     assert {record["severity"] for record in records} == {"INFO"}
+
+
+@pytest.fixture(scope="module")
+def told_twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], list[str]]:
+    """A run on the stand-in: its folder, the lines until a Ctrl-C, and what a terminal shows of the rest."""
+    folder = tmp_path_factory.mktemp("told")
+    (folder / "halt").mkdir()
+    splits = generate(named("cifar10"), Pulse(), 2000, 600)
+    write_packed(folder / "data", named("cifar10"), splits, Origin("synthetic", "", ""), synthetic=True)
+    place = ["--halt", "halt", "--data", "data", "--preset", "tutorial", "--batch-size", "50", "--epochs", "8"]
+    command = [sys.executable, "-c", SCRIPT, "cifar10", *place, "--checkpoint-every", "20steps"]
+    first = Container.of(command, cwd=folder, PYTHONPATH=str(REPOSITORY))
+    first.wait_for("loss .* images/s, .* left, saved: ")
+    first.signal(signal.SIGINT)
+    assert first.wait() == 130, first.text
+    shown = on_a_terminal(command, folder, PYTHONPATH=str(REPOSITORY))
+    return folder, first.lines, [line.strip() for line in re.split(r"[\r\n]+", shown)]
+
+
+def test_of_the_stand_in_every_line_the_manifests_and_the_result_say_synthetic(
+    told_twice: tuple[Path, list[str], list[str]],
+) -> None:
+    folder, lines, shown = told_twice
+    assert [line for line in lines if " SYNTHETIC " not in line] == []
+    live = [line for line in shown if "% " in line and "starting" not in line]
+    logged = [line for line in shown if re.match(r"\d\d:\d\d:\d\d ", line)]
+    assert live
+    assert logged
+    assert [line for line in (*live, *logged) if " SYNTHETIC " not in line] == []
+    records = [json.loads(file.read_text()) for file in (folder / "store/cifar10/checkpoints").glob("*.json")]
+    records.append(json.loads((folder / "store/cifar10/result.json").read_text()))
+    assert len(records) > 2
+    assert all(record["synthetic"] is True for record in records)
+
+
+def test_the_readmes_transcript_is_what_such_a_run_prints(told_twice: tuple[Path, list[str], list[str]]) -> None:
+    def form(line: str) -> str:
+        """Without clock and figures."""
+        line = re.sub(r"^\d\d:\d\d:\d\d (SYNTHETIC )?", "", line)
+        line = re.sub(r"\d+ (h|min|s)( \d+ (min|s))?\b", "TIME", line)
+        return re.sub(r"\d+([.,]\d+)*", "N", line)
+
+    _, lines, shown = told_twice
+    printed = {form(line) for line in (*lines, *shown)}
+    transcript = re.findall(r"^    (\d\d:\d\d:\d\d .+)$", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
+    assert len(transcript) > 5
+    assert [line for line in transcript if form(line) not in printed] == []
 
 
 def deep(level: int, words: str) -> None:

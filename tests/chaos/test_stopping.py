@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.runs import REPOSITORY, Lab, environment
+from tests.runs import REPOSITORY, Container, Lab, command, command_without_torch
 
 OPTIONS = ["--preset", "tutorial", "--batch-size", "10", "--epochs", "500"]
 
@@ -62,24 +62,35 @@ def test_a_halt_file_at_the_start_ends_it_before_torch_is_imported(
 ) -> None:
     lab = Lab(tmp_path, small_cifar)
     (lab.halt / file).touch()
-    script = (
-        "import sys, entrypoint\n"
-        "code = entrypoint.main(sys.argv[1:])\n"
-        "assert 'torch' not in sys.modules\n"
-        "sys.exit(code)"
-    )
-    arguments = ["cifar10", "--halt", str(lab.halt), "--store", f"file://{lab.store}"]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        env=environment(),
-        check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    assert f"not started: halt file {lab.halt / file} is there; remove it to start" in done.stdout
+    ended, said = command_without_torch("cifar10", "--halt", str(lab.halt), "--store", lab.url)
+    assert ended == code, said
+    assert f"not started: halt file {lab.halt / file} is there; remove it to start" in said
     assert not lab.store.exists()
+
+
+def test_packing_stops_too_and_leaves_what_was_there(tmp_path: Path, small_cifar: Path) -> None:
+    before = (small_cifar / "packed.safetensors").read_bytes()
+    for how, code in {"halt": 0, "preempt.txt": 75, "SIGTERM": 75, "SIGINT": 130}.items():
+        out, halt = tmp_path / how / "out", tmp_path / how / "halt"
+        out.mkdir(parents=True)
+        halt.mkdir()
+        (out / "packed.safetensors").write_bytes(before)
+        words = ["data", "cifar10", "--source", "synthetic", "--out", str(out), "--halt", str(halt)]
+        packing = Container.of([sys.executable, str(REPOSITORY / "entrypoint.py"), *words])
+        packing.wait_for("packing cifar10 from")
+        with packing.standing_still():
+            if how.startswith("SIG"):
+                packing.signal(getattr(signal, how))
+            else:
+                (halt / how).touch()
+                time.sleep(0.6)  # so that it looks as soon as it goes on
+        assert packing.wait() == code, packing.text
+        assert "packing stopped, nothing was changed" in packing.lines[-1]
+        assert [file.name for file in out.iterdir()] == ["packed.safetensors"]
+        assert (out / "packed.safetensors").read_bytes() == before
+    ended, said = command(*words[:-2], BATON_HALT=str(tmp_path / "preempt.txt" / "halt"))
+    assert ended == 75, said
+    assert "not started: halt file" in said
 
 
 @pytest.mark.parametrize("delay", [0.4, 0.8, 1.2, 1.6, 2.0])
@@ -125,6 +136,32 @@ class LabOfSilence(Lab):
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-c", SILENT, *self.silent, *arguments]
+
+
+NO_MEMORY = """
+import os, signal, sys
+import entrypoint, trainer.commit
+
+def encode(tensors):
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise MemoryError("none left for a part")
+
+trainer.commit.encode = encode
+sys.exit(entrypoint.main(sys.argv[1:]))
+"""
+
+
+def test_a_defect_in_the_last_save_is_an_end_on_record(tmp_path: Path, small_cifar: Path) -> None:
+    lab = Lab(tmp_path, small_cifar, *OPTIONS, "--checkpoint-every", "50steps")
+    place = ["--store", lab.url, "--halt", str(lab.halt), "--data", str(small_cifar)]
+    container = Container.of([sys.executable, "-c", NO_MEMORY, "cifar10", *place, *lab.options])
+    assert container.wait() == 1, container.text
+    assert "stopping at step" in container.text
+    assert "MemoryError: none left for a part" in container.text
+    record = json.loads((lab.store / "cifar10" / "attempts" / "000001.end.json").read_text())
+    sign = json.loads((lab.store / "cifar10" / "status.json").read_text())
+    assert (record["exit"], record["outcome"]) == (1, "defect")
+    assert (sign["state"], sign["exit"], sign["outcome"]) == ("stopped", 1, "defect")
 
 
 @pytest.mark.parametrize("silent", [("put", "/attempts/"), ("get", "/checkpoints/")], ids=["the claim", "the newest"])
@@ -177,6 +214,9 @@ def test_a_finished_run_started_again_says_so_and_trains_nothing(tmp_path: Path,
     before = sorted(p.name for p in lab.store.rglob("*"))
     again = lab.finish()
     assert "is finished: 20 steps" in again.text
+    ended, said = command_without_torch("status", "--store", lab.url)
+    assert ended == 0, said
+    assert "finished" in said
     assert sorted(p.name for p in lab.store.rglob("*")) == before
 
 
@@ -194,7 +234,5 @@ def test_a_run_killed_before_its_result_was_written_still_gets_it(tmp_path: Path
     lab.finish()
     assert '"accuracy"' in before
     keys = ("metrics", "weights_sha256", "checkpoint")
-    import json
-
     first, second = json.loads(before), json.loads(result.read_text())
     assert [first[k] for k in keys] == [second[k] for k in keys]

@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 
+from tests.disks import fill_up
 from tests.runs import Lab
 
 OPTIONS = ["--preset", "tutorial", "--batch-size", "10", "--epochs", "200", "--checkpoint-every", "0.3s"]
@@ -87,3 +88,21 @@ def test_copies_that_cannot_work_never_take_the_run(tmp_path: Path, small_cifar:
     assert attempts(lab) == 1
     first.signal(signal.SIGTERM)
     assert first.wait() == 75, first.text
+
+
+def test_a_copy_that_finds_no_room_never_takes_the_run(tmp_path: Path, small_cifar: Path, small_disk: Path) -> None:
+    lab = Lab(tmp_path, small_cifar, *OPTIONS)
+    lab.store = small_disk / "store"
+    first = lab.start()
+    first.wait_for("durable after")
+    ballast = fill_up(small_disk)
+    second = lab.start()
+    assert second.wait() == 78, second.text
+    assert "make room" in second.lines[-1]
+    assert attempts(lab) == 1
+    ballast.unlink()
+    saved = sum("durable after" in line for line in first.lines)
+    first.wait_for("durable after", times=saved + 2)
+    first.signal(signal.SIGTERM)
+    assert first.wait() == 75, first.text
+    assert {manifest["attempt"] for manifest in lab.manifests()} == {1}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import statistics
 import time
 
 import pytest
 
-from tests.container.runner import Runner
+from tests.container.runner import WAYS, Runner
 
 pytestmark = pytest.mark.timeout(1800)  # the first one also builds the image
 
@@ -34,8 +35,7 @@ def test_a_halt_file_stops_it_in_two_seconds_with_a_durable_checkpoint_and_witho
         assert step > 0
         assert runner.checkpoints()[-1] == f"{attempt:06d}-{step:08d}"
         (runner.halt / "halt").unlink()
-    # the quickest of three: on a busy machine a single step may take longer than that
-    assert min(seconds) < 2, seconds
+    assert statistics.median(seconds) < 2, seconds
 
 
 def test_docker_stop_gives_75_and_the_run_goes_on_where_it_was(runner: Runner):
@@ -75,13 +75,15 @@ def test_with_a_halt_file_there_already_it_leaves_at_once_with_0(runner: Runner)
     assert runner.checkpoints() == []
 
 
-@pytest.mark.parametrize("runner", [()], ids=["plain"], indirect=True)
+@pytest.mark.parametrize("runner", [(), WAYS["as user 12345"]], ids=["plain", "as user 12345"], indirect=True)
 def test_without_its_folders_it_warns_that_checkpoints_go_with_the_container_and_names_what_stops_it(runner: Runner):
     container = runner.start(mounted=False)
     container.wait_for("add -v FOLDER:/store to keep checkpoints")
     container.wait_for("to stop: Ctrl-C, or docker stop;")
+    container.wait_for(", saved: step ")  # whoever its user is may write to the image's own /store
     runner.engine("stop", container.name)
     assert container.exit_code() == 75
+    assert durable_step(container.logs()) > 0
 
 
 @pytest.mark.parametrize("runner", [()], ids=["plain"], indirect=True)

@@ -245,6 +245,61 @@ def test_it_is_given_up_when_only_the_last_one_fits(store: Counting) -> None:
     assert on_its_way[0] not in [info.key for info in store.list("run/parts/")], "what was on its way is called back"
 
 
+@pytest.mark.parametrize("trouble", [StoreError("reset"), MemoryError()], ids=["store", "defect"])
+def test_what_a_save_that_was_given_up_fails_with_is_nobodys_trouble_any_more(
+    trouble: BaseException, store: Counting, caplog: pytest.LogCaptureFixture
+) -> None:
+    class OnePart(HeadOnly):
+        """After which it isn't looked whether the save was given up, until the part is sent."""
+
+        def __init__(self) -> None:
+            self.model, self.optimizers = nn.Sequential(nn.Linear(3, 2)), {}
+
+    hearing, task = Hearing(store), OnePart()
+    stuck, asked = threading.Event(), threading.Event()
+
+    def before_put(key: str) -> None:
+        if not asked.is_set():
+            asked.set()
+            stuck.wait(30)
+            raise trouble
+
+    store.before_put = before_put
+    hearing.saver.start(save_of(task, 1))
+    given_up = hearing.saver._flight
+    assert given_up is not None
+    assert asked.wait(10)
+    hearing.saver._recent = [3.0]
+    assert save_last(hearing.saver, save_of(task, 2), lambda: 4.0)
+    stuck.set()
+    assert given_up.landed.wait(30)
+    assert hearing.saver.error is None
+    assert "could not be saved" not in caplog.text
+    hearing.saver.start(save_of(task, 3))  # which raises a defect that is on record
+
+
+def test_the_last_save_is_tried_whatever_defect_an_earlier_one_met_and_raises_its_own(
+    store: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hearing, task, fails = Hearing(store), HeadOnly(), [True]
+
+    def encoding(tensors: Mapping[str, Tensor]) -> Part:
+        if fails[0]:
+            raise MemoryError
+        return encode(tensors)
+
+    monkeypatch.setattr("trainer.commit.encode", encoding)
+    hearing.saver.start(save_of(task, 1))
+    assert hearing.saver._flight is not None
+    assert hearing.saver._flight.landed.wait(30)
+    fails[0] = False
+    assert save_last(hearing.saver, save_of(task, 2))
+    assert names(store) == [(1, 2)]
+    fails[0] = True
+    with pytest.raises(MemoryError):
+        save_last(hearing.saver, save_of(task, 3))
+
+
 def test_with_no_time_left_it_says_no(store: Counting) -> None:
     hearing = Hearing(store)
     assert not save_last(hearing.saver, save_of(HeadOnly(), 1), lambda: 0.0)
