@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
 import time
@@ -143,8 +144,9 @@ class Saver:
     ) -> bool:
         """Make the stopped run's last state durable. True if it is.
 
-        `time_left()`: seconds until the machine goes, asked again and again; infinite if nobody said. Then a failing
-        save is tried again for `try_s` seconds. `evaluated`: the checkpoint must hold its step's evaluation.
+        `time_left()`: seconds until the machine goes, asked again and again. A failing save is tried again for as long,
+        or for `try_s` seconds where it is infinite, because nobody said. `evaluated`: the checkpoint must hold its
+        step's evaluation.
         """
         began, mine = CLOCK(), None
         while not self._superseded:
@@ -157,7 +159,7 @@ class Saver:
                 if flight is not mine and not flight.holds(save.snapshot.step, evaluated=evaluated):
                     self._make_way(flight, left, grace_s)
                 flight.landed.wait(min(0.1, left))
-            elif mine is None or CLOCK() - began < try_s:
+            elif mine is None or left < math.inf or CLOCK() - began < try_s:
                 if mine is not None:
                     time.sleep(min(1.0, left))
                 self.start(save)
