@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.test_every_store_call import CALLS, CountingStore, DyingStore, in_a_child, train
+from tests.chaos.test_every_store_call import OPTIONS as SHORT
 from tests.clouds import NAMES, Cloud, reached
 from tests.emulators.proxy import Fault, Request
 from tests.runs import Lab
@@ -224,21 +225,20 @@ def is_of_a_part(request: Request) -> bool:
 
 
 def test_death_at_any_call_to_a_clouds_store_loses_nothing_committed(
-    cloud: Cloud, tmp_path: Path, small_cifar: Path, expected: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    cloud: Cloud, tmp_path: Path, small_cifar: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At four of its calls, before or after, by a seed; at all by `make soak`, and always on a folder."""
     import trainer.run  # noqa: F401  (imported before forking, so that each child starts at once)
 
-    options = [*OPTIONS, "--checkpoint-every", "100steps"]
     monkeypatch.setenv("BATON_DEBUG", "1")
     with reached(cloud.emulator.env):
-        quiet = cloud.lab(tmp_path / "quiet", small_cifar, *options)
+        quiet = cloud.lab(tmp_path / "quiet", small_cifar, *SHORT)
         counted = tmp_path / "calls"
         assert in_a_child(lambda: train(quiet, tmp_path / "log", lambda s: CountingStore(s, counted))) == 0
-        calls = counted.stat().st_size
+        expected, calls = cloud.hashes(quiet), counted.stat().st_size
         every = [(number, when) for number in range(1, calls + 1) for when in ("before", "after")]
         for number, when in every if SOAK else random.Random(f"5{cloud.name}").sample(every[2:-16], 4):
-            lab = cloud.lab(tmp_path / f"{number}-{when}", small_cifar, *options)
+            lab = cloud.lab(tmp_path / f"{number}-{when}", small_cifar, *SHORT)
             log = tmp_path / f"{number}-{when}.log"
             ended = in_a_child(lambda: train(lab, log, lambda s: DyingStore(s, number, when)))  # noqa: B023
             if ended == 0 and number > calls - 8:
