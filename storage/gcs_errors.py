@@ -16,6 +16,7 @@ from google.auth.exceptions import GoogleAuthError, TransportError
 from storage.errors import AlreadyExists, Damaged, NotSetUp, PermissionDenied, StoreError, Unavailable
 from storage.gcs_login import CREDENTIALS_MEND, one_line
 
+CLOCK_MEND = "set this machine's clock (chrony or systemd-timesyncd)"
 CLOCK_S = 240.0  # a token made by a clock that is 5 minutes off is refused
 SDK_ERRORS = (GoogleAPICallError, GoogleAuthError, requests.RequestException, urllib3.exceptions.HTTPError)
 
@@ -38,7 +39,8 @@ def meaning(
     words = one_line(str(error.args[0] if error.args else error))
     if error.retryable or _is_metadatas_hiccup(error):
         return Unavailable(f"{where}: no token: {words}")
-    return NotSetUp(f"{where}: the credentials give no token: {words}; {CREDENTIALS_MEND}")
+    mend = CLOCK_MEND if "iat and exp" in words else CREDENTIALS_MEND  # when a key's own token was made, and ends
+    return NotSetUp(f"{where}: the credentials give no token: {words}; {mend}")
 
 
 def _is_metadatas_hiccup(error: GoogleAuthError) -> bool:

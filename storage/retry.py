@@ -46,26 +46,30 @@ class Retrying:
         import tenacity  # late: most processes never need it
 
         errors = [first]
+        damaged = 0
 
         def attempt() -> T:
-            if errors:
-                raise errors.pop()
-            return call()
+            nonlocal damaged
+            try:
+                if errors:
+                    raise errors.pop()
+                return call()
+            except Damaged:
+                damaged += 1
+                raise
+
+        def is_over(state: RetryCallState) -> bool:
+            # bytes that come damaged each time are so in the store: the caller decides what is bad
+            return damaged >= DAMAGED_TRIES or state.upcoming_sleep > self._left(state.seconds_since_start or 0.0)
 
         return tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(PASSING),
             wait=tenacity.wait_random_exponential(multiplier=FIRST_SLEEP_S, max=LONGEST_SLEEP_S),
-            stop=self._is_over,
+            stop=is_over,
             sleep=self._pause,
             before_sleep=self._say,
             reraise=True,
         )(attempt)
-
-    def _is_over(self, state: RetryCallState) -> bool:
-        # bytes that come damaged each time are so in the store: the caller decides what is bad
-        damaged = state.outcome is not None and isinstance(state.outcome.exception(), Damaged)
-        over = damaged and state.attempt_number >= DAMAGED_TRIES
-        return over or state.upcoming_sleep > self._left(state.seconds_since_start or 0.0)
 
     def _say(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None

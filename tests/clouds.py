@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 from storage import open_store
 from tests.emulators.azurite import Azurite
 from tests.emulators.proxy import Proxy
-from tests.runs import HASHES, Lab
+from tests.runs import HASHES, CompressedLab, Lab
 from trainer.history import History
 from trainer.verify import verify
 
@@ -50,10 +50,19 @@ class Cloud:
     def lab(self, folder: Path, data: Path, *options: str) -> Lab:
         return Lab(folder, data, *options, url=self.url(), variables=self.variables)
 
+    def compressed(self, folder: Path, data: Path, constants: Mapping[str, float], *options: str) -> CompressedLab:
+        """A lab whose containers have other constants."""
+        where = {"url": self.url(), "variables": self.variables}
+        return CompressedLab(folder, data, *options, constants=constants, **where)
+
+    def history(self, lab: Lab) -> History:
+        """Of the lab's run, past the proxy; to be used where the emulator is `reached`."""
+        return History(open_store(lab.url), "cifar10")
+
     def hashes(self, lab: Lab) -> dict[str, object]:
         """Of the newest checkpoint, after every byte of all of them was found good; past the proxy."""
         with reached(self.emulator.env):
-            history = History(open_store(lab.url), "cifar10")
+            history = self.history(lab)
             assert [v.problems for v in verify(history) if v.problems] == []
             newest = history.newest_good()
         assert newest is not None

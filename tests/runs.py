@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
@@ -247,3 +248,19 @@ class Lab:
     def copy_of(self, other: Lab) -> Lab:
         shutil.copytree(other.store, self.store)
         return self
+
+
+class CompressedLab(Lab):
+    """One whose containers have other `constants`, by module and name, and slow steps while `pace` is there.
+
+    See tests/compressed.py.
+    """
+
+    def __init__(self, folder: Path, data: Path, *options: str, constants: Mapping[str, float], **more: Any) -> None:
+        super().__init__(folder, data, *options, **more)
+        self.pace = folder / "slowly"
+        self.constants = [f"{name}={value}" for name, value in constants.items()]
+
+    def command(self, *arguments: str) -> list[str]:
+        launcher = str(REPOSITORY / "tests" / "compressed.py")
+        return [sys.executable, launcher, str(self.pace), *self.constants, "--", *arguments]

@@ -281,9 +281,7 @@ class Attempt:
 
     def _retry_s(self, tried_s: float) -> float:
         """How much longer a store's faults are met by trying again."""
-        if self._mailbox.stop is None:
-            return TRY_S - tried_s
-        return min(LAST_TRY_S - tried_s, self._time_left())
+        return retry_s(tried_s, self._time_left(), stopping=self._mailbox.stop is not None)
 
     def save_last(self, *, final: bool) -> bool:
         """Make the stopped run's state durable within what the notices leave of time; True if it is.
@@ -337,6 +335,16 @@ class Attempt:
                 self.signs.last("finished" if outcome == "finished" else "stopped", exit_code, outcome)
         except Exception as e:
             log.warning("the end of this attempt could not be put on record: %s", e)
+
+
+def retry_s(tried_s: float, left_s: float, *, stopping: bool) -> float:
+    """How much longer a store's faults are met by trying again, after `tried_s` seconds of it.
+
+    `left_s`: until the process must end, infinite if nobody said. `stopping`: there is no later save than this one.
+    """
+    if not stopping:
+        return TRY_S - tried_s
+    return left_s if left_s < math.inf else LAST_TRY_S - tried_s
 
 
 def finite(values: Mapping[str, Metric]) -> dict[str, Json]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
 import time
@@ -148,9 +149,9 @@ class Saver:
     ) -> bool:
         """Make the stopped run's last state durable. True if it is.
 
-        `time_left()`: seconds until the machine goes, asked again and again; infinite if nobody said. Then a failing
-        save is tried again for `try_s` seconds. `evaluated`: the checkpoint must hold its step's evaluation.
-        Raises the defect that this save met, but no earlier one's.
+        `time_left()`: seconds until the machine goes, asked again and again. A failing save is tried again for as long,
+        or for `try_s` seconds where it is infinite, because nobody said. `evaluated`: the checkpoint must hold its
+        step's evaluation. Raises the defect that this save met, but no earlier one's.
         """
         began, mine = CLOCK(), None
         while not self._superseded:
@@ -163,7 +164,7 @@ class Saver:
                 if flight is not mine and not flight.holds(save.snapshot.step, evaluated=evaluated):
                     self._make_way(flight, left, grace_s)
                 flight.landed.wait(min(0.1, left))
-            elif mine is None or self._defect is not None or CLOCK() - began < try_s:
+            elif mine is None or self._defect is not None or left < math.inf or CLOCK() - began < try_s:
                 if mine is None:
                     self._defect = None  # an earlier save's: this state is tried all the same
                 elif self._defect is None:

@@ -78,11 +78,14 @@ def test_what_does_not_pass_is_told_at_once(tmp_path: Path, error: Exception) ->
     assert store.calls == 1
 
 
-def test_what_comes_damaged_each_time_is_told_after_three(tmp_path: Path) -> None:
-    store = Failing(tmp_path, *[Damaged("other bytes")] * 9)
+@pytest.mark.parametrize("away", [0, 1, 5])
+def test_what_comes_damaged_each_time_is_told_after_three(away: int, tmp_path: Path) -> None:
+    """Three times damaged: that it was not reached before, or in between, shows nothing of its bytes."""
+    errors = [*[Unavailable("away")] * away, Damaged("other bytes"), *[Unavailable("away")] * away]
+    store = Failing(tmp_path, *errors, *[Damaged("other bytes")] * 9)
     with pytest.raises(Damaged):
         retrying(store).put("key", b"bytes")
-    assert store.calls == 3
+    assert store.calls == 2 * away + 3
 
 
 def test_the_last_error_is_told_when_the_time_is_up(tmp_path: Path) -> None:

@@ -1,0 +1,111 @@
+"""What a checkpoint costs in requests, which clouds charge for: docs/stores.md's own figures."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from storage import open_store
+from tests.clouds import Cloud, reached
+from tests.emulators.proxy import Request
+from tests.runs import REPOSITORY
+from trainer.checkpoint import Snapshot
+from trainer.commit import RunFacts, Save, commit
+from trainer.history import History
+from trainer.parts import PART_BYTES
+
+PAGE = (REPOSITORY / "docs/stores.md").read_text()
+KINDS = ("write", "list", "read")
+OPTIONS = ["--preset", "tutorial", "--batch-size", "20", "--checkpoint-every", "20steps"]
+UNSIGNED = {"trainer.signs.SIGN_S": 1e6, "trainer.signs.NEWS_S": 1e6}  # signs of life come by the clock
+# which credentials won, by kind and name
+CREDENTIALS = {
+    "s3": "credentials: environment variable AWS_ACCESS_KEY_ID",
+    "gs": "credentials: none, as STORAGE_EMULATOR_HOST is set",
+    "az": "credentials: key of batontest from AZURE_STORAGE_CONNECTION_STRING",
+}
+
+
+def told(state: str) -> dict[str, float]:
+    """The page's row of this state."""
+    row = re.search(rf"^\| {state}.* \| ([0-9.]+) \| ([0-9.]+) \| ([0-9.]+) \|$", PAGE, re.MULTILINE)
+    assert row, state
+    return dict(zip(KINDS, map(float, row.groups()), strict=True))
+
+
+def test_a_small_networks_checkpoint_costs_the_handful_of_requests_that_the_page_tells(
+    cloud: Cloud, tmp_path: Path, small_cifar: Path
+) -> None:
+    """In a real run, which tells who asks; and a part, however large, is one write."""
+    counted, checkpoints = [], []
+    for epochs in ("1", "2"):
+        lab = cloud.compressed(tmp_path / epochs, small_cifar, UNSIGNED, *OPTIONS, "--epochs", epochs)
+        cloud.proxy.requests.clear()
+        container = lab.start(debug=False)
+        assert container.wait() == 0, container.text
+        assert container.text.count("credentials: ") == 1
+        assert CREDENTIALS[cloud.name] in container.text
+        counted.append(Counter(kind_of(request) for request in cloud.proxy.requests))
+        with reached(cloud.emulator.env):
+            checkpoints.append(len(cloud.history(lab).checkpoints()))
+    more = checkpoints[1] - checkpoints[0]
+    assert more > 2
+    assert {kind: round((counted[1][kind] - counted[0][kind]) / more, 1) for kind in KINDS} == told("a small network")
+    with reached(cloud.variables):
+        store = open_store(cloud.url())
+        cloud.proxy.requests.clear()
+        store.put("part", [bytes(PART_BYTES // 2)] * 2)
+    assert [kind_of(request) for request in cloud.proxy.requests] == ["write"]
+
+
+def kind_of(request: Request) -> str:
+    """As clouds charge for them."""
+    if request.method not in ("GET", "HEAD"):
+        return "delete" if request.method == "DELETE" else "write"
+    path, _, query = request.target.partition("?")
+    return "list" if "list-type=2" in query or "comp=list" in query or path.endswith("/o") else "read"
+
+
+class Counting:
+    """A store that counts its calls as the requests that they are on a cloud, each of its puts being of one part."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self.url = store.url
+        self.calls: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        self.calls[{"put": "write", "list": "list", "get": "read", "stat": "read"}[name]] += 1
+        return getattr(self._store, name)
+
+
+def test_200_mb_cost_what_the_page_tells(tmp_path: Path) -> None:
+    """The state that bench/stores.py saves, and like there in no part as large as what takes several requests."""
+    model = {f"{n:02d}.weight": torch.full((240, 240, 3, 3), float(n)) for n in range(48)}
+    momentum = {name: tensor + 0.5 for name, tensor in model.items()}
+    store = Counting(open_store(f"file://{tmp_path}"))
+    history = History(store, "run")
+    facts = RunFacts(
+        run="run",
+        job="job",
+        attempt=history.claim({}),
+        steps=9,
+        steps_per_epoch=9,
+        settings={},
+        machine={},
+        synthetic=False,
+    )
+    store.calls.clear()
+    save = Save(Snapshot(1, "0" * 64, {}, model, momentum, {}, frozenset()), {}, [], lambda: ['{"step": 1}'])
+    done = commit(history, facts, save, None, frozenset(), lambda **_: None)
+    assert 199e6 < done.sent < 201e6
+    assert max(ref.size for ref in done.manifest.parts) <= PART_BYTES
+    assert dict(store.calls) == told("200 MB")
+    for state in ("a small network", "200 MB"):
+        of = told(state)
+        dollars = 0.005 * (of["write"] + of["list"]) + 0.0004 * of["read"]  # 1,000 checkpoints, by the page's prices
+        assert f"${dollars:.2f} of {state}" in " ".join(PAGE.split())
