@@ -9,14 +9,13 @@ from __future__ import annotations
 import io
 import logging
 import re
-import threading
 import uuid
 import zlib
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, BinaryIO
 
 import requests
@@ -30,15 +29,16 @@ from storage.azure_login import log_in
 from storage.dates import moment_of
 from storage.errors import AlreadyExists, Damaged, InvalidKey, InvalidURL, NotFound, Unavailable
 from storage.pace_requests import PacedAdapter
-from storage.protocol import ObjectInfo, Source, check_key, check_prefix
+from storage.protocol import ObjectInfo, Source, check_key, check_prefix, is_key
 from storage.reader import Reader
+from storage.room import Room
 
 BLOCK_BYTES = 8 << 20  # one request of an upload; over 4 MiB Azure takes blocks at its full pace
 RANGE_BYTES = 5 << 20  # one request of a download, after a first one of BLOCK_BYTES, which mostly is all
 MD5_RANGE_BYTES = 4 << 20  # and one that is checked by itself: Azure tells the MD5 of no longer range (Get Blob)
-PUTS, BLOCKS = 2, 2  # big puts at once, and requests of each: PUTS * (BLOCKS + 1) * BLOCK_BYTES is held
-RANGES = 2  # requests at once of one get: (RANGES + 1) * RANGE_BYTES is held, and of those being read two copies
-CONNECTIONS = 32  # kept open: a get and a put side by side, and the small requests of other threads
+BLOCKS = 3  # sent at once, each in memory; with those of five callers at once, seven
+RANGES = 3  # read at once, each in memory; with those of four callers at once, six, and each caller's first request
+CONNECTIONS = 32  # kept open: 5 who put, 4 who get, what their rooms hold beside, and small requests
 PIECE_BYTES = 64 << 10  # sent at once, see _Transport
 CONNECT_S = 5.0
 CRC32 = "crc32"  # the name in an object's metadata
@@ -67,7 +67,7 @@ class AzureStore:
                 self._root = check_key(prefix) + "/"
             except InvalidKey as e:
                 raise InvalidURL(f"{url}: the prefix is {e}") from e
-        self._room = threading.BoundedSemaphore(PUTS)
+        self._blocks, self._ranges = Room(BLOCKS), Room(RANGES)
         self._login = log_in(account)
         self._container = ContainerClient(
             self._login.endpoint,
@@ -85,12 +85,9 @@ class AzureStore:
 
     def put(self, key: str, source: Source, *, if_absent: bool = False) -> ObjectInfo:
         stream = Reader(source)
-        head = stream.read(BLOCK_BYTES)  # outside: the source's own errors are not the store's
-        if len(head) < BLOCK_BYTES:
-            return self._put_at_once(key, head, if_absent)
-        stream.take_back(head)
-        with self._room:
+        if stream.holds(BLOCK_BYTES):  # outside: the source's own errors are not the store's
             return self._put_blocks(key, stream, if_absent)
+        return self._put_at_once(key, stream.read(BLOCK_BYTES), if_absent)
 
     def _put_at_once(self, key: str, body: bytes, if_absent: bool) -> ObjectInfo:
         blob = self._blob(key)
@@ -101,7 +98,7 @@ class AzureStore:
                 metadata={CRC32: f"{zlib.crc32(body):08x}"},
                 validate_content=True,
             )
-        return ObjectInfo(key, len(body), told["last_modified"].timestamp())
+            return ObjectInfo(key, len(body), told["last_modified"].timestamp())
 
     def _put_blocks(self, key: str, stream: Reader, if_absent: bool) -> ObjectInfo:
         """In blocks side by side, and a list that makes them the object.
@@ -112,21 +109,23 @@ class AzureStore:
         """
         blob, names, crc = self._blob(key), list[str](), 0
         mine = uuid.uuid4().hex
-        staging: deque[Future[None]] = deque()
-        with ThreadPoolExecutor(BLOCKS, thread_name_prefix="azure-put") as pool:
-            try:
-                while block := stream.read(BLOCK_BYTES):
-                    crc = zlib.crc32(block, crc)
-                    names.append(f"{mine}{len(names):06d}")
-                    staging.append(pool.submit(self._stage, key, blob, names[-1], block))
-                    del block
-                    if len(staging) >= BLOCKS:
-                        staging.popleft().result()
-                while staging:
-                    staging.popleft().result()
-            finally:
-                for future in staging:
-                    future.cancel()
+
+        def work() -> Iterator[Callable[[], None]]:
+            nonlocal crc
+            while block := stream.read(BLOCK_BYTES):
+                crc = zlib.crc32(block, crc)
+                names.append(f"{mine}{len(names):06d}")
+                stage = partial(self._stage, key, blob, names[-1], block)
+                del block
+                yield stage
+                del stage  # before the next one is read
+
+        with (
+            ThreadPoolExecutor(BLOCKS, thread_name_prefix="azure-put") as pool,
+            closing(self._blocks.side_by_side(pool, work())) as staged,
+        ):
+            for _ in staged:
+                pass
         with self._creating(key):
             told: dict[str, Any] = blob.commit_block_list(
                 [BlobBlock(name) for name in names],
@@ -134,7 +133,7 @@ class AzureStore:
                 validate_content=True,
                 match_condition=MatchConditions.IfMissing if if_absent else None,
             )
-        return ObjectInfo(key, stream.given, told["last_modified"].timestamp())
+            return ObjectInfo(key, stream.given, told["last_modified"].timestamp())
 
     def _stage(self, key: str, blob: BlobClient, name: str, block: bytes) -> None:
         with self._translated(key, "blobs/write", "cw"):
@@ -162,39 +161,37 @@ class AzureStore:
                 raise Unavailable(f"{key}: was replaced while being read")
             return info
         data, properties, answered = first
+        del first
         info = replace(self._info(key, properties), answered=answered)
         stop = min(info.size, info.size if stop is None else stop)
         wanted = (properties.metadata or {}).get(CRC32) if stop - start == info.size else None
         if start == 0 and wanted is None:
             data = self._part(key, 0, min(stop, MD5_RANGE_BYTES), properties.etag, md5=True)
         crc = 0
-        with closing(self._pieces(key, data, start, stop, properties.etag, md5=wanted is None)) as pieces:
+        beginning = [data]
+        del data  # `beginning` lets it go once it is written
+        with closing(self._pieces(key, beginning, start, stop, properties.etag, md5=wanted is None)) as pieces:
             for piece in pieces:
                 crc = zlib.crc32(piece, crc)
                 sink.write(piece)  # outside of _translated: the sink's own errors are not the store's
+                del piece  # before the next one is fetched
         if wanted is not None and wanted != f"{crc:08x}":
             raise Damaged(f"{self._place}: {key} came with CRC32 {crc:08x}, and its metadata says {wanted:.20}")
         return info
 
-    def _pieces(self, key: str, first: bytes, start: int, stop: int, etag: str, *, md5: bool) -> Generator[bytes]:
-        """The bytes of [start, stop) of the version `etag`, in order: `first`, then ranges side by side."""
-        yield first
-        start += len(first)
-        if start >= stop:
-            return
+    def _pieces(self, key: str, first: list[bytes], start: int, stop: int, etag: str, *, md5: bool) -> Generator[bytes]:
+        """The bytes of [start, stop) of the version `etag`, in order: `first`, emptied, then ranges side by side."""
+        start += sum(map(len, first))
         step = MD5_RANGE_BYTES if md5 else RANGE_BYTES
-        coming: deque[Future[bytes]] = deque()
-        with ThreadPoolExecutor(RANGES, thread_name_prefix="azure-get") as pool:
-            try:
-                for offset in range(start, stop, step):
-                    coming.append(pool.submit(self._part, key, offset, min(offset + step, stop), etag, md5=md5))
-                    if len(coming) > RANGES:
-                        yield coming.popleft().result()
-                while coming:
-                    yield coming.popleft().result()
-            finally:
-                for future in coming:
-                    future.cancel()
+        rest = (
+            partial(self._part, key, offset, min(offset + step, stop), etag, md5=md5)
+            for offset in range(start, stop, step)
+        )
+        with (
+            ThreadPoolExecutor(RANGES, thread_name_prefix="azure-get") as pool,
+            closing(self._ranges.side_by_side(pool, rest, (first.pop() for _ in range(len(first))))) as pieces,
+        ):
+            yield from pieces
 
     def _part(self, key: str, start: int, stop: int, etag: str, *, md5: bool) -> bytes:
         part = self._range(key, start, stop, etag, md5=md5)
@@ -220,7 +217,8 @@ class AzureStore:
         with self._translated(key, "blobs/read", "r"):
             try:
                 stream = blob.download_blob(start, stop - start, validate_content=md5, raw_response_hook=heard, **same)
-                return stream.readall(), stream.properties, moment_of(answered[-1] if answered else None)
+                body = b"".join(stream.chunks())  # not readall, which copies it
+                return body, stream.properties, moment_of(answered[-1] if answered else None)
             except HttpResponseError as e:
                 if e.status_code == 416:
                     return None
@@ -242,17 +240,12 @@ class AzureStore:
         found = []
         with self._translated(prefix or ".", "blobs/read", "l"):
             pages = self._container.walk_blobs if delimiter else self._container.list_blobs
-            try:
-                items = [*pages(start or None, include=["metadata"])]
-            except AttributeError as e:  # the SDK's, of an answer that is no XML
-                raise not_azures(self._place, prefix or ".") from e
-        for item in items:
-            key = item.name.removeprefix(self._root)
-            with suppress(InvalidKey):  # another program's object
+            for item in pages(start or None, include=["metadata"]):
+                key = item.name.removeprefix(self._root)
                 if isinstance(item, BlobPrefix):
-                    check_key(key[:-1])
-                    found.append(ObjectInfo(key, 0, 0.0))
-                elif check_key(key) and not _is_folder(item):
+                    if is_key(key[:-1]):
+                        found.append(ObjectInfo(key, 0, 0.0))
+                elif is_key(key) and not _is_folder(item):  # else another program's object
                     found.append(ObjectInfo(key, item.size, item.last_modified.timestamp()))
         # Azure's manual says "alphabetical" of the order, not by what, so nothing is told before all is known
         yield from sorted(found, key=lambda info: info.key.encode())
@@ -308,9 +301,13 @@ class _Transport(RequestsTransport):  # type: ignore[misc]  # the SDK hands it o
     def send(self, request: Any, **kwargs: Any) -> Any:
         wait = self._patience()
         kwargs.update(connection_timeout=min(CONNECT_S, wait), read_timeout=wait)
-        if isinstance(request.data, bytes) and len(request.data) > PIECE_BYTES:
-            request.data = io.BytesIO(request.data)
-        return super().send(request, **kwargs)
+        body = request.data
+        if isinstance(body, bytes) and len(body) > PIECE_BYTES:
+            request.data = io.BytesIO(body)
+        try:
+            return super().send(request, **kwargs)
+        finally:
+            request.data = body  # the SDK sends the same request again where a token is refused
 
 
 def _is_folder(properties: BlobProperties) -> bool:

@@ -9,5 +9,5 @@ def moment_of(date: str | None) -> float | None:
     """An answer's `Date` (RFC 9110, 6.6.1) in seconds since 1970; None where there is none that can be read."""
     try:
         return parsedate_to_datetime(date).timestamp() if date else None
-    except ValueError:
+    except (ValueError, OverflowError):
         return None

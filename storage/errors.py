@@ -63,3 +63,8 @@ class Damaged(Transient, OSError):
 
 class Unavailable(Transient, ConnectionError):
     pass
+
+
+def one_line(text: object) -> str:
+    """Another's words, for an error's text."""
+    return " ".join(str(text).split())[:400]

@@ -24,13 +24,12 @@ import os
 import re
 import threading
 import uuid
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from itertools import chain, islice
+from functools import partial
+from itertools import chain
 from typing import Any, BinaryIO
 from urllib.parse import quote
 from xml.sax.saxutils import escape, unescape
@@ -51,7 +50,6 @@ from storage.errors import AlreadyExists, Damaged, InvalidKey, InvalidURL, NotFo
 from storage.gcs_errors import SDK_ERRORS, meaning
 from storage.gcs_login import find_credentials
 from storage.gcs_wire import (
-    LANES,
     PART_BYTES,
     PIECE_BYTES,
     Body,
@@ -62,11 +60,12 @@ from storage.gcs_wire import (
     parts_of,
     readable,
     receive,
-    view_of,
 )
-from storage.protocol import ObjectInfo, Source, check_key, check_prefix, chunks
+from storage.protocol import ObjectInfo, Source, check_key, check_prefix, is_key, views
+from storage.room import Room
 
-READ_LANES = 6  # each has a buffer of its own here; with what a connection holds it stays below 64 MB
+WRITES = 8  # parts sent at once; they take no memory here, but a connection each
+READS = 4  # parts of what is read in memory; with those of four callers at once, seven
 MAX_PREFIX_BYTES = 100  # a name may have 1,024 bytes, 900 of which are the key's
 
 _STRANGER = "something between here and Google answered in its stead"
@@ -87,6 +86,7 @@ class GoogleStore:
             raise InvalidURL(f"{url}: the prefix is longer than {MAX_PREFIX_BYTES} bytes")
         self.url = url
         self._bucket = bucket
+        self._writes, self._reads = Room(WRITES), Room(READS)
         with self._translated("", ""):
             credentials = find_credentials(patience)
             self._session = Session(credentials, patience)
@@ -95,14 +95,14 @@ class GoogleStore:
 
     def put(self, key: str, source: Source, *, if_absent: bool = False) -> ObjectInfo:
         check_key(key)
-        views = map(view_of, chunks(source))
+        pieces = views(source)
         small: list[memoryview] = []
         size = 0
-        for view in views:
+        for view in pieces:
             small.append(view)
             size += view.nbytes
             if size > PART_BYTES and not if_absent:
-                return self._put_parts(key, chain(small, views))
+                return self._put_parts(key, chain(small, pieces))
         with self._translated(key, "storage.objects.create", absent=Unavailable, unmet=AlreadyExists):
             return self._whole(self._put_at_once(key, small, if_absent), size)
 
@@ -119,6 +119,7 @@ class GoogleStore:
             for piece in pieces:
                 crc = google_crc32c.extend(crc, readable(piece))
                 sink.write(piece)  # outside: the sink's own errors are not the store's
+                del piece  # before the next one is fetched
         if start == 0 and stop >= found.info.size and crc != found.crc:
             raise Damaged(f"{self.url}: {key}: what came differs from the CRC32C that the store tells")
         return found.info
@@ -140,8 +141,8 @@ class GoogleStore:
                 if page is None:
                     return
                 page.raw_page["kind"]  # none: whatever answered, Google did not, and nothing is proven absent
-                found = [self._info(blob) for blob in page if _fits(self._key(blob.name))]
-            found += [ObjectInfo(self._key(name), 0, 0.0) for name in page.prefixes if _fits(self._key(name)[:-1])]
+                found = [self._info(blob) for blob in page if is_key(self._key(blob.name))]
+            found += [ObjectInfo(self._key(name), 0, 0.0) for name in page.prefixes if is_key(self._key(name)[:-1])]
             # Google gives a page's objects and prefixes apart
             yield from sorted(found, key=lambda info: info.key.encode())
 
@@ -204,7 +205,7 @@ class GoogleStore:
         return ObjectInfo(self._key(told["name"]), int(told["size"]), float(int(made.timestamp())))
 
     def _put_parts(self, key: str, views: Iterable[memoryview]) -> ObjectInfo:
-        address, size, etags = self._address(key), 0, list[str]()
+        address, size = self._address(key), 0
         with self._translated(key, "storage.multipartUploads.create", absent=Unavailable):
             answer = self._session.ask("POST", address, params={"uploads": ""})
             found = re.search("<UploadId>([^<]+)<", answer.text)
@@ -212,15 +213,16 @@ class GoogleStore:
                 raise Unavailable(f"{self.url}: {key}: {_STRANGER}")
             upload = {"uploadId": unescape(found[1])}
         stop = threading.Event()
+
+        def work() -> Iterator[Callable[[], str]]:
+            nonlocal size
+            for number, part in enumerate(parts_of(views), 1):
+                size += sum(view.nbytes for view in part)
+                yield partial(self._put_part, key, {**upload, "partNumber": str(number)}, part, stop)
+
         try:
-            with lanes(LANES, stop) as pool:
-                waiting: deque[Future[str]] = deque()
-                for number, part in enumerate(parts_of(views), 1):
-                    size += sum(view.nbytes for view in part)
-                    if len(waiting) == LANES:
-                        etags.append(waiting.popleft().result())
-                    waiting.append(pool.submit(self._put_part, key, {**upload, "partNumber": str(number)}, part, stop))
-                etags += [future.result() for future in waiting]
+            with lanes(WRITES, stop) as pool:
+                etags = list(self._writes.side_by_side(pool, work()))
             self._complete(key, upload, etags)
         except BaseException:
             with suppress(StoreError), self._translated(key, "storage.multipartUploads.abort"):
@@ -271,8 +273,12 @@ class GoogleStore:
 
     def _read(self, key: str, first: Found, start: int, stop: int) -> Generator[memoryview, None, None]:
         """The bytes of [start, stop), the beginning of which `first` brings. A piece holds until the next one."""
-        starts = iter(range(first.stop, stop, PART_BYTES))
         given_up = threading.Event()
+
+        def work() -> Iterator[Callable[[], memoryview]]:
+            for at in range(first.stop, stop, PART_BYTES):
+                # made here: each thread that makes its own keeps memory that was freed for itself
+                yield partial(ask, memoryview(bytearray(min(PART_BYTES, stop - at))), at)
 
         def ask(buffer: memoryview, at: int) -> memoryview:
             with self._translated(key, "storage.objects.get"):
@@ -281,19 +287,15 @@ class GoogleStore:
                     raise Unavailable(f"{self.url}: {key}: shrank while it was read")
                 return receive(found.answer, buffer[: found.stop - at], given_up)
 
-        with lanes(READ_LANES, given_up) as pool:
-            buffers = (memoryview(bytearray(min(PART_BYTES, stop - first.stop))) for _ in range(READ_LANES))
-            # buffers first: zip would lose the start that it has taken when it finds no buffer left
-            waiting = deque((buffer, pool.submit(ask, buffer, at)) for buffer, at in zip(buffers, starts, strict=False))
+        def beginning() -> Iterator[memoryview]:
             piece = memoryview(bytearray(min(PIECE_BYTES, first.stop - start)))
             for at in range(start, first.stop, PIECE_BYTES):
                 with self._translated(key, "storage.objects.get"):
                     got = receive(first.answer, piece[: first.stop - at], given_up)
                 yield got
-            while waiting:
-                buffer, part = waiting.popleft()
-                yield part.result()
-                waiting.extend((buffer, pool.submit(ask, buffer, at)) for at in islice(starts, 1))
+
+        with lanes(READS, given_up) as pool, closing(self._reads.side_by_side(pool, work(), beginning())) as pieces:
+            yield from pieces
 
     @contextmanager
     def _translated(
@@ -313,12 +315,3 @@ class GoogleStore:
             raise
         except (KeyError, TypeError, AttributeError, ValueError) as e:  # in the reading of what came
             raise Unavailable(f"{self.url}: {key}: {_STRANGER}") from e
-
-
-def _fits(key: str) -> bool:
-    """Whether a store may hold it; others' objects, such as folder markers, need not."""
-    try:
-        check_key(key)
-    except InvalidKey:
-        return False
-    return True

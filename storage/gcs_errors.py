@@ -13,8 +13,8 @@ import urllib3
 from google.api_core.exceptions import GoogleAPICallError
 from google.auth.exceptions import GoogleAuthError, TransportError
 
-from storage.errors import AlreadyExists, Damaged, NotSetUp, PermissionDenied, StoreError, Unavailable
-from storage.gcs_login import CREDENTIALS_MEND, one_line
+from storage.errors import AlreadyExists, Damaged, NotSetUp, PermissionDenied, StoreError, Unavailable, one_line
+from storage.gcs_login import CREDENTIALS_MEND
 
 CLOCK_MEND = "set this machine's clock (chrony or systemd-timesyncd)"
 CLOCK_S = 240.0  # a token made by a clock that is 5 minutes off is refused
@@ -36,7 +36,7 @@ def meaning(
         return _refusal(error, where, bucket, permission, absent, unmet)
     if isinstance(error, TransportError) or not isinstance(error, GoogleAuthError):
         return Unavailable(f"{where}: {_failure(error)}")
-    words = one_line(str(error.args[0] if error.args else error))
+    words = one_line(error.args[0] if error.args else error)
     if error.retryable or _is_metadatas_hiccup(error):
         return Unavailable(f"{where}: no token: {words}")
     mend = CLOCK_MEND if "iat and exp" in words else CREDENTIALS_MEND  # when a key's own token was made, and ends
@@ -97,7 +97,7 @@ def _words(answer: requests.Response | None) -> str:
 
 def _failure(e: Exception) -> str:
     """Which way a connection failed."""
-    text = one_line(str(e))
+    text = one_line(e)
     if "imed out" in text:
         return "no answer in time"
     return f"the connection failed: {text.rpartition('Caused by ')[2]}"

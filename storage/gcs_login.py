@@ -16,7 +16,7 @@ from google.auth.exceptions import DefaultCredentialsError, TransportError
 from google.auth.transport.requests import Request
 from google.oauth2 import service_account
 
-from storage.errors import NotSetUp
+from storage.errors import NotSetUp, one_line
 from storage.pace_requests import PacedAdapter
 
 SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
@@ -65,7 +65,7 @@ def find_credentials(patience: Callable[[], float]) -> Credentials:
         # scopes are given afterwards: with them, federated credentials would ask the resource manager for a project
         found, _ = google.auth.default(request=AuthRequest(patience))
     except DefaultCredentialsError as e:
-        words = one_line(str(e.args[0])).partition(" To set up Application Default")[0]
+        words = one_line(e.args[0]).partition(" To set up Application Default")[0]
         raise NotSetUp(f"no Google credentials: {words} So {CREDENTIALS_MEND}") from e
     except OSError as e:
         raise NotSetUp(f"the credentials file {e.filename} can't be read: {e.strerror}") from e
@@ -87,7 +87,3 @@ def _who(found: Credentials) -> str:
     if isinstance(found, compute_engine.Credentials):
         return "this machine's service account by its metadata service"
     return f"a user's, by gcloud auth application-default login ({file})"
-
-
-def one_line(text: str) -> str:
-    return " ".join(text.split())[:400]

@@ -20,11 +20,10 @@ from google.auth.transport.requests import AuthorizedSession
 from storage.errors import Unavailable
 from storage.gcs_login import AuthRequest
 from storage.pace_requests import PacedAdapter
-from storage.protocol import Chunk, ObjectInfo
+from storage.protocol import ObjectInfo
 
 PART_BYTES = 8 << 20  # Google's least is 5 MiB
-LANES = 8  # parts or ranges at once, of one put or get
-CONNECTIONS = 4 * LANES  # kept open
+CONNECTIONS = 32  # kept open: 5 who put, 4 who get, what their rooms hold beside, and small requests
 PIECE_BYTES = 1 << 17  # handed to or taken from a socket at once
 CONNECT_S = 5.0
 SMALL_BYTES = 16 << 10
@@ -114,11 +113,6 @@ def lanes(count: int, given_up: threading.Event) -> Iterator[ThreadPoolExecutor]
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def view_of(chunk: Chunk) -> memoryview:
-    whole = memoryview(chunk)
-    return whole.cast("B") if whole.nbytes else memoryview(b"")  # an array without elements can't be cast
 
 
 def parts_of(views: Iterable[memoryview]) -> Iterator[list[memoryview]]:

@@ -27,7 +27,7 @@ from storage.errors import (
     Unavailable,
     Unsupported,
 )
-from storage.protocol import SCRATCH, ObjectInfo, Source, check_key, check_prefix, chunks
+from storage.protocol import SCRATCH, ObjectInfo, Source, check_key, check_prefix, views
 
 COPY_BYTES = 8 << 20
 STALE_S = 24 * 3600.0  # scratch that has not grown for so long has lost its writer
@@ -62,9 +62,10 @@ class LocalStore:
         try:
             with file:
                 self._sweep(path.parent, os.fstat(file.fileno()).st_mtime)
-                for chunk in chunks(source):  # outside: the source's own errors are not the store's
+                for view in views(source):  # outside: the source's own errors are not the store's
                     with _translated(key):
-                        _write_all(file, chunk)
+                        while view:  # an unbuffered write may be short
+                            view = view[file.write(view) :]
                 with _translated(key):
                     os.fsync(file.fileno())
                     stat = os.fstat(file.fileno())
@@ -249,19 +250,14 @@ def _translated(key: str, *, absent: StoreError | None = None) -> Iterator[None]
         raise Unavailable(f"{where}: {e.strerror or e}") from e
 
 
-def _write_all(file: BinaryIO, chunk: bytes | bytearray | memoryview) -> None:
-    whole = memoryview(chunk)
-    view = whole.cast("B") if whole.nbytes else b""  # an array without elements can't be cast
-    while view:  # an unbuffered write may be short
-        view = view[file.write(view) :]
-
-
 def _link(scratch: Path, path: Path) -> None:
     try:
         os.link(scratch, path)
     except FileExistsError as e:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path)) from e
+        # it may be one's own, of a try that failed at just this: whoever finds it there counts on it
+        _sync_folder(path.parent)
         raise
     except OSError as e:
         if e.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):

@@ -9,7 +9,7 @@ from requests.adapters import HTTPAdapter
 
 from storage.pace import Patience, pools
 
-RECEIVED = 256 << 10  # bytes that are taken from a connection at once
+RECEIVED, MOST_RECEIVED = 256 << 10, 8 << 20  # bytes that are taken from a connection at once
 
 
 class PacedAdapter(HTTPAdapter):
@@ -40,5 +40,8 @@ class PacedAdapter(HTTPAdapter):
 
 class _Response(requests.Response):
     def iter_content(self, chunk_size: int | None = 1, decode_unicode: bool = False) -> Any:
-        # requests itself reads a body in pieces of 10 KB, which costs more than hashing it
-        return super().iter_content(max(chunk_size or 0, RECEIVED), decode_unicode)  # type: ignore[call-overload]
+        # requests itself reads a body in pieces of 10 KB, which costs more than hashing it; and pieces that are joined,
+        # or cut from a body that was read before, take its room twice
+        told = self.headers.get("Content-Length", "")
+        size = max(chunk_size or 0, RECEIVED, min(int(told) if told.isdecimal() else 0, MOST_RECEIVED))
+        return super().iter_content(None if self._content_consumed else size, decode_unicode)  # type: ignore[call-overload]

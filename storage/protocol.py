@@ -105,6 +105,16 @@ def check_prefix(prefix: str) -> str:
     return prefix
 
 
-def chunks(source: Source) -> Sequence[Chunk]:
-    """The source as a sequence of chunks, without copying."""
-    return (source,) if isinstance(source, bytes | bytearray | memoryview) else source
+def is_key(key: str, most: int = MAX_KEY_BYTES) -> bool:
+    """Whether a store may hold it, of so many bytes at most; others' objects, such as folder markers, need not fit."""
+    try:
+        return len(check_key(key).encode()) <= most
+    except InvalidKey:
+        return False
+
+
+def views(source: Source) -> Iterator[memoryview]:
+    """The source's chunks as bytes where they lie; each is asked for when its turn comes, and none is copied."""
+    for chunk in (source,) if isinstance(source, bytes | bytearray | memoryview) else source:
+        view = memoryview(chunk)
+        yield view.cast("B") if view.nbytes else memoryview(b"")  # an array without elements can't be cast

@@ -13,11 +13,10 @@ import re
 import threading
 import time
 import zlib
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any, BinaryIO
 
 from boto3.s3.transfer import TransferConfig  # type: ignore[import-untyped]
@@ -27,15 +26,17 @@ from s3transfer.manager import TransferManager  # type: ignore[import-untyped]
 from urllib3.exceptions import HTTPError
 
 from storage.dates import moment_of
-from storage.errors import Damaged, InvalidKey, InvalidURL, Unavailable
-from storage.protocol import MAX_KEY_BYTES, ObjectInfo, Source, check_key, check_prefix
+from storage.errors import Damaged, InvalidURL, StoreError, Unavailable
+from storage.protocol import MAX_KEY_BYTES, ObjectInfo, Source, check_key, check_prefix, is_key
 from storage.reader import Reader
+from storage.room import Room
 from storage.s3_client import connect, sends_checksums
 from storage.s3_errors import code_of, meaning
 
 PART = 8 << 20  # bytes; an object of so many and more goes in parts of so many, side by side
-PARALLEL = 4  # parts of one get in memory at once
-UPLOADS = 4  # and while writing, of all puts together; the SDK keeps one or two more
+PARALLEL = 4  # parts of what is read in memory; with those of four callers at once, seven
+UPLOADS = 4  # and while writing, of all puts together; the SDK keeps one more
+CONNECTIONS = 32  # kept open: 5 who put, 4 who get, what they do side by side, and small requests
 CONFLICT_TRIES = 5
 MOST_AT_ONCE = 5 << 30  # bytes; S3 takes no more in one request
 
@@ -54,12 +55,13 @@ class S3Store:
             raise InvalidURL(f"{url}: an S3 store is written s3://bucket or s3://bucket/prefix")
         if bucket.endswith("--x-s3"):
             raise InvalidURL(f"{url}: a directory bucket doesn't list in order; take a general purpose bucket")
-        if prefix and not _is_holdable(prefix, _MAX_PREFIX_BYTES):
+        if prefix and not is_key(prefix, _MAX_PREFIX_BYTES):
             raise InvalidURL(f"{url}: the prefix is no key, or has more than {_MAX_PREFIX_BYTES} bytes")
         self.url = url
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._patience = patience
+        self._reads = Room(PARALLEL)
         self._lock = threading.Lock()
         self._client: Any = None
         self._uploads: Any = None
@@ -67,35 +69,32 @@ class S3Store:
     def put(self, key: str, source: Source, *, if_absent: bool = False) -> ObjectInfo:
         check_key(key)
         body = Reader(source)
-        whole = body.read(PART)  # outside: the source's own errors are not the store's
-        if len(whole) == PART and not if_absent:
-            body.take_back(whole)
-            del whole
-            with self._told(key):
-                return self._put_in_parts(key, body)
-        if len(whole) == PART:
-            whole += body.read(MOST_AT_ONCE)
+        if body.holds(PART) and not if_absent:  # outside: the source's own errors are not the store's
+            return self._put_in_parts(key, body)
+        whole = body.read(MOST_AT_ONCE)
         with self._told(key):
             reply = self._put_at_once(key, whole, if_absent)
             # by the store's clock, to a second; asking for what it will tell costs a request
-            written = parsedate_to_datetime(reply["ResponseMetadata"]["HTTPHeaders"]["date"])
+            written = moment_of(reply["ResponseMetadata"]["HTTPHeaders"]["date"])
             reply["ETag"]  # none: whatever took it, S3 did not
-        return ObjectInfo(key, len(whole), written.timestamp())
+            if written is None:
+                raise ValueError("a date that is none")
+        return ObjectInfo(key, len(whole), written)
 
     def get(self, key: str, sink: BinaryIO, *, byte_range: tuple[int, int] | None = None) -> ObjectInfo:
         start, stop = byte_range or (0, None)
         if stop is not None and start >= stop:  # HTTP has no way to ask for nothing
             return self.stat(key)
         with self._told(check_key(key)):
-            first = self._first(key, start, stop)
+            first, size = self._first(key, start, stop)
         if first is None:
             return self.stat(key)
-        size = int(first["ContentRange"].rpartition("/")[2]) if "ContentRange" in first else first["ContentLength"]
         crc = 0
         with closing(self._pieces(key, first, start, size if stop is None else min(stop, size))) as pieces:
             for data in pieces:
                 crc = zlib.crc32(data, crc)
                 sink.write(data)  # outside: the sink's own errors are not the store's
+                del data  # before the next one is fetched
         told = first.get("ChecksumCRC32", "-")
         # "-" is in the checksum of an object that another program put in parts: one of the parts' checksums
         if byte_range is None and "-" not in told and told != _base64(crc):
@@ -107,13 +106,16 @@ class S3Store:
         name = self._prefix + check_key(key)
         with self._told(key):
             try:
-                info = self._s3().head_object(Bucket=self._bucket, Key=name)
+                return self._head(key)
             except sdk.ClientError:
                 # the answer to a HEAD has a number, but no words; those to a GET tell a missing bucket from a
                 # missing object, and dead credentials from missing rights
                 self._s3().get_object(Bucket=self._bucket, Key=name, Range="bytes=0-0")["Body"].close()
                 raise
-            return ObjectInfo(key, info["ContentLength"], info["LastModified"].timestamp())
+
+    def _head(self, key: str) -> ObjectInfo:
+        info = self._s3().head_object(Bucket=self._bucket, Key=self._prefix + key)
+        return ObjectInfo(key, info["ContentLength"], info["LastModified"].timestamp())
 
     def list(self, prefix: str, *, delimiter: str | None = None) -> Iterator[ObjectInfo]:
         if delimiter not in (None, "/"):
@@ -141,6 +143,20 @@ class S3Store:
     def caveat(self) -> str | None:
         return None
 
+    def keeps_abandoned_uploads(self) -> bool:
+        """Whether what a kill left of an upload in parts stays for good, unseen; False, too, where one may not ask."""
+        try:
+            with self._told("the bucket's lifecycle"):
+                rules = self._s3().get_bucket_lifecycle_configuration(Bucket=self._bucket)["Rules"]
+                return not any(
+                    rule["Status"] == "Enabled"
+                    and "AbortIncompleteMultipartUpload" in rule
+                    and self._prefix.startswith(rule.get("Filter", rule).get("Prefix", ""))
+                    for rule in rules
+                )
+        except StoreError as e:
+            return isinstance(e.__cause__, sdk.ClientError) and code_of(e.__cause__) == "NoSuchLifecycleConfiguration"
+
     # --- writing
 
     def _put_at_once(self, key: str, body: bytes, if_absent: bool) -> Any:
@@ -162,26 +178,36 @@ class S3Store:
 
     def _put_in_parts(self, key: str, body: Reader) -> ObjectInfo:
         """By the SDK's own manager, which aborts the upload on any failure."""
-        s3, name = self._s3(), self._prefix + key
-        extra = {"ChecksumAlgorithm": "CRC32", "ChecksumType": "FULL_OBJECT"} if sends_checksums(s3) else {}
+        try:
+            with self._told(key):
+                self._upload(self._prefix + key, body)
+                try:
+                    info = self._head(key)  # the manager keeps its answers to itself
+                except sdk.ClientError as e:
+                    if code_of(e) != "404":
+                        raise
+                    raise Unavailable(f"{self.url}: {key}: was written, and is not there") from e
+        except StoreError:
+            if body.failure is not None:  # the source's own, which is not the store's
+                raise body.failure from None
+            raise
+        if info.size != body.given:
+            raise Damaged(f"{self.url}: {key}: {body.given} bytes were sent, and S3 has {info.size}")
+        return info
+
+    def _upload(self, name: str, body: Reader) -> None:
+        extra = {"ChecksumAlgorithm": "CRC32", "ChecksumType": "FULL_OBJECT"} if sends_checksums(self._s3()) else {}
         upload = self._uploads.upload(body, self._bucket, name, extra)
         try:
             upload.result()
         except BaseException:
             upload.cancel()
             raise
-        try:
-            info = s3.head_object(Bucket=self._bucket, Key=name)  # the manager keeps its answers to itself
-        except sdk.ClientError as e:
-            if code_of(e) != "404":
-                raise
-            raise Unavailable(f"{self.url}: {key}: was written, and is not there") from e
-        return ObjectInfo(key, body.given, info["LastModified"].timestamp())
 
     # --- reading
 
-    def _first(self, key: str, start: int, stop: int | None) -> Any:
-        """The answer that holds the first bytes; None if the object has none there.
+    def _first(self, key: str, start: int, stop: int | None) -> tuple[Any, int]:
+        """The answer that holds the first bytes, and the object's size; None if the object has none there.
 
         A whole object is asked for as such even where the rest is then fetched in parts: its checksum comes only so
         (a range's may be another one, boto/botocore#3346), and no small object costs two requests.
@@ -191,41 +217,40 @@ class S3Store:
             wanted = {"Range": f"bytes={start}-{min(stop, start + PART) - 1}"}
         try:
             first = self._s3().get_object(Bucket=self._bucket, Key=self._prefix + key, **wanted)
-            first["LastModified"], first["ETag"], first["ContentLength"]
-            return first
+            first["LastModified"], first["ETag"]
+            return first, int(first.get("ContentRange", "").rpartition("/")[2] or first["ContentLength"])
         except sdk.ClientError as e:
             if code_of(e) == "InvalidRange":
-                return None
+                return None, 0
             raise
 
     def _pieces(self, key: str, first: Any, start: int, stop: int) -> Generator[bytearray]:
-        """[start, stop) of the version that `first` is of, in order; at most `PARALLEL` pieces are in memory."""
-        ahead: deque[Future[bytearray]] = deque()
-        with ThreadPoolExecutor(PARALLEL, thread_name_prefix="s3") as pool:
-            try:
-                ahead.append(pool.submit(self._drained, first, min(PART, stop - start)))
-                for at in range(start + PART, stop, PART):
-                    if len(ahead) == PARALLEL:
-                        yield self._next(key, ahead)
-                    ahead.append(pool.submit(self._range, key, at, min(at + PART, stop), first["ETag"]))
-                while ahead:
-                    yield self._next(key, ahead)
-            finally:
-                for piece in ahead:
-                    piece.cancel()
+        """[start, stop) of the version that `first` is of, in order."""
 
-    def _next(self, key: str, ahead: deque[Future[bytearray]]) -> bytearray:
-        with self._told(key):
-            return ahead.popleft().result()
+        def work() -> Iterator[Callable[[], bytearray]]:
+            yield partial(self._drained, key, first, min(PART, stop - start))
+            for at in range(start + PART, stop, PART):
+                yield partial(self._range, key, at, min(at + PART, stop), first["ETag"])
+
+        with (
+            ThreadPoolExecutor(PARALLEL, thread_name_prefix="s3") as pool,
+            closing(self._reads.side_by_side(pool, work())) as pieces,
+        ):
+            yield from pieces
 
     def _range(self, key: str, start: int, stop: int, etag: str) -> bytearray:
-        reply = self._s3().get_object(
-            Bucket=self._bucket, Key=self._prefix + key, Range=f"bytes={start}-{stop - 1}", IfMatch=etag
-        )
-        return self._drained(reply, stop - start)
+        with self._told(key):
+            reply = self._s3().get_object(
+                Bucket=self._bucket, Key=self._prefix + key, Range=f"bytes={start}-{stop - 1}", IfMatch=etag
+            )
+            return self._drained(key, reply, stop - start)
 
-    def _drained(self, reply: Any, count: int) -> bytearray:
+    def _drained(self, key: str, reply: Any, count: int) -> bytearray:
         """The first `count` bytes of an answer's body."""
+        with self._told(key):
+            return self._taken(reply, count)
+
+    def _taken(self, reply: Any, count: int) -> bytearray:
         data, got = bytearray(count), 0
         with reply["Body"] as raw:  # urllib3's own stream; read to its end, it gives its connection back
             while piece := raw.read1(min(count - got, 256 << 10) or 1):
@@ -241,11 +266,11 @@ class S3Store:
         """A page's objects and prefixes, but for what no store could hold, such as the console's "folder/"."""
         for item in page.get("Contents", ()):
             key = item["Key"].removeprefix(self._prefix)
-            if _is_holdable(key):
+            if is_key(key):
                 yield ObjectInfo(key, item["Size"], item["LastModified"].timestamp())
         for item in page.get("CommonPrefixes", ()):
             key = item["Prefix"].removeprefix(self._prefix)
-            if _is_holdable(key[:-1]):
+            if is_key(key[:-1]):
                 yield ObjectInfo(key, 0, 0.0)
 
     # --- the SDK
@@ -254,10 +279,11 @@ class S3Store:
         """The one client, made when first needed: it finds the credentials, maybe by asking the network."""
         with self._lock:
             if self._client is None:
-                self._client = connect(self.url, self._patience, 2 * PARALLEL + 4)
+                self._client = connect(self.url, self._patience, CONNECTIONS)
                 self._client.meta.events.register("after-call.s3.CompleteMultipartUpload", _check_completion)
                 config = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=UPLOADS)
                 config.max_in_memory_upload_chunks = UPLOADS
+                config.max_submission_concurrency = 1  # each reads a part more, and waits with it
                 # one for all puts, which share its threads and its memory; the other kind of manager that boto3 could
                 # choose is native, with memory and retries of its own
                 self._uploads = TransferManager(self._client, config)
@@ -270,7 +296,7 @@ class S3Store:
             yield
         except (sdk.ClientError, sdk.BotoCoreError, ResponseParserError, HTTPError) as e:
             raise meaning(e, self.url, self._bucket, key) from e
-        except (KeyError, TypeError, AttributeError, RecursionError) as e:  # what came isn't S3's
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as e:  # what came isn't S3's
             raise Unavailable(f"{self.url}: {key or 'list'}: what answered is not S3, but something in between") from e
 
 
@@ -282,10 +308,3 @@ def _check_completion(parsed: dict[str, Any], **_: Any) -> None:
 
 def _base64(crc: int) -> str:
     return base64.b64encode(crc.to_bytes(4, "big")).decode()
-
-
-def _is_holdable(key: str, most: int = MAX_KEY_BYTES) -> bool:
-    try:
-        return len(check_key(key).encode()) <= most
-    except InvalidKey:
-        return False

@@ -9,9 +9,8 @@ import boto3  # type: ignore[import-untyped]
 from botocore.awsrequest import AWSHTTPConnectionPool, AWSHTTPSConnectionPool  # type: ignore[import-untyped]
 from botocore.config import Config  # type: ignore[import-untyped]
 
-from storage.errors import NotSetUp
+from storage.errors import NotSetUp, one_line
 from storage.pace import Patience, pools
-from storage.s3_errors import one_line
 from storage.s3_login import CONNECT_S, find_credentials
 
 

@@ -19,6 +19,7 @@ from storage.errors import (
     StoreError,
     Unavailable,
     Unsupported,
+    one_line,
 )
 
 # a person must act on these; each with what to do
@@ -123,7 +124,3 @@ def code_of(error: Any) -> str:
 def _region(error: Any) -> str:
     headers = error.response["ResponseMetadata"].get("HTTPHeaders", {})
     return str(headers.get("x-amz-bucket-region") or error.response["Error"].get("Region") or "the bucket's")
-
-
-def one_line(text: object) -> str:
-    return " ".join(str(text).split())[:300]

@@ -18,10 +18,9 @@ from botocore.config import Config  # type: ignore[import-untyped]
 from botocore.httpsession import URLLib3Session  # type: ignore[import-untyped]
 from botocore.utils import InstanceMetadataFetcher  # type: ignore[import-untyped]
 
-from storage.errors import NotSetUp, StoreError
+from storage.errors import NotSetUp, StoreError, one_line
 from storage.machine_identity import of_this_machine
 from storage.pace import Patience
-from storage.s3_errors import one_line
 
 CONNECT_S = 5.0
 LOOKS = 3  # at the instance's metadata, a second each by default; one packet may get lost

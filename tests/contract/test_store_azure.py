@@ -12,20 +12,23 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from azure.storage.blob import BlobServiceClient, ContainerSasPermissions, generate_container_sas
+from azure.core.credentials import AccessToken
+from azure.core.pipeline import Pipeline
+from azure.core.pipeline.transport import HttpRequest
+from azure.storage.blob import BlobServiceClient
+from azure.storage.blob._shared.policies import StorageBearerTokenCredentialPolicy
 from store_contract import MIB, Place, StoreContract, names, read
 
 from storage import Store, open_store
-from storage.azure import AzureStore
+from storage.azure import AzureStore, _Transport
 from storage.azure_login import AZURES_TAG, _identity, log_in
 from storage.errors import Damaged, InvalidURL, NotFound, NotSetUp, PermissionDenied, Unavailable
-from tests.emulators.azurite import ACCOUNT, KEY, Azurite
-from tests.emulators.proxy import Fault, Proxy, Request
+from tests.emulators.azurite import ACCOUNT, KEY, Azurite, sas
+from tests.emulators.proxy import Fault, Proxy
 
 CONTAINER = "contract"
 LIVE = os.environ.get("BATON_LIVE_AZURE")
@@ -190,10 +193,6 @@ def every_call(store: Store, key: str = "small") -> list[Callable[[], object]]:
     ]
 
 
-def body_of(method: str) -> Callable[[Request], bool]:
-    return lambda request: request.method == method and "comp=list" not in request.target
-
-
 def test_a_big_object_goes_in_parts_both_ways_each_with_its_checksum(calm: Store, proxy: Proxy) -> None:
     calm.put("copy", [BIG[:1], BIG[1:]])
     puts = [request for request in proxy.requests if request.method == "PUT"]
@@ -236,65 +235,6 @@ def test_two_who_write_one_key_at_once_do_not_mix_their_blocks(calm: Store) -> N
     assert read(calm, "one") in (BIG, others)
 
 
-def test_a_bit_that_flips_on_the_way_up_is_told_and_nothing_is_written(calm: Store, proxy: Proxy) -> None:
-    proxy.faults = [Fault("flip_up", at=5, when=body_of("PUT"))]
-    for source in (b"0123456789", BIG):
-        with pytest.raises(Damaged):
-            calm.put("new", source)
-    with pytest.raises(Damaged):
-        calm.put("new", b"0123456789", if_absent=True)
-    proxy.faults = []
-    assert names(calm) == ["big", "small"]
-
-
-def test_a_bit_that_flips_on_the_way_down_is_told(calm: Store, proxy: Proxy) -> None:
-    proxy.faults = [Fault("flip", at=5, when=body_of("GET"))]
-    for key in ("small", "big"):
-        with pytest.raises(Damaged):
-            calm.get(key, io.BytesIO())
-    proxy.faults = [Fault("flip", at=5, when=lambda r: r.headers.get("x-ms-range", "").startswith("bytes=13631488-"))]
-    with pytest.raises(Damaged):
-        calm.get("big", io.BytesIO())
-
-
-@pytest.mark.parametrize("kind", ["cut", "stall", "reset", "lose", "hang"])
-def test_an_answer_that_breaks_off_or_never_comes_is_unavailable_within_ones_patience(
-    far: Store, proxy: Proxy, kind: str
-) -> None:
-    proxy.faults = [Fault(kind, at=5, when=body_of("GET"))]  # type: ignore[arg-type]
-    for key in ("small", "big"):
-        begun = time.monotonic()
-        with pytest.raises(Unavailable) as caught:
-            far.get(key, io.BytesIO())
-        assert "\n" not in str(caught.value)
-        assert time.monotonic() - begun < 3, "patience is one second"
-
-
-def test_a_server_that_hangs_is_left_after_the_patience_that_holds_now(proxy: Proxy, url: str) -> None:
-    patience = 5.0
-    store = AzureStore(url, patience=lambda: patience)
-    store.stat("small")
-    proxy.faults = [Fault("hang")]
-    patience = 0.3
-    for call in every_call(store):
-        begun = time.monotonic()
-        with pytest.raises(Unavailable):
-            call()
-        assert time.monotonic() - begun < 2
-
-
-def test_the_sdk_tries_nothing_twice(far: Store, proxy: Proxy) -> None:
-    for fault in (Fault("answer", status=503), Fault("reset"), Fault("answer", status=500)):
-        proxy.faults = [fault]
-        for call in every_call(far):
-            proxy.requests.clear()
-            with pytest.raises(Unavailable):
-                call()
-            assert len(proxy.requests) <= 3, "an object of three blocks is put at once"
-            targets = [request.target for request in proxy.requests]
-            assert len(set(targets)) == len(targets)
-
-
 def test_a_slow_link_takes_its_time_and_does_not_fail(proxy: Proxy, url: str) -> None:
     """A block takes longer to send than one may wait for a connection: what counts is that bytes flow."""
     store = AzureStore(url, patience=lambda: 10.0)  # longer than what lies in sockets' buffers takes
@@ -306,50 +246,12 @@ def test_a_slow_link_takes_its_time_and_does_not_fail(proxy: Proxy, url: str) ->
     assert read(store, "new") == BIG
 
 
-def test_an_upload_that_breaks_off_leaves_nothing(far: Store, proxy: Proxy) -> None:
-    for fault in (
-        Fault("break", at=4 * MIB, when=body_of("PUT")),
-        Fault("answer", status=503, when=lambda request: "comp=blocklist" in request.target),
-    ):
-        proxy.faults = [fault]
-        for key in ("new", "small"):
-            with pytest.raises(Unavailable):
-                far.put(key, BIG)
-    proxy.faults = []
-    assert names(far) == ["big", "small"]
-    assert read(far, "small") == b"some bytes"
-
-
-def test_an_object_replaced_while_it_is_read_is_never_a_mix(calm: Store, store: Store) -> None:
-    class Replacing(io.BytesIO):
-        def write(self, data: object) -> int:
-            if self.tell() == 0:
-                store.put("long", bytes(len(long)))
-            return super().write(data)  # type: ignore[arg-type]
-
-    long = BIG * 2  # more than is asked for ahead
-    store.put("long", long)
-    sink = Replacing()
-    with pytest.raises(Unavailable, match="replaced"):
-        calm.get("long", sink)
-    assert long.startswith(sink.getvalue())
-
-
 # --- who asks
 
 
 def answers(status: int, code: str = "", date: str = "") -> Fault:
     headers = {"x-ms-error-code": code} if code else {}
     return Fault("answer", status=status, headers={**headers, **({"date": date} if date else {})})
-
-
-@pytest.mark.parametrize("code", ["AuthorizationPermissionMismatch", "AuthorizationFailure", "AccountIsDisabled", ""])
-@pytest.mark.parametrize("key", ["small", "absent"])
-def test_a_missing_right_is_denied_never_an_absence(far: Store, proxy: Proxy, code: str, key: str) -> None:
-    proxy.faults = [answers(403, code)]
-    for call in every_call(far, key):
-        with pytest.raises(PermissionDenied, match=r"Storage Blob Data Contributor on the container \(action blobs/"):
-            call()
 
 
 @pytest.mark.parametrize("status", [404, 400, 302, 200, 407])
@@ -377,16 +279,6 @@ def test_a_wrong_key_is_said_and_never_shown(azurite: Azurite, url: str, monkeyp
         assert wrong not in str(caught.value)
 
 
-def sas(rights: str, hours: float) -> str:
-    return generate_container_sas(
-        ACCOUNT,
-        CONTAINER,
-        account_key=KEY,
-        permission=ContainerSasPermissions.from_string(rights),
-        expiry=datetime.now(UTC) + timedelta(hours=hours),
-    )
-
-
 def use_alone(monkeypatch: pytest.MonkeyPatch, azurite: Azurite, **variables: str) -> None:
     monkeypatch.delenv("AZURE_STORAGE_CONNECTION_STRING", raising=False)
     monkeypatch.setenv("AZURE_STORAGE_SERVICE_ENDPOINT", azurite.endpoint)
@@ -397,7 +289,7 @@ def use_alone(monkeypatch: pytest.MonkeyPatch, azurite: Azurite, **variables: st
 def test_an_expired_sas_is_said_with_its_time_and_never_shown(
     azurite: Azurite, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    token = sas("racwdl", -1)
+    token = sas(CONTAINER, hours=-1)
     use_alone(monkeypatch, azurite, AZURE_STORAGE_SAS_TOKEN=token)
     for call in every_call(open_store(url)):
         with pytest.raises(NotSetUp, match=r"SAS token from AZURE_STORAGE_SAS_TOKEN: it expired at 20.*UTC") as caught:
@@ -409,7 +301,7 @@ def test_a_sas_that_may_only_read_is_denied_each_change_and_the_list(
     azurite: Azurite, url: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.put("small", b"some bytes")
-    use_alone(monkeypatch, azurite, AZURE_STORAGE_SAS_TOKEN=sas("r", 1))
+    use_alone(monkeypatch, azurite, AZURE_STORAGE_SAS_TOKEN=sas(CONTAINER, "r"))
     reader = open_store(url)
     assert read(reader, "small") == b"some bytes"
     with pytest.raises(NotFound):
@@ -429,7 +321,7 @@ def test_a_mounted_file_with_any_secret_is_the_plain_way(
     kind: str,
 ) -> None:
     secrets = {
-        "SAS": "?" + sas("racwdl", 1),
+        "SAS": "?" + sas(CONTAINER),
         "key": KEY,
         "connection string": azurite.connection_string(azurite.endpoint),
     }
@@ -467,6 +359,32 @@ def test_what_can_be_seen_to_be_no_credentials_is_said_at_once(
     use_alone(monkeypatch, azurite, **variables)
     with pytest.raises(NotSetUp, match=hint):
         open_store(url)
+
+
+def test_a_body_that_is_asked_for_again_with_another_token_is_sent_whole_again(proxy: Proxy) -> None:
+    """By the store's transport, below the SDK's own policy for tokens, which it lets nobody use over plain HTTP."""
+    challenge = (
+        "Bearer authorization_uri=https://login.invalid/tenant/oauth2/authorize resource_id=https://storage.invalid"
+    )
+    proxy.faults = [Fault("answer", status=401, headers={"WWW-Authenticate": challenge}, times=1), answers(403)]
+    tokens = StorageBearerTokenCredentialPolicy(Tokens(), "https://storage.invalid")  # type: ignore[arg-type]
+    with Pipeline(_Transport(lambda: 20.0), [tokens]) as pipeline:
+        request = HttpRequest("PUT", f"{proxy.url}/{ACCOUNT}/{CONTAINER}/x")
+        request.data = BIG
+        pipeline.run(request, enforce_https=False)
+    assert [r.headers["content-length"] for r in proxy.requests] == [str(len(BIG))] * 2
+    assert [r.headers["authorization"] for r in proxy.requests] == ["Bearer 1", "Bearer 2"]
+
+
+class Tokens:
+    """Another one each time."""
+
+    def __init__(self) -> None:
+        self._given = 0
+
+    def get_token(self, *_: str, **__: object) -> AccessToken:
+        self._given += 1
+        return AccessToken(str(self._given), int(time.time()) + 3600)
 
 
 # --- tokens. The SDK's own credentials ask a fake of the service that stands on Azure's hosts; azurite takes tokens

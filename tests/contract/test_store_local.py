@@ -446,6 +446,28 @@ def test_a_put_that_could_not_be_synced_is_not_told_as_done(
     assert read(store, "run/a") == b"new"
 
 
+def test_a_claim_is_found_there_only_once_its_folder_is_synced(
+    store: Store, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be one's own, of a try whose sync failed: whoever reads it back takes it for a success."""
+    store.put("run/a", b"")
+    recorder, fsync = Recorder(monkeypatch), os.fsync
+
+    def failing(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            monkeypatch.setattr(os, "fsync", fsync)
+            raise OSError(5, "Input/output error")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(Unavailable, match="Input/output error"):
+        store.put("run/claim", b"mine", if_absent=True)
+    assert recorder.taken() == [("sync file", "scratch"), ("name", "claim")]
+    with pytest.raises(AlreadyExists):
+        store.put("run/claim", b"mine", if_absent=True)
+    assert ("sync folder", "run") in recorder.taken()
+
+
 def test_a_file_system_without_links_is_refused_in_words(
     store: Store, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

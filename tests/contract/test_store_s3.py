@@ -7,11 +7,9 @@ busy) the proxy answers in S3's words.
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import os
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,20 +20,17 @@ from store_contract import SOAK, Place, StoreContract, names, read
 
 from storage import Store, open_store
 from storage.errors import (
-    AlreadyExists,
     Damaged,
     InvalidURL,
     NoSpace,
-    NotFound,
     NotSetUp,
-    PermissionDenied,
     StoreError,
     Unavailable,
     Unsupported,
 )
-from storage.s3 import PARALLEL, PART, S3Store
+from storage.s3 import PART, S3Store
 from tests.emulators.moto import MotoS3
-from tests.emulators.proxy import Fault, Proxy, Request
+from tests.emulators.proxy import Fault, Proxy
 
 MIB = 1 << 20
 BUCKET = "baton-test"
@@ -58,9 +53,9 @@ def url(moto: MotoS3) -> str:
 
 class TestS3(StoreContract):
     @pytest.fixture
-    def place(self, url: str) -> Place:
+    def place(self, url: str, moto: MotoS3) -> Place:
         # moto joins what came in parts, several times over
-        return Place(lambda: open_store(url), big_mib=300 if SOAK else 150)
+        return Place(lambda: open_store(url), big_mib=300 if SOAK else 150, open_uploads=lambda: moto.open_uploads(url))
 
 
 if LIVE:
@@ -102,18 +97,6 @@ def body(size: int) -> bytes:
     return bytes(range(251)) * (size // 251) + bytes(size % 251)
 
 
-def is_get(request: Request) -> bool:
-    return request.method == "GET"
-
-
-def is_get_of(start: int) -> Callable[[Request], bool]:
-    return lambda request: request.method == "GET" and request.headers.get("range", "").startswith(f"bytes={start}-")
-
-
-def is_part(number: int) -> Callable[[Request], bool]:
-    return lambda request: request.method == "PUT" and f"partNumber={number}" in request.target
-
-
 def answer(status: int, code: str, message: str = "", extra: str = "", **headers: str) -> Fault:
     text = f"<Error><Code>{code}</Code><Message>{message}</Message>{extra}</Error>"
     return Fault(
@@ -140,56 +123,10 @@ def every_call(test: Any) -> Any:
     return pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)(test)
 
 
-@every_call
-@pytest.mark.parametrize(
-    "fault",
-    [
-        Fault("reset"),
-        Fault("lose"),
-        Fault("hang"),
-        Fault("answer", status=503),
-        answer(503, "SlowDown", "Please reduce your request rate."),
-        answer(500, "InternalError"),
-        answer(429, "TooManyRequests"),
-        answer(400, "RequestTimeout"),
-    ],
-    ids=lambda fault: f"{fault.kind} {fault.status}",
-)
-def test_a_network_or_server_that_fails_is_unavailable(
-    store: Store, proxy: Proxy, patience: list[float], call: Callable[[Store], object], fault: Fault
-) -> None:
-    store.put("a", b"old")
-    proxy.faults = [fault]
-    patience[0] = 1.0
-    asked, start = len(proxy.requests), time.monotonic()
-    with pytest.raises(Unavailable):
-        call(store)
-    assert time.monotonic() - start < 5
-    # the SDK's own retries are off. No retries: its HEAD of the bucket after a HEAD's 400, where it looks for another
-    # region; the GET that asks for a HEAD's reason; the abort of an upload
-    assert len(proxy.requests) - asked <= 3
-    asked_how = [(r.method, r.target) for r in proxy.requests[asked:]]
-    assert len(set(asked_how)) == len(asked_how)
-    proxy.faults, patience[0] = [], 20.0
-    assert store.stat("a").size in (3, PART + 1) if call is not CALLS["delete"] else True
-
-
 def test_nothing_listens_is_unavailable(store: Store, proxy: Proxy) -> None:
     proxy.stop()
     with pytest.raises(Unavailable):
         store.stat("a")
-
-
-@every_call
-def test_forbidden_is_never_not_found(store: Store, proxy: Proxy, call: Callable[[Store], object]) -> None:
-    store.put("a", b"old")
-    said = "User: arn:aws:sts::1:assumed-role/baton is not authorized to perform: s3:DoIt"
-    proxy.faults = [answer(403, "AccessDenied", said)]
-    with pytest.raises(PermissionDenied, match="the role needs s3:") as caught:
-        call(store)
-    assert not isinstance(caught.value, NotFound)
-    assert said in str(caught.value)
-    assert str(caught.value).isprintable()
 
 
 @every_call
@@ -223,9 +160,10 @@ def test_what_a_person_must_mend_says_how(
         (answer(507, "XMinioStorageFull"), NoSpace),
         (answer(501, "NotImplemented"), Unsupported),
         (answer(400, "BadDigest"), Damaged),
+        (answer(400, "RequestTimeout"), Unavailable),
         (answer(400, "SomethingNew"), StoreError),
     ],
-    ids=["full", "not implemented", "bad digest", "unknown"],
+    ids=["full", "not implemented", "bad digest", "time-out", "unknown"],
 )
 def test_other_answers_find_their_error(store: Store, proxy: Proxy, fault: Fault, error: type) -> None:
     proxy.faults = [fault]
@@ -243,40 +181,6 @@ def test_an_absent_bucket_is_not_an_absent_object(moto: MotoS3) -> None:
 # --- bytes that change or end on the way
 
 
-@pytest.mark.parametrize("size", [1000, PART, PART + 1, 3 * PART + 5])
-def test_a_bit_flipped_on_the_way_down_is_damage(store: Store, proxy: Proxy, size: int) -> None:
-    store.put("a", [body(size)])
-    for at in {0, size // 2, size - 1}:
-        piece = at // PART * PART
-        proxy.faults = [
-            Fault("flip", at=at - piece, when=is_get_of(piece) if piece else lambda r: "range" not in r.headers)
-        ]
-        with pytest.raises(Damaged):
-            read(store, "a")
-    proxy.faults = []
-    assert read(store, "a") == body(size)
-
-
-@pytest.mark.parametrize("size", [1000, PART, 3 * PART + 5])
-def test_a_bit_flipped_on_the_way_up_is_damage_and_nothing_is_written(store: Store, proxy: Proxy, size: int) -> None:
-    proxy.faults = [Fault("flip_up", at=size % PART // 2, when=lambda r: r.method == "PUT", times=1)]
-    with pytest.raises(Damaged):
-        store.put("a", [body(size)])
-    assert names(store) == []
-
-
-@pytest.mark.parametrize("start", [0, 2 * PART])
-@pytest.mark.parametrize("kind", ["cut", "stall"])
-def test_an_answer_that_ends_or_stops_early_is_unavailable(
-    store: Store, proxy: Proxy, patience: list[float], kind: Any, start: int
-) -> None:
-    store.put("a", [body(3 * PART)])
-    patience[0] = 2.0
-    proxy.faults = [Fault(kind, at=PART // 2, when=is_get_of(start) if start else lambda r: "range" not in r.headers)]
-    with pytest.raises(Unavailable):
-        read(store, "a")
-
-
 def test_a_slow_link_is_no_fault(store: Store, proxy: Proxy, patience: list[float]) -> None:
     """Each of the three takes longer than silence may last."""
     patience[0] = 2.0
@@ -284,30 +188,6 @@ def test_a_slow_link_is_no_fault(store: Store, proxy: Proxy, patience: list[floa
     for size in (PART, PART + MIB):
         store.put("a", [body(size)])
     assert read(store, "a") == body(PART + MIB)
-
-
-def test_an_upload_cut_in_the_middle_leaves_the_old_object(store: Store, proxy: Proxy) -> None:
-    store.put("a", b"old")
-    proxy.faults = [Fault("break", at=PART // 2, when=is_part(2))]
-    with pytest.raises(Unavailable):
-        store.put("a", [body(3 * PART)])
-    assert read(store, "a") == b"old"
-
-
-def open_uploads(moto: MotoS3) -> list[str]:
-    from boto3 import client
-
-    s3 = client("s3", endpoint_url=moto.env["AWS_ENDPOINT_URL_S3"], region_name="us-east-1")
-    return [upload["Key"] for upload in s3.list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])]
-
-
-def test_a_failed_upload_in_parts_is_aborted(store: Store, proxy: Proxy, moto: MotoS3) -> None:
-    before = open_uploads(moto)
-    proxy.faults = [Fault("reset", when=is_part(3))]
-    with pytest.raises(Unavailable):
-        store.put("a", [body(4 * PART)])
-    assert open_uploads(moto) == before
-    assert names(store) == []
 
 
 def test_an_upload_goes_in_parts_side_by_side_and_each_with_its_checksum(store: Store, proxy: Proxy) -> None:
@@ -344,21 +224,14 @@ def test_checksums_are_left_out_where_the_sdk_is_told_so(
     assert not any("checksum-crc32" in name for r in proxy.requests for name in r.headers)
 
 
+def test_an_object_of_another_length_than_was_sent_is_damage(store: Store, proxy: Proxy) -> None:
+    headers = {"content-length": str(PART), "last-modified": "Tue, 03 Mar 2026 09:00:00 GMT"}
+    proxy.faults = [Fault("answer", status=200, headers=headers, when=lambda request: request.method == "HEAD")]
+    with pytest.raises(Damaged, match=f"{PART + 1} bytes were sent, and S3 has {PART}"):
+        store.put("a", body(PART + 1))
+
+
 # --- one version
-
-
-def test_an_object_replaced_while_it_is_read_is_never_a_mix(store: Store, proxy: Proxy) -> None:
-    store.put("a", [bytes(PART)] * (PARALLEL + 2))
-
-    class Replacing(io.BytesIO):
-        def write(self, data: Any) -> int:
-            if not self.tell():
-                store.put("a", b"new")
-            return super().write(data)
-
-    with pytest.raises(Unavailable, match="replaced"):
-        store.get("a", Replacing())
-    assert read(store, "a") == b"new"
 
 
 def test_a_conflict_between_two_creates_is_tried_again(store: Store, proxy: Proxy) -> None:
@@ -372,16 +245,6 @@ def test_a_conflict_between_two_creates_is_tried_again(store: Store, proxy: Prox
         store.put("other", b"mine", if_absent=True)
 
 
-def test_a_create_whose_answer_was_lost_is_there(store: Store, proxy: Proxy) -> None:
-    """The caller reads back and finds its own bytes."""
-    proxy.faults = [Fault("lose", times=1)]
-    with pytest.raises(Unavailable):
-        store.put("claim", b"mine", if_absent=True)
-    with pytest.raises(AlreadyExists):
-        store.put("claim", b"mine", if_absent=True)
-    assert read(store, "claim") == b"mine"
-
-
 # --- ranges and lists
 
 
@@ -391,21 +254,6 @@ def test_a_create_whose_answer_was_lost_is_there(store: Store, proxy: Proxy) -> 
 def test_a_range_over_several_parts_is_whole(store: Store, byte_range: tuple[int, int]) -> None:
     store.put("a", [body(3 * PART)])
     assert read(store, "a", byte_range) == body(3 * PART)[slice(*byte_range)]
-
-
-def test_the_sinks_error_in_the_middle_of_a_big_object_passes(store: Store) -> None:
-    store.put("a", [body(PART)] * 4)
-    error = FileNotFoundError("the sink's")
-
-    class Full(io.BytesIO):
-        def write(self, data: Any) -> int:
-            if self.tell():
-                raise error
-            return super().write(data)
-
-    with pytest.raises(FileNotFoundError) as caught:
-        store.get("a", Full())
-    assert caught.value is error
 
 
 def test_what_others_left_in_the_bucket_and_no_store_could_hold_is_not_listed(url: str, moto: MotoS3) -> None:
@@ -421,33 +269,7 @@ def test_what_others_left_in_the_bucket_and_no_store_could_hold_is_not_listed(ur
     assert "dot." not in names(store, "", "/")
 
 
-def test_a_list_in_pages_is_told_one_page_at_a_time(store: Store, proxy: Proxy, url: str) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda n: store.put(f"k{n:04}", b""), range(1001)))
-    before = len(proxy.requests)
-    listing = store.list("")
-    assert next(listing).key == "k0000"
-    assert len(proxy.requests) == before + 1
-    assert len(list(listing)) == 1000
-    assert len(proxy.requests) == before + 2
-
-
 # --- patience, credentials, addresses
-
-
-def test_patience_is_asked_anew_for_each_request(proxy: Proxy, url: str) -> None:
-    patience = [5.0]
-    store = S3Store(url, patience=lambda: patience[0])
-    store.put("a", b"")
-    proxy.faults = [Fault("hang")]
-    patience[0] = 0.3
-    for _ in range(2):
-        start = time.monotonic()
-        with pytest.raises(Unavailable):
-            store.put("a", b"")
-        assert 0.2 < time.monotonic() - start < 1.5
 
 
 def test_credentials_are_told_once_by_kind_and_never_by_value(

@@ -11,7 +11,7 @@ from itertools import count
 import pytest
 
 from storage import Store, open_store
-from storage.errors import Unavailable
+from storage.errors import Damaged, Unavailable
 from tests.clouds import Cloud, reached
 from tests.emulators.proxy import Fault
 
@@ -74,6 +74,35 @@ def test_a_stranger_who_answers_one_request_of_a_big_put_is_a_fault_that_passes(
             cloud.proxy.faults = []
             assert store.stat("run/big").size == len(big)
         cloud.proxy.faults = []
+
+
+def test_an_answer_with_one_thing_wrong_is_a_fault_that_passes(store: Store, cloud: Cloud) -> None:
+    """A date, a size or a time that is missing or none."""
+    calls: dict[str, Callable[[], object]] = {
+        "get": lambda: store.get("run/a", io.BytesIO()),
+        "range": lambda: store.get("run/a", io.BytesIO(), byte_range=(0, 5)),
+        "stat": lambda: store.stat("run/a"),
+        "put": lambda: store.put("run/b", b"1"),
+        "claim": lambda: store.put("run/c", b"1", if_absent=True),
+        "big": lambda: store.put("run/d", bytes(9 << 20)),
+    }
+    good = {
+        "etag": '"0123456789abcdef"',
+        "last-modified": HEAD["Date"],
+        "date": HEAD["Date"],
+        "content-range": "bytes 0-4/10",
+        "x-goog-generation": "1",
+        "x-goog-hash": "crc32c=AAAAAA==",
+    }
+    for status in (200, 201, 206):
+        for wrong in ({"date": "today"}, {"last-modified": "soon"}, {"content-range": "bytes 0-4/*"}, {"etag": ""}):
+            headers = {name: value for name, value in (good | wrong).items() if value}
+            if status == 201:
+                headers.pop("last-modified")
+            cloud.proxy.faults = [Fault("answer", status=status, body=b"12345", headers=headers)]
+            for call in calls.values():
+                with suppress(Unavailable, Damaged):  # all else would be a defect; what needs not the wrong one is fine
+                    call()
 
 
 def only(fault: Fault, which: int) -> Fault:

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,19 @@ class Azurite:
 def _free_port(host: str) -> int:
     with socket.create_server((host, 0)) as probe:
         return int(probe.getsockname()[1])
+
+
+def sas(bucket: str, rights: str = "racwdl", hours: float = 1) -> str:
+    """A token for one container, as the query of an address."""
+    from azure.storage.blob import ContainerSasPermissions, generate_container_sas
+
+    return generate_container_sas(
+        ACCOUNT,
+        bucket,
+        account_key=KEY,
+        permission=ContainerSasPermissions.from_string(rights),
+        expiry=datetime.now(UTC) + timedelta(hours=hours),
+    )
 
 
 @pytest.fixture(scope="session")

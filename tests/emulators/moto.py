@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,7 +57,7 @@ class MotoS3:
             assert time.monotonic() < end, "moto doesn't start"
             time.sleep(0.05)
         for bucket in self._buckets:
-            self._make(bucket)
+            self._client().create_bucket(Bucket=bucket)
 
     def _answers(self) -> bool:
         with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), timeout=1):
@@ -84,20 +85,26 @@ class MotoS3:
 
     def make_bucket(self, name: str) -> None:
         if name not in self._buckets:
-            self._make(name)
+            self._client().create_bucket(Bucket=name)
             self._buckets.append(name)
 
-    def _make(self, bucket: str) -> None:
+    def _client(self) -> Any:
         from boto3 import client
 
         env = self.env
-        client(
+        return client(
             "s3",
             endpoint_url=env["AWS_ENDPOINT_URL_S3"],
             region_name=env["AWS_REGION"],
             aws_access_key_id="key",
             aws_secret_access_key="secret",
-        ).create_bucket(Bucket=bucket)
+        )
+
+    def open_uploads(self, url: str) -> list[str]:
+        """Keys below `url` with a multipart upload that was begun and neither completed nor aborted."""
+        bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        told = self._client().list_multipart_uploads(Bucket=bucket, Prefix=f"{prefix}/")
+        return [upload["Key"] for upload in told.get("Uploads", [])]
 
     def url(self, bucket: str, prefix: str = "") -> str:
         return f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"

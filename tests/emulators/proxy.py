@@ -39,6 +39,7 @@ class Fault:
     lose      the emulator does what is asked; its answer is lost in a reset
     break     `at` bytes of the request's body pass, then both sides are reset
     flip_up   one bit of byte `at` of the request's body is flipped
+    short_up  byte `at` of the request's body is lost, and its length is told one less
     hang      silence instead of an answer, until the client gives up; the emulator is not asked
     stall     silence after `at` bytes of the answer's body
     cut       the connection is closed after `at` bytes of the answer's body
@@ -47,7 +48,7 @@ class Fault:
     answer    `status`, `headers` and `body` are answered; the emulator is not asked
     """
 
-    kind: Literal["reset", "lose", "break", "flip_up", "hang", "stall", "cut", "flip", "slow", "answer"]
+    kind: Literal["reset", "lose", "break", "flip_up", "short_up", "hang", "stall", "cut", "flip", "slow", "answer"]
     at: int = 0
     status: int = 503
     body: bytes = b""
@@ -66,7 +67,9 @@ class Proxy:
         self.port = port  # 0: a free one, kept over stop and start
         self.faults: list[Fault] = []
         self.bytes_per_s: float | None = None  # both ways and over all connections together; None: unbounded
+        self.rewrite: Callable[[str], str] = lambda target: target  # what the emulator is asked in its stead
         self.requests: list[Request] = []
+        self.connections = 0  # that clients have made
         self._dice = random.Random(seed)
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
@@ -107,6 +110,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = listener.accept()
+                self.connections += 1
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     @contextlib.contextmanager
@@ -152,7 +156,8 @@ class Proxy:
             raise _Ended from None
         with self._kept(server):
             try:
-                self._forward(server, first, headers, _spoilt(reader.body(headers), fault, up=True))
+                body = _spoilt(reader.body(headers), fault, up=True)
+                self._forward(server, f"{method} {self.rewrite(target)} HTTP/1.1", _shortened(headers, fault), body)
                 self._return(client, server, method, fault)
             except (_Broken, OSError):
                 _reset(server)
@@ -272,7 +277,8 @@ _STALL = _Framing()
 
 def _spoilt(pieces: Iterator[bytes], fault: Fault | None, *, up: bool) -> Iterator[bytes]:
     """The body with what the fault does to it; `up` says whether it is a request's."""
-    kind = fault.kind if fault and fault.kind in (("break", "flip_up") if up else ("cut", "stall", "flip")) else None
+    mine = ("break", "flip_up", "short_up") if up else ("cut", "stall", "flip")
+    kind = fault.kind if fault and fault.kind in mine else None
     if fault is None or kind is None:
         yield from pieces
         return
@@ -282,10 +288,9 @@ def _spoilt(pieces: Iterator[bytes], fault: Fault | None, *, up: bool) -> Iterat
             yield piece
             left -= 0 if isinstance(piece, _Framing) else len(piece)
             continue
-        if kind.startswith("flip"):
-            if left < len(piece):
-                piece = piece[:left] + bytes([piece[left] ^ 1]) + piece[left + 1 :]
-            yield piece
+        if kind.startswith(("flip", "short")):
+            changed = bytes([piece[left] ^ 1]) if left < len(piece) and kind != "short_up" else b""
+            yield piece[:left] + changed + piece[left + 1 :]
             left -= len(piece)
             continue
         yield piece[:left]
@@ -294,6 +299,13 @@ def _spoilt(pieces: Iterator[bytes], fault: Fault | None, *, up: bool) -> Iterat
         if kind == "cut":
             raise _Ended
         yield _STALL
+
+
+def _shortened(headers: dict[str, str], fault: Fault | None) -> dict[str, str]:
+    size = int(headers.get("content-length", 0))
+    if fault is None or fault.kind != "short_up" or size <= fault.at:
+        return headers
+    return {**headers, "content-length": str(size - 1)}
 
 
 def _head(first: str, headers: dict[str, str]) -> bytes:
