@@ -262,14 +262,18 @@ def data(job: str, source: str | None, out: Path | None, **values: Any) -> int:
 @click.argument("job")
 @click.option("--source", help="the published file, or another address of it")
 @click.option("--out", type=click.Path(path_type=Path), help="folder to keep them in; weights/ if not given")
-def weights(job: str, source: str | None, out: Path | None, model: str | None) -> int:
+@click.option("--check", is_flag=True, help="get none: see whether those that are kept are whole, bert's too")
+def weights(job: str, source: str | None, out: Path | None, check: bool, model: str | None) -> int:
     """Get the weights that --weights imagenet means for a network: once, checked by the SHA-256 in their name."""
     from trainer import weights as those
 
     mailbox = Mailbox()
     signals.install(mailbox, stop_grace_s())
     try:
-        those.get(those.published(known(job), model or ""), source, out or those.BAKED, mailbox.check, log.info)
+        if check:
+            those.examine(known(job), model or "", out or those.BAKED, mailbox.check)
+        else:
+            those.get(those.published(known(job), model or ""), source, out or those.BAKED, mailbox.check, log.info)
     except Stopped as e:
         log.info("stopped, nothing was changed: %s", e.notice.detail)
         return ExitCode.INTERRUPTED if e.notice.source == "SIGINT" else ExitCode.PREEMPTED
