@@ -11,7 +11,7 @@ from tests.container.engine import Engine, Missing, daemon
 from tests.relay.relay import Options, Relay
 from tests.relay.store import SCHEMES
 from tests.relay.telling import Story, comparison, table
-from trainer.data.packed import open_packed
+from trainer.data.packed import FILE_NAME, remedy
 from trainer.exits import UserError
 
 NO_STAND_IN = ("imagenet",)  # jobs for whose data nothing is generated
@@ -35,8 +35,8 @@ def main() -> int:
     print(f"relay of {options.job}, {options.steps} steps, store {options.store}://, seed {seed} (again: SEED={seed})")
     print("the clouds are simulated (networks, metadata services, the store): nothing leaves this machine")
     try:
-        if data is not None:
-            open_packed(data)  # before anything is made
+        if data is not None and not (data / FILE_NAME).is_file():
+            raise UserError(f"{data}: no packed data here; {remedy(given.job)}")
         with daemon(given.docker):
             outcome = Relay(options, Engine(given.docker), Story()).run()
     except KeyboardInterrupt:
