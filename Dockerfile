@@ -111,19 +111,19 @@ COPY watchers /app/watchers
 COPY console /app/console
 COPY requirements-uv.lock .build/weights*/ /source/
 ARG WEIGHTS=
-# JOB:MODEL, any number of them: from what `make image` found in weights/, else fetched and checked here.
+# JOB:MODEL, any number of them: from what `make image` found in weights/, else fetched. Both are checked here.
 # hadolint ignore=DL4006
 RUN --mount=type=secret,id=ca --mount=type=cache,target=/weights \
     if [ -s /run/secrets/ca ]; then export SSL_CERT_FILE=/run/secrets/ca; fi; \
     mkdir -p /layer/weights/app/weights; \
+    weights() { /opt/venv/bin/python /app/entrypoint.py weights "${wanted%%:*}" --model "$model" --out "$@"; }; \
     for wanted in $WEIGHTS; do \
         model=${wanted#*:}; \
         if ! [ -e "/source/$model" ] && ! [ -e "/source/$model.safetensors" ]; then \
-            if ! [ -s "/weights/$model.safetensors" ]; then \
-                /opt/venv/bin/python /app/entrypoint.py weights "${wanted%%:*}" --model "$model" --out /weights; \
-            fi; \
+            weights /weights --check > /dev/null || weights /weights; \
             cp "/weights/$model.safetensors" /source/; \
         fi; \
+        weights /source --check; \
         : 'a name may have a folder in it: google/bert_uncased'; \
         mkdir -p "$(dirname "/layer/weights/app/weights/$model")"; \
         for kept in "$model" "$model.safetensors"; do \

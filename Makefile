@@ -75,14 +75,15 @@ run: ## run the image on halt/ and store/ here: the same line again goes on with
 	docker run --rm --user "$$(id -u):$$(id -g)" -v "$(CURDIR)/halt:/halt" -v "$(CURDIR)/store:/store" \
 	    $(if $(findstring cuda,$(FLAVOUR)),$(if $(wildcard /dev/nvidiactl),--gpus all)) $(IMAGE) cifar10 $(ARGS)
 
-# Yours to set: make relay SEED=3 STORE=s3 JOB=cifar10 ARGS="--logs"
+# Yours to set: make relay SEED=3 STORE=s3 JOB=cifar10 ARGS="--logs". DATA: a folder with packed photographs, for imagenet
 STORE ?= gs
 JOB ?= cifar10
 SEED ?=
+DATA ?=
 relay: dev-env ## one run over three simulated clouds, evicted and killed: STORE=gs|s3|az SEED=... ARGS=--logs
 	@docker image inspect $(IMAGE) >/dev/null 2>&1 || { \
 	    $(BIN)/python entrypoint.py data cifar10 $(if $(CIFAR10),--source '$(CIFAR10)') && $(MAKE) image; }
-	@$(BIN)/python -m tests.relay --image '$(IMAGE)' --store '$(STORE)' --job '$(JOB)' $(if $(SEED),--seed $(SEED)) $(ARGS)
+	@$(BIN)/python -m tests.relay --image '$(IMAGE)' --store '$(STORE)' --job '$(JOB)' $(if $(SEED),--seed $(SEED)) $(if $(DATA),--data '$(DATA)') $(ARGS)
 
 bench: dev-env ## the figures that the README states, measured here, but for bench/handover.py, which wants an image
 	@$(BIN)/python entrypoint.py data cifar10 $(if $(CIFAR10),--source '$(CIFAR10)')

@@ -263,16 +263,20 @@ def data(job: str, source: str | None, out: Path | None, halt: str | None, **val
 @click.argument("job")
 @click.option("--source", help="the published file, or another address of it")
 @click.option("--out", type=click.Path(path_type=Path), help="folder to keep them in; weights/ if not given")
-def weights(job: str, source: str | None, out: Path | None, model: str | None, halt: str | None) -> int:
+@click.option("--check", is_flag=True, help="get none: see whether those that are kept are whole, bert's too")
+def weights(job: str, source: str | None, out: Path | None, check: bool, model: str | None, halt: str | None) -> int:
     """Get the weights that --weights imagenet means for a network: once, checked by the SHA-256 in their name."""
     from console.whole import whole_or_not
 
     settings = Settings.of(those_given({"model": model, "halt": halt}))
 
-    def work(check: Callable[[], None]) -> None:
+    def work(stopped: Callable[[], None]) -> None:
         from trainer import weights as those
 
-        those.get(those.published(known(job), model or ""), source, out or those.BAKED, check, log.info)
+        if check:
+            those.examine(known(job), model or "", out or those.BAKED, stopped)
+        else:
+            those.get(those.published(known(job), model or ""), source, out or those.BAKED, stopped, log.info)
 
     return whole_or_not(settings, "fetching", work)
 

@@ -122,7 +122,7 @@ def program() -> str:
     """What stands before the words that this command line reads."""
     if "BATON_REVISION" not in os.environ:
         return SCRIPT
-    return 'docker run --rm --user "$(id -u):$(id -g)" -v "$PWD/halt:/halt" -v "$PWD/store:/store" IMAGE'
+    return 'docker run --rm [--gpus all] --user "$(id -u):$(id -g)" -v "$PWD/halt:/halt" -v "$PWD/store:/store" IMAGE'
 
 
 def where_more_is_said(error: click.UsageError) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from storage import open_store
 from trainer.checkpoint import Snapshot
-from trainer.commit import RunFacts, Save, commit
+from trainer.commit import Committed, RunFacts, Save, commit
 from trainer.history import History
 from trainer.manifest import Manifest
 
@@ -40,6 +40,18 @@ def save(
     history: History, attempt: int, step: int, parent: str | None = None, state: Snapshot | None = None
 ) -> Manifest:
     """Commit a checkpoint of this attempt, which need not be the newest."""
+    return committed(history, attempt, step, parent, state).manifest
+
+
+def committed(
+    history: History,
+    attempt: int,
+    step: int,
+    parent: str | None = None,
+    state: Snapshot | None = None,
+    fresh: frozenset[str] = frozenset(),
+) -> Committed:
+    """The same, with what it took. `fresh`: parts that this attempt has sent."""
     facts = RunFacts(
         run=history.run,
         job="cifar10",
@@ -51,7 +63,7 @@ def save(
         synthetic=False,
     )
     line = Save(state or snapshot(step), {"step": step}, [{"attempt": attempt}], lambda: ['{"step": 1}'])
-    return commit(_Unfenced(history.store, history.run), facts, line, parent, frozenset(), never_given_up).manifest
+    return commit(_Unfenced(history.store, history.run), facts, line, parent, fresh, never_given_up)
 
 
 def never_given_up(*, committing: bool = False) -> None:

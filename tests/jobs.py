@@ -12,6 +12,8 @@ from PIL import Image
 
 from tests.bert_makers import small_model, small_texts
 from tests.runs import command
+from trainer.data.dataset import CIFAR10
+from trainer.names import job_names
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,15 @@ def photos(folder: Path, train: int = 48, val: int = 12) -> str:
     return str(folder / "photos")
 
 
+def pictures(folder: Path, train: int = 48, test: int = 10) -> str:
+    for split, count in (("train", train), ("test", test)):
+        for i in range(count):
+            path = folder / "pictures" / split / CIFAR10.classes[i % 10] / f"{i:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(photo(i, (32, 32), "PNG"))
+    return str(folder / "pictures")
+
+
 def texts(folder: Path) -> str:
     small_model(folder)
     return str(small_texts(folder))
@@ -50,6 +61,8 @@ def stand_in(_folder: Path) -> str:
 
 SHORT = ("--checkpoint-every", "3steps")
 JOBS = {
+    # the other presets are those of tests/chaos/test_exactness.py
+    "cifar10": Tiny(pictures, ("--preset", "best", "--batch-size", "8", "--epochs", "3", "--dropout", "0.1")),
     "imagenet": Tiny(
         photos,
         ("--preset", "scratch", "--model", "shufflenet_v2_x0_5", "--size", "64", "--batch-size", "8", "--epochs", "3"),
@@ -66,6 +79,7 @@ JOBS = {
     "cifar100": Tiny(stand_in, ("--preset", "quick", "--batch-size", "64", "--steps", "14", "--dropout", "0.1")),
     "mnist": Tiny(stand_in, ("--preset", "tutorial", "--batch-size", "64", "--steps", "40", "--dropout", "0.1")),
 }
+assert sorted(JOBS) == job_names(), "a new job wants its line here: every suite over all jobs goes by it"
 
 
 def packed(job: str, folder: Path) -> Path:

@@ -95,12 +95,8 @@ def read(weights: str, check: Check) -> dict[str, Tensor]:
 def find(published: Published, check: Check) -> dict[str, Tensor]:
     """Published weights, from the image, the cache or torch's own cache. Raises `UserError` with what gets them."""
     for folder in (BAKED, cache()):
-        path = folder / f"{published.model}.safetensors"
-        if path.is_file():
-            state, said = _read_safetensors(path, check)
-            if said.get("published") != published.file:
-                raise UserError(f"{shown(path)}: isn't {published.file}; get it again: {published.command}")
-            return state
+        if (path := folder / f"{published.model}.safetensors").is_file():
+            return _kept(published, path, check)
     torch_home = os.environ.get("TORCH_HOME") or Path.home() / ".cache" / "torch"
     if (path := Path(torch_home, "hub", "checkpoints", published.file)).is_file():
         return _read_pth(path, _prefix(published.file), check)
@@ -108,6 +104,24 @@ def find(published: Published, check: Check) -> dict[str, Tensor]:
         f"{published.model}'s published weights aren't here; get them: {published.command} (into an image: make image "
         f"WEIGHTS={published.job}:{published.model}), or begin by chance: --weights none"
     )
+
+
+def _kept(published: Published, path: Path, check: Check) -> dict[str, Tensor]:
+    """What `get` once put there. Raises `UserError` where it is another's or has changed."""
+    state, said = _read_safetensors(path, check)
+    if said.get("published") != published.file or "sha256" not in said:
+        raise UserError(f"{shown(path)}: isn't {published.file}; get it again: {published.command}")
+    return state
+
+
+def examine(job: str, model: str, folder: Path, check: Check) -> None:
+    """Raise `UserError` unless `folder` holds a model's weights whole: an image brings no others along."""
+    module: Any = jobs.load(job)
+    if hasattr(module, "examine_folder"):
+        module.examine_folder(folder / model, check)
+    else:
+        wanted = published(job, model)
+        _kept(wanted, folder / f"{wanted.model}.safetensors", check)
 
 
 def get(published: Published, source: str | None, folder: Path, check: Check, say: Callable[[str], None]) -> Path:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.bert_makers import small_model
-from tests.jobs import options_for, packed
+from tests.jobs import SHORT, options_for, packed
 from tests.runs import Lab, environment
+from trainer.pretrained import tokenizer_files, vocabulary
 
 LOAD = """
 import json, os, sys
@@ -57,6 +60,41 @@ def test_a_result_is_what_transformers_loads(tmp_path: Path, data: Path) -> None
     confusion, label, text = json.loads(done.stdout.splitlines()[-1])
     assert confusion == metrics["confusion"]
     assert text.split()[0] == label
+
+
+DISTILBERT = {
+    "model_type": "distilbert", "dim": 128, "n_layers": 2, "n_heads": 2, "hidden_dim": 512,
+    "max_position_embeddings": 64, "pad_token_id": 0,
+}  # fmt: skip
+
+
+def test_another_encoder_begins_with_the_result_of_a_run_and_sends_once_what_is_frozen(
+    tmp_path: Path, data: Path
+) -> None:
+    model = tmp_path / "distilbert"
+    model.mkdir()
+    files = tokenizer_files(data.parent / "model")
+    for name, text in files.items():
+        (model / name).write_text(text)
+    (model / "config.json").write_text(json.dumps({**DISTILBERT, "vocab_size": vocabulary(files)}))
+    options = ["--model", str(model), "--batch-size", "16", "--lr", "5e-3"]
+    states, lab = [], Lab(tmp_path, data, *options)
+    for more in (
+        ["--run", "first", "--weights", "none", "--steps", "2"],
+        ["--run", "second", "--weights", f"{lab.url}/first", "--freeze", "--steps", "9", *SHORT],
+    ):
+        container = lab.start(*more, job="bert")
+        assert container.wait(600) == 0, container.text
+        states.append(load_file(lab.store / more[1] / "result" / "model.safetensors"))
+    assert f"weights: {lab.url}/first, the classifier's too" in container.text
+    before, after = states
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert changed == {f"{layer}.{kind}" for layer in ("pre_classifier", "classifier") for kind in ("weight", "bias")}
+    first, *others = map(float, re.findall(r"durable after .* s, ([\d.]+) MB sent", container.text))
+    assert first > sum(before[name].nbytes for name in before.keys() - changed) / 1e6
+    # the classifier, and AdamW's two means of it
+    assert others
+    assert max(others) < 3 * sum(before[name].nbytes for name in changed) / 1e6 + 0.1
 
 
 def test_what_does_not_fit_stops_before_the_run_is_touched(tmp_path: Path, data: Path) -> None:

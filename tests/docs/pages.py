@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.names import job_names
+
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted([REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").glob("*.md")])
 
@@ -68,6 +70,14 @@ def arguments(line: Line) -> list[str] | None:
         image = next((i for i, word in enumerate(words) if re.fullmatch(r"baton:[a-z]+|IMAGE", word)), None)
         return None if image is None else words[image + 1 :]
     return None
+
+
+def runs_a_job_for_gpus(line: Line) -> bool:
+    """Whether it is `docker run` of a job by an image that computes on GPUs where it is let."""
+    if line.words[:2] != ("docker", "run"):
+        return False
+    image = next((i for i, word in enumerate(line.words) if word in ("baton:cuda", "IMAGE")), len(line.words))
+    return bool({*line.words[image + 1 : image + 2]} & {*job_names()})
 
 
 def links(page: Path) -> Iterator[str]:

@@ -108,6 +108,13 @@ def test_a_container_that_writes_to_a_folder_here_is_given_one_and_its_owner(pag
                 assert mount[2] == "/halt" or "--user" in line.words, str(line)
 
 
+def test_a_container_that_trains_by_the_cuda_image_is_given_the_gpus() -> None:
+    """Else it computes on the CPU of a machine that is paid for its GPU."""
+    found = [line for page in PAGES for line in pages.commands(page) if pages.runs_a_job_for_gpus(line)]
+    assert len(found) >= 5
+    assert [str(line) for line in found if "--gpus all" not in str(line)] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_make_target_is_there(page: Path) -> None:
     makefile = (REPOSITORY / "Makefile").read_text()

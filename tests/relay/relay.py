@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from storage import open_store
 from tests.clouds import reached
@@ -19,6 +20,7 @@ from tests.relay.janitor import Janitor
 from tests.relay.simulated import Cloud, Eviction, Machine
 from tests.relay.store import BUCKET, start_store
 from tests.runs import HASHES
+from trainer.exits import ExitCode, UserError
 from trainer.history import History
 from trainer.manifest import Manifest
 from trainer.verify import verify
@@ -32,7 +34,9 @@ SHORT = {
     "cifar100": ("--batch-size", "128", "--data", "synthetic"),
     "mnist": ("--batch-size", "128", "--data", "synthetic"),
     "bert": ("--preset", "scratch", "--batch-size", "8", "--data", "synthetic"),
+    "imagenet": ("--preset", "scratch", "--model", "shufflenet_v2_x0_5", "--size", "64", "--batch-size", "16"),
 }
+MOUNTED = "/photographs"  # where machines see what `data` gives
 # One: on a quick machine too the run must outlast four evictions, of which AWS's is seen after 2 s only.
 THREADS = {"OMP_NUM_THREADS": "1"}
 PATIENCE_S = 120.0  # for a container to start or to come to a step, however busy this machine is
@@ -46,6 +50,7 @@ class Options:
     seed: int = 1
     steps: int = 240
     more: tuple[str, ...] = ()  # further options for the image
+    data: Path | None = None  # a folder here with the job's packed data, where nothing stands in for it
 
 
 @dataclass
@@ -95,12 +100,17 @@ class Relay:
         self._steps_per_s = 0.0
 
     def run(self) -> Outcome:
-        """All of it. Raises what docker and the emulators fail with; promises not kept are in the outcome."""
+        """All of it. Promises not kept are in the outcome.
+
+        Raises what docker and the emulators fail with, and `UserError` where the image can't do the job.
+        """
         options, outcome = self.options, Outcome()
+        mounts = ("-v", f"{options.data.resolve()}:{MOUNTED}:ro") if options.data else ()
         with ExitStack() as stack:
             janitor = stack.enter_context(Janitor(self._engine.client))
             self._clouds = {
-                key: Cloud(key, self._engine, options.image, janitor) for key in dict.fromkeys(k for k, _ in COURSE)
+                key: Cloud(key, self._engine, options.image, janitor, mounts)
+                for key in dict.fromkeys(k for k, _ in COURSE)
             }
             for cloud in self._clouds.values():
                 cloud.wait()
@@ -151,14 +161,18 @@ class Relay:
 
     def _start(self, key: str, ending: str, run: str) -> Leg:
         options = self.options
+        data = ("--data", MOUNTED) if options.data else ()
         machine = self._clouds[key].start(
             self._variables,
             *(options.job, "--store", self._url, "--run", run, "--steps", str(options.steps)),
-            *("--checkpoint-every", f"{self._every}steps", *SHORT.get(options.job, ()), *options.more),
+            *("--checkpoint-every", f"{self._every}steps", *SHORT.get(options.job, ()), *data, *options.more),
         )
         line = machine.log.wait_for(r"attempt \d+ .* at step \d+", PATIENCE_S)
         found = re.search(r"attempt (\d+) .*?at step (\d+)", line or "")
         if found is None:
+            code = machine.container.exit_code()
+            if code in (ExitCode.SETUP, ExitCode.USAGE):
+                raise UserError(machine.log.lines[-1].partition(" ")[2], ExitCode(code))
             raise Broken(f"{machine.cloud.name}: the container ended without training:\n{machine.log.text}")
         leg = Leg(machine, ending, int(found[1]), int(found[2]), machine.container.started_at())
         if run == "relay":

@@ -25,8 +25,10 @@ LOCKED_DOWN = WAYS["locked down"]
 class Cloud:
     """Makes its network and begins its metadata service at once, and machines when asked."""
 
-    def __init__(self, key: str, engine: Engine, image: str, janitor: Janitor) -> None:
+    def __init__(self, key: str, engine: Engine, image: str, janitor: Janitor, mounts: tuple[str, ...] = ()) -> None:
+        """`mounts`: docker's options that give its machines folders of this one."""
         self.key = key
+        self._mounts = mounts
         self.name = NAMES[key]
         self._engine = engine
         self._image = image
@@ -64,6 +66,7 @@ class Cloud:
             *("run", "-d", "--name", name, "--hostname", f"{self.key}-{self._machines}"),
             *("--label", self._janitor.label, *LOCKED_DOWN),
             *("--network", self._network, "--link-local-ip", "169.254.10.10"),
+            *self._mounts,
             *("--add-host", f"metadata.google.internal:{ADDRESS}"),
             *(word for variable in variables for word in ("-e", variable)),
             *(("--entrypoint", entrypoint) if entrypoint else ()),

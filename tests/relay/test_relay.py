@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.container.engine import REPOSITORY, Engine
+from tests.jobs import packed
 from tests.relay.janitor import Janitor
 from tests.relay.relay import Options, Relay
 from tests.relay.simulated import Cloud
@@ -18,11 +20,15 @@ from tests.relay.telling import Story, comparison, table
 
 pytestmark = pytest.mark.timeout(1800)  # the first one also builds the image
 
+soak = pytest.mark.skipif("BATON_SOAK" not in os.environ, reason="in `make soak`")
 SEED = int(os.environ.get("BATON_SOAK_SEED", "1"))  # `make soak` sets others
 
 
-def test_handed_over_five_times_a_run_loses_nothing_but_what_a_kill_takes_and_no_bit(engine: Engine, image: str):
-    options = Options(image, seed=SEED)
+@pytest.mark.parametrize("job", ["cifar10", pytest.param("bert", marks=soak)])
+def test_handed_over_five_times_a_run_loses_nothing_but_what_a_kill_takes_and_no_bit(
+    job: str, engine: Engine, image: str
+):
+    options = Options(image, job, seed=SEED)
     print(f"seed {SEED}")
     outcome = Relay(options, engine, Story()).run()
     assert not outcome.wrong, "\n".join(outcome.wrong)
@@ -33,6 +39,24 @@ def test_handed_over_five_times_a_run_loses_nothing_but_what_a_kill_takes_and_no
         assert after.began_at == before.reached > before.began_at
     for leg in outcome.legs:
         assert "Traceback" not in leg.machine.log.text
+
+
+def test_a_job_that_the_image_or_its_data_lack_is_one_line(engine: Engine, image: str, tmp_path: Path):
+    """Photographs are nowhere to be had, and the CPU image has no torchvision."""
+    arguments = [sys.executable, "-m", "tests.relay", "--image", image, "--docker", engine.client, "--job", "imagenet"]
+    for data, wanted in (
+        (tmp_path / "imagenet", "no packed data here; pack it: python entrypoint.py data imagenet --source"),
+        (
+            packed("imagenet", tmp_path),
+            "imagenet needs torchvision, which is not installed here: use the image of flavour",
+        ),
+    ):
+        done = subprocess.run([*arguments, "--data", str(data)], capture_output=True, text=True, cwd=REPOSITORY)
+        assert done.returncode == 78, done.stdout + done.stderr
+        last = done.stdout.splitlines()[-1]
+        assert last.startswith("can't run imagenet here: ")
+        assert wanted in last
+        assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_its_machines_write_only_to_tmp_have_no_capabilities_and_are_not_root(engine: Engine, image: str):

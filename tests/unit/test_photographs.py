@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
+import subprocess
+import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +15,9 @@ import pytest
 from PIL import Image
 
 from tests.jobs import photo, photos
+from tests.runs import REPOSITORY
 from trainer.data.pack import pack
-from trainer.data.packed import FILE_NAME, Packed
+from trainer.data.packed import FILE_NAME, Packed, open_packed
 from trainer.data.photo import Broken, decode
 from trainer.exits import UserError
 
@@ -70,12 +75,16 @@ def test_what_is_no_picture_is_told_and_a_bomb_is_not_decoded(data: bytes) -> No
         decode(data, 32)
 
 
-def test_folder_and_tar_are_packed_alike(tmp_path: Path) -> None:
-    source = photos(tmp_path)
-    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as out:
+def tarred(source: str, target: Path) -> str:
+    with tarfile.open(target, "w:gz") as out:
         for path in sorted(Path(source).rglob("*.jpg")):
             out.add(path, "top/" + str(path.relative_to(source)))
-    folder, tar = packed(source, tmp_path / "a"), packed(str(tmp_path / "x.tar.gz"), tmp_path / "b")
+    return str(target)
+
+
+def test_folder_and_tar_are_packed_alike(tmp_path: Path) -> None:
+    source = photos(tmp_path)
+    folder, tar = packed(source, tmp_path / "a"), packed(tarred(source, tmp_path / "x.tar.gz"), tmp_path / "b")
     assert folder.classes == ("newt", "owl")
     assert folder.arrays["train_images"].shape == (48, 38, 38, 3)
     assert folder.sha256 == tar.sha256
@@ -112,6 +121,47 @@ def test_packing_that_is_stopped_goes_on_and_skips_what_it_skipped(tmp_path: Pat
     assert stops > 0
     assert any("going on with picture" in line for line in said)
     assert (result.sha256, result.skipped) == (whole.sha256, 1)
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from trainer.data import growing
+from trainer.data.pack import pack
+growing.SETTLE_S = 0.0  # so that no kill has to wait for it
+pack("imagenet", sys.argv[1], Path(sys.argv[2]), options={"size": 128}, check=lambda: time.sleep(0.02), say=print)
+"""
+
+
+def killed_past(pictures: int, source: str, out: Path) -> int:
+    """Pack in a process of its own, and `kill -9` it once more than so many pictures are durable; how many are."""
+    process = subprocess.Popen([sys.executable, "-c", SLOW, source, str(out)], cwd=REPOSITORY)
+    journal, seen = out / ".unfinished.json", 0
+    while seen <= pictures:
+        assert process.poll() is None, "it came to its end"
+        time.sleep(0.005)
+        seen = json.loads(journal.read_bytes())["seen"] if journal.exists() else 0
+    process.kill()
+    assert process.wait() == -9
+    return int(json.loads(journal.read_bytes())["seen"])
+
+
+def test_a_tar_whose_packing_is_killed_twice_comes_out_as_if_it_never_was(tmp_path: Path) -> None:
+    source = Path(photos(tmp_path, train=400))  # seven times what is packed at once
+    broken = source / "train" / "owl" / "000.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    tar, out = tarred(str(source), tmp_path / "x.tar.gz"), tmp_path / "out"
+    whole = packed(tar, tmp_path / "whole", size=128)
+    first = killed_past(0, tar, out)
+    durable = killed_past(first, tar, out)
+    assert 0 < first < durable < 412
+    with pytest.raises(UserError):
+        open_packed(out)
+    said: list[str] = []
+    result = packed(tar, out, said, size=128)
+    assert f"going on with picture {durable + 1}, where packing was stopped" in said
+    assert (result.sha256, result.skipped) == (whole.sha256, 1)
+    assert [p.name for p in out.iterdir()] == [FILE_NAME]
 
 
 def test_strict_stops_at_a_broken_picture_and_leaves_what_was_packed(tmp_path: Path) -> None:

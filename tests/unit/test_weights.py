@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.bert_makers import small_model
 from trainer import weights
 from trainer.exits import UserError
 
@@ -44,6 +45,34 @@ def test_published_weights_are_kept_as_safetensors_and_found(tmp_path: Path, mon
     kept.write_bytes(kept.read_bytes()[:-1] + b"!")
     with pytest.raises(UserError, match="changed since"):
         weights.find(published(path), nothing)
+
+
+def test_what_an_image_brings_along_is_whole_and_what_it_says_it_is(tmp_path: Path) -> None:
+    model = small_model(tmp_path)
+    weights.examine("bert", "model", tmp_path, nothing)
+    tokenizer = (model / "tokenizer.json").read_bytes()
+    (model / "tokenizer.json").write_text('{"model": []}')
+    with pytest.raises(UserError, match=r"tokenizer\.json: no tokenizer that can be read"):
+        weights.examine("bert", "model", tmp_path, nothing)
+    (model / "tokenizer.json").write_bytes(tokenizer)
+    whole = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(whole[:-1])
+    with pytest.raises(UserError, match="no whole safetensors file"):
+        weights.examine("bert", "model", tmp_path, nothing)
+    save_file(STATE, tmp_path / "resnet18.safetensors", {"published": "resnet50-0676ba61.pth", "sha256": "0"})
+    for model_, why in (("resnet18", "changed since"), ("resnet34", "can't read")):
+        with pytest.raises(UserError, match=why):
+            weights.examine("imagenet", model_, tmp_path, nothing)
+    for said in (
+        {},
+        {"published": "resnet50-0676ba61.pth"},
+        {"published": weights.published("imagenet", "resnet18").file},
+    ):
+        save_file(STATE, tmp_path / "resnet18.safetensors", said)
+        with pytest.raises(UserError, match=r"resnet18\.safetensors: isn't resnet18-"):
+            weights.examine("imagenet", "resnet18", tmp_path, nothing)
+    with pytest.raises(UserError, match="nobody publishes weights"):
+        weights.examine("mnist", "quick", tmp_path, nothing)
 
 
 def test_missing_ones_name_the_command_that_gets_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

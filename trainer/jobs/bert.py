@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from trainer import encoder_weights, order, pretrained
 from trainer import weights as those
+from trainer.data.dataset import shown
 from trainer.data.packed import Packed
 from trainer.encoder import BertClassifier, Shape
 from trainer.exits import UserError
@@ -40,6 +42,16 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 WARM_UP = 0.1  # of the steps: the learning rate rises from zero to its peak, then falls to zero
 POOL = 50  # batches whose texts are sorted by length together
+
+
+def examine_folder(folder: Path, check: Callable[[], None]) -> None:
+    """Raise `UserError` unless all that a run with this `--model` begins with is there and can be read."""
+    pretrained.config_of(folder)
+    try:
+        pretrained.vocabulary(pretrained.tokenizer_files(folder))
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{shown(folder / pretrained.TOKENIZER)}: no tokenizer that can be read: {shown(e)}") from e
+    those.read(str(pretrained.weights_of(folder)), check)
 
 
 def build(settings: Settings, data: Packed, device: torch.device) -> Task:

@@ -17,7 +17,7 @@ convolutions are 67 to 87 %.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from trainer.data.packed import Packed
 from trainer.exits import ExitCode, UserError
 from trainer.job import Batch, Task, tensor_of
 from trainer.muon import Muon
-from trainer.settings import Settings
+from trainer.settings import Json, Settings
 
 DATASET = "cifar10"
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -82,15 +82,15 @@ BATCH_NORM_MOMENTUM = 0.4  # the weights move fast; so must the running statisti
 class Kind:
     """What tells one data set from another."""
 
-    mean: tuple[float, ...]  # of the training pictures, by channel, of 255
-    std: tuple[float, ...]
+    mean: list[float]  # of the training pictures, by channel, of 255
+    std: list[float]
     mirrors: bool = True  # whether a picture's mirror image is one of its class
 
 
 KINDS = {
-    "cifar10": Kind((125.31, 122.96, 113.86), (51.59, 50.85, 51.26)),
-    "cifar100": Kind((129.30, 124.07, 112.43), (68.17, 65.39, 70.42)),
-    "mnist": Kind((33.32,), (78.57,), mirrors=False),
+    "cifar10": Kind([125.31, 122.96, 113.86], [51.59, 50.85, 51.26]),
+    "cifar100": Kind([129.30, 124.07, 112.43], [68.17, 65.39, 70.42]),
+    "mnist": Kind([33.32], [78.57], mirrors=False),
 }
 
 
@@ -102,46 +102,47 @@ def build(settings: Settings, data: Packed, device: torch.device) -> Task:
     return Whitened(settings, data, device, RECIPES[settings.model])
 
 
+def network(config: Mapping[str, Any], dropout: float = 0.0) -> Net | Small:
+    """The network that a result's config.json describes, for the weights beside it; its `predict` takes pictures."""
+    kind = Kind(**{f.name: config[f.name] for f in fields(Kind)})
+    classes = len(config["classes"])
+    if config["model"] == "tutorial":
+        return Small(dropout, len(kind.mean), classes)
+    return Net(RECIPES[config["model"]], dropout, kind, classes)
+
+
 class Cifar(Task):
     """What every network here shares: the pictures in memory as uint8, and the accuracy."""
 
     eval_batch = 500
     unit = "images"
+    net: Net | Small
 
     def __init__(self, settings: Settings, data: Packed, device: torch.device) -> None:
         self.settings, self.kind = settings, KINDS[data.name]
-        self.classes, self.channels = len(data.classes), len(self.kind.mean)
         self.train_images, self.train_labels, self.test_images, self.test_labels = (
             tensor_of(data.arrays[name], device)
             for name in ("train_images", "train_labels", "test_images", "test_labels")
         )
-        if (margin := (32 - self.train_images.shape[1]) // 2) > 0:
-            margins = (0, 0, margin, margin, margin, margin)
-            self.train_images, self.test_images = (F.pad(x, margins) for x in (self.train_images, self.test_images))
+        self.train_images = framed(self.train_images)
         self.train_size, self.eval_size = len(self.train_labels), len(self.test_labels)
+        self.model = self.net = network({**self.result_config(), "classes": data.classes}, settings.dropout).to(device)
+
+    def result_config(self) -> dict[str, Json]:
+        return {"model": self.settings.model, **asdict(self.kind)}
 
     def sums(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         return {"accuracy": (logits.argmax(1) == labels).sum()}
 
     def evaluate(self, rows: slice) -> dict[str, Tensor]:
         labels = self.test_labels[rows].long()
-        logits = self.predict(self.test_images[rows]).float()
+        logits = self.net.predict(self.test_images[rows]).float()
         return {**self.sums(logits, labels), "loss": F.cross_entropy(logits, labels, reduction="sum")}
-
-    def predict(self, images: Tensor) -> Tensor:
-        """uint8 [n, 32, 32, channels] -> logits [n, classes], in evaluation."""
-        raise NotImplementedError
 
 
 class Tutorial(Cifar):
     def __init__(self, settings: Settings, data: Packed, device: torch.device) -> None:
         super().__init__(settings, data, device)
-        self.model = nn.Sequential(
-            nn.Conv2d(self.channels, 6, 5), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
-            nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(),
-            nn.Dropout(settings.dropout), nn.Linear(84, self.classes),
-        ).to(device)  # fmt: skip
         sgd = torch.optim.SGD(
             self.model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
@@ -149,27 +150,21 @@ class Tutorial(Cifar):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         labels = self.train_labels[batch.index].long()
-        logits = self.predict(self.train_images[batch.index]).float()
+        logits = self.net.predict(self.train_images[batch.index]).float()
         return F.cross_entropy(logits, labels), self.sums(logits.detach(), labels)
-
-    def predict(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0))
-        return logits
 
     def schedule(self, step: int, steps: int) -> None:
         pass  # one rate throughout
 
 
 class Whitened(Cifar):
+    net: Net
+
     def __init__(self, settings: Settings, data: Packed, device: torch.device, recipe: Recipe) -> None:
         super().__init__(settings, data, device)
-        self.recipe = recipe
-        mean, std = torch.tensor(self.kind.mean, device=device), torch.tensor(self.kind.std, device=device)
-        self.scale, self.offset = (1 / std).view(-1, 1, 1), (-mean / std).view(-1, 1, 1)
-        net = Net(recipe, settings.dropout, self.channels, self.classes).to(device)
+        self.recipe, net = recipe, self.net
         net.to(memory_format=torch.channels_last)
-        net.set_whitening(self.pictures(self.train_images[:500], 32))
-        self.model = self.net = net
+        net.set_whitening(net.pictures(self.train_images[:500], 32))
         self.matrices = [module.weight for module in net.modules() if isinstance(module, MatrixConv)]
         biases = [p for p in net.parameters() if p.ndim == 1 and p.requires_grad]
         muon = Muon(self.matrices, settings.lr, settings.momentum, settings.weight_decay)
@@ -194,7 +189,7 @@ class Whitened(Cifar):
         self.net.side.fill_(self.next_side)
         self.net.last.fill_(self.is_last)
         labels = self.train_labels[batch.index].long()
-        logits = self.model(self.pictures(self.cut(batch), self.next_side)).float()
+        logits = self.net(self.net.pictures(self.cut(batch), self.next_side)).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.smoothing)
         return loss, self.sums(logits.detach(), labels)
 
@@ -203,22 +198,6 @@ class Whitened(Cifar):
             for weight in self.matrices:  # Muon turns them; their length stays what it was
                 weight.mul_(len(weight) ** 0.5 / weight.norm())
         super().update()
-
-    def predict(self, images: Tensor) -> Tensor:
-        """At the side that training has reached. After the last step the mean of the picture and its mirror image,
-        each in place and moved by a pixel; the views cost time, so the evaluations before make do with one."""
-        x = self.pictures(images, int(self.net.side))
-        if not self.net.last:
-            return self.logits(x)
-        wider = F.pad(x, (1, 1, 1, 1), mode="reflect")
-        views = [x, x.flip(3), wider[:, :, :-2, :-2], wider[:, :, 2:, 2:].flip(3)]
-        if not self.kind.mirrors:
-            views = [x, wider[:, :, :-2, :-2], wider[:, :, 2:, 2:]]
-        return torch.stack([self.logits(view) for view in views]).mean(0)
-
-    def logits(self, x: Tensor) -> Tensor:
-        result: Tensor = self.model(x.contiguous(memory_format=torch.channels_last))
-        return result
 
     def cut(self, batch: Batch) -> Tensor:
         """The batch's pictures, each shifted (edges mirrored), every second one flipped, and the others in the next
@@ -231,19 +210,37 @@ class Whitened(Cifar):
         rows = mirrored(ramp + down_)
         columns = mirrored(torch.where(flipped_ == 1, 31 - ramp, ramp) + right_)
         where = (batch.index[:, None, None] * 32 + rows[:, :, None]) * 32 + columns[:, None, :]
-        pixels = self.train_images.view(-1, self.channels).index_select(0, where.view(-1))
-        return pixels.view(-1, 32, 32, self.channels)
-
-    def pictures(self, images: Tensor, side: int) -> Tensor:
-        """uint8 [n, 32, 32, channels] -> float32 [n, channels, side, side], normalized, channels last in memory."""
-        x = images.float().permute(0, 3, 1, 2)  # without moving anything
-        x = x if side == 32 else F.interpolate(x, size=(side, side), mode="bilinear")
-        return torch.addcmul(self.offset, x, self.scale)
+        channels = self.train_images.shape[3]
+        pixels = self.train_images.view(-1, channels).index_select(0, where.view(-1))
+        return pixels.view(-1, 32, 32, channels)
 
 
 def mirrored(place: Tensor) -> Tensor:
     """A row or column outside 0 to 31 as its mirror image inside."""
     return 31 - (31 - place.abs()).abs()
+
+
+def framed(images: Tensor) -> Tensor:
+    """Pictures [n, side, side, channels] of less than 32 pixels, as MNIST's, with a margin up to that."""
+    margin = (32 - images.shape[1]) // 2
+    return F.pad(images, (0, 0, margin, margin, margin, margin)) if margin else images
+
+
+class Small(nn.Sequential):
+    """The tutorial's."""
+
+    def __init__(self, dropout: float, channels: int, classes: int) -> None:
+        super().__init__(
+            nn.Conv2d(channels, 6, 5), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+            nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(),
+            nn.Dropout(dropout), nn.Linear(84, classes),
+        )  # fmt: skip
+
+    def predict(self, images: Tensor) -> Tensor:
+        """uint8 [n, 32, 32, channels], or MNIST's 28 pixels -> logits [n, classes]"""
+        logits: Tensor = self(framed(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0))
+        return logits
 
 
 class MatrixConv(nn.Module):
@@ -277,8 +274,14 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    def __init__(self, recipe: Recipe, dropout: float, channels: int, classes: int) -> None:
+    def __init__(self, recipe: Recipe, dropout: float, kind: Kind, classes: int) -> None:
         super().__init__()
+        mean, std = torch.tensor(kind.mean).view(-1, 1, 1), torch.tensor(kind.std).view(-1, 1, 1)
+        self.register_buffer("scale", 1 / std, persistent=False)
+        self.register_buffer("offset", -mean / std, persistent=False)
+        self.scale: Tensor
+        self.offset: Tensor
+        self.mirrors, channels = kind.mirrors, len(kind.mean)
         kernel, stride, padding = recipe.whiten
         patches = min(recipe.patches, channels * kernel**2)
         # nothing below the first block learns, so no gradient need go through its many pixels
@@ -311,6 +314,28 @@ class Net(nn.Module):
         best = (vectors / (values + 5e-4).sqrt()).T.flip(0)[: len(self.whiten.weight) // 2]
         kernels = best.reshape(-1, images.shape[1], size, size).float()
         self.whiten.weight.copy_(torch.cat((kernels, -kernels)))
+
+    def pictures(self, images: Tensor, side: int) -> Tensor:
+        """uint8 [n, 32, 32, channels] -> float32 [n, channels, side, side], normalized, channels last in memory."""
+        x = images.float().permute(0, 3, 1, 2)  # without moving anything
+        x = x if side == 32 else F.interpolate(x, size=(side, side), mode="bilinear")
+        return torch.addcmul(self.offset, x, self.scale)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """uint8 [n, 32, 32, channels], or MNIST's 28 pixels -> logits [n, classes], in evaluation.
+
+        At the side that training has reached. After the last step the mean of the picture and its mirror image, each
+        in place and moved by a pixel; the views cost time, so the evaluations before make do with one.
+        """
+        x = self.pictures(framed(images), int(self.side))
+        views = [x]
+        if self.last:
+            wider = F.pad(x, (1, 1, 1, 1), mode="reflect")
+            views = [x, x.flip(3), wider[:, :, :-2, :-2], wider[:, :, 2:, 2:].flip(3)]
+            if not self.mirrors:
+                views = [x, wider[:, :, :-2, :-2], wider[:, :, 2:, 2:]]
+        logits = [self(view.contiguous(memory_format=torch.channels_last)) for view in views]
+        return logits[0] if len(logits) == 1 else torch.stack(logits).mean(0)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.whiten(x)
