@@ -111,6 +111,9 @@ class Cifar(Task):
     def __init__(self, settings: Settings, data: Packed, device: torch.device) -> None:
         self.settings, self.kind = settings, KINDS[data.name]
         self.classes, self.channels = len(data.classes), len(self.kind.mean)
+        self.on_gpu = device.type == "cuda"
+        if self.on_gpu:
+            self.eval_batch = 2000  # so few pictures as a processor takes leave a GPU idle between two launches
         self.train_images, self.train_labels, self.test_images, self.test_labels = (
             tensor_of(data.arrays[name], device)
             for name in ("train_images", "train_labels", "test_images", "test_labels")
@@ -143,7 +146,11 @@ class Tutorial(Cifar):
             nn.Dropout(settings.dropout), nn.Linear(84, self.classes),
         ).to(device)  # fmt: skip
         sgd = torch.optim.SGD(
-            self.model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+            self.model.parameters(),
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            fused=self.on_gpu,
         )
         self.optimizers = {"sgd": sgd}
 
@@ -174,10 +181,11 @@ class Whitened(Cifar):
         biases = [p for p in net.parameters() if p.ndim == 1 and p.requires_grad]
         muon = Muon(self.matrices, settings.lr, settings.momentum, settings.weight_decay)
         groups = [{"params": biases, "lr": recipe.bias_lr}, {"params": [net.head.weight], "lr": recipe.head_lr}]
-        sgd = torch.optim.SGD(groups, momentum=SGD_MOMENTUM, nesterov=True)
+        sgd = torch.optim.SGD(groups, momentum=SGD_MOMENTUM, nesterov=True, fused=self.on_gpu)
         self.optimizers = {"muon": muon, "sgd": sgd}
         self.peaks = [settings.lr, recipe.bias_lr, recipe.head_lr]
         self.next_side, self.is_last = recipe.sides[0][1], False
+        self._known: tuple[tuple[int, int], tuple[int, bool]] | None = None  # see `of_last_step`
 
     def schedule(self, step: int, steps: int) -> None:
         """From the peak straight down to zero; small pictures first, in a short run only these."""
@@ -207,14 +215,24 @@ class Whitened(Cifar):
     def predict(self, images: Tensor) -> Tensor:
         """At the side that training has reached. After the last step the mean of the picture and its mirror image,
         each in place and moved by a pixel; the views cost time, so the evaluations before make do with one."""
-        x = self.pictures(images, int(self.net.side))
-        if not self.net.last:
+        side, is_last = self.of_last_step()
+        x = self.pictures(images, side)
+        if not is_last:
             return self.logits(x)
         wider = F.pad(x, (1, 1, 1, 1), mode="reflect")
         views = [x, x.flip(3), wider[:, :, :-2, :-2], wider[:, :, 2:, 2:].flip(3)]
         if not self.kind.mirrors:
             views = [x, wider[:, :, :-2, :-2], wider[:, :, 2:, 2:]]
         return torch.stack([self.logits(view) for view in views]).mean(0)
+
+    def of_last_step(self) -> tuple[int, bool]:
+        """The side of its pictures, and whether it was the run's last: read from a GPU, which then stands still, only
+        where these buffers were written to since."""
+        side, last = self.net.side, self.net.last
+        written = side._version, last._version
+        if self._known is None or self._known[0] != written:
+            self._known = written, (int(side), bool(last))
+        return self._known[1]
 
     def logits(self, x: Tensor) -> Tensor:
         result: Tensor = self.model(x.contiguous(memory_format=torch.channels_last))
