@@ -309,8 +309,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    # CUDA's matrix library computes the same way twice only with this (docs: cuBLAS, results reproducibility)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     logs.keep_streams()
     code = main(sys.argv[1:])

@@ -19,7 +19,7 @@ from storage import open_store
 from trainer import job as jobs
 from trainer.attempt import Attempt
 from trainer.cadence import Cadence
-from trainer.checkpoint import Position
+from trainer.checkpoint import Position, settle
 from trainer.commit import RunFacts
 from trainer.data.packed import open_packed
 from trainer.history import History
@@ -30,11 +30,12 @@ from trainer.settings import Settings
 from trainer.startup import put_off_compiler
 from watchers import HaltWatcher, Mailbox, Watch
 
+CPU = torch.device("cpu")
 
-def build(preset: str) -> tuple[Task, Plan]:
+
+def build(preset: str, device: torch.device = CPU) -> tuple[Task, Plan]:
     job = jobs.load("cifar10")
     settings = Settings(**job.PRESETS[preset], preset=preset)
-    device = torch.device("cpu")
     torch.manual_seed(0)
     task = job.build(settings, open_packed(packed_data()), device)
     steps_per_epoch = task.train_size // settings.batch_size
@@ -58,10 +59,11 @@ def bare(task: Task, plan: Plan, begin: int, steps: int) -> float:
         task.schedule(step, plan.steps)
         place = step % plan.steps_per_epoch * plan.batch_size
         samples = order[place : place + plan.batch_size]
-        with torch.autocast("cpu", torch.bfloat16, enabled=plan.bf16):
+        with torch.autocast(plan.device.type, torch.bfloat16, enabled=plan.bf16):
             loss, _ = task.loss(Batch(samples, 0, 0, plan.device))
         loss.backward()
         task.update()
+    settle(plan.device)
     return steps / (time.perf_counter() - started)
 
 

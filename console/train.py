@@ -43,7 +43,14 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...], comman
 
     settings = Settings.of(given)
     check_preset(settings.preset, presets_of(job))
+    if not settings.no_deterministic:
+        # CUDA's matrix library computes the same way twice only with this (docs: cuBLAS, results reproducibility)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     rank = ranks.Rank.of(os.environ)
+    if rank.count > 1:
+        # an exchange that fails shall end the process and not itself alone: what a GPU was told to do after it would be
+        # done with whatever it left (torch's ProcessGroupNCCL.hpp, SkipCleanUp)
+        os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "3"
     if rank.number:
         logs.say_only_errors(f"process {rank.number} of {rank.count}")
     mailbox = Mailbox()

@@ -27,9 +27,10 @@ HASHES = ("weights_sha256", "state_sha256", "order_sha256")
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """This process's environment without any setting of Baton's own, and with `extra`. No test asks a real cloud."""
+    """This process's environment without any setting of Baton's own, and with `extra`. No test asks a real cloud, and
+    where there is a GPU only those use it that say so: it computes other bits, and has no place for two processes."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("BATON_")}
-    return {**clean, "BATON_CLOUD": "none", **extra}
+    return {**clean, "BATON_CLOUD": "none", "BATON_DEVICE": "cpu", **extra}
 
 
 def command(*arguments: str, **variables: str) -> tuple[int, str]:

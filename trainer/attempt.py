@@ -12,11 +12,12 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from storage.retry import Retrying, bare
 from trainer import curve
 from trainer.cadence import Cadence, best_interval_s, lifetime_s
-from trainer.checkpoint import HostBuffers, Position, take
+from trainer.checkpoint import HostBuffers, Position, settle, take
 from trainer.commit import Committed, RunFacts, Save
 from trainer.early import Early
 from trainer.ending import record_end, told
@@ -88,11 +89,13 @@ class Attempt:
         self._show = show
         self._show_every_s = show_every_s
         self.superseded: Superseded | None = None
+        self.lost_state: str | None = None  # why the state can't be read any more
         self.stopped_at: float | None = None  # when a notice had stopped the loop, in seconds since 1970
         self.answers: dict[str, Answer] = {}  # a notice's id -> the first state saved that is as new as it
         self._stop_grace_s = stop_grace_s
         self._lines: list[tuple[int, str]] = []  # metric lines that no manifest has yet, each with its step
         self._tell_line = tell_line
+        self._points: list[tuple[dict[str, float], Tensor]] = []  # of the curve, whose sums the device has as yet
         self._drawn = position.step  # the newest step that has a point of the curve, or had its chance
         self._buffers = HostBuffers()
         self._owed = False  # a save fell due while another was in flight
@@ -133,6 +136,7 @@ class Attempt:
             self._evaluation_began = now
             log.debug("evaluating after step %d", self.position.step)
         if now - self.pace.told >= self._show_every_s:
+            self._read_points()
             loss = self.position.sums.get("loss")
             self._show(self.pace.tell(self.position.step, loss, self.saver, evaluating=evaluating))
         if self._is_due(now, evaluating):
@@ -140,8 +144,12 @@ class Attempt:
                 self._owed = True
             else:
                 self._owed = False
+                self.tally.work(evaluating=evaluating)  # what a GPU has yet to compute is no stall
+                settle(self.plan.device)
+                self.tally.worked(evaluating=False)
+                begun = CLOCK()
                 self.saver.start(self._take(copy=True))
-                stall = CLOCK() - now
+                stall = CLOCK() - begun
                 self._stall_s += stall
                 self.tally.stalled(stall)
                 self._saves += 1
@@ -153,14 +161,21 @@ class Attempt:
         if step <= self._drawn or total is None or not curve.is_due(step, self.plan.steps):
             return
         self._drawn = step
-        line: dict[str, Metric] = {
+        line: dict[str, float] = {
             "step": step,
-            "loss_sum": float(total),
             "seen": seen_this_epoch(self.plan, step),
             "attempt": self.facts.attempt,
             "seconds": self.tally.seconds,
         }
-        self._add_line(step, finite(line))
+        self._points.append((line, total))
+        if not total.is_cuda:
+            self._read_points()
+
+    def _read_points(self) -> None:
+        """Put the curve's points on record. A GPU is asked for all at once: it would stand still after each."""
+        for line, total in self._points:
+            self._add_line(int(line["step"]), finite({"step": line["step"], "loss_sum": float(total), **line}))
+        self._points.clear()
 
     def _add_line(self, step: int, line: dict[str, Json]) -> None:
         self._lines.append((step, json.dumps(line)))
@@ -168,6 +183,7 @@ class Attempt:
 
     def evaluated(self, metrics: dict[str, Metric]) -> None:
         self.tally.worked(evaluating=True)
+        self._read_points()
         step = self.position.step
         seen = seen_this_epoch(self.plan, step)
         train_loss = float(self.position.sums["loss"]) / seen
@@ -216,7 +232,10 @@ class Attempt:
 
     def _take(self, *, copy: bool) -> Save:
         step = self.position.step
-        snapshot = take(self.task, self.position, self._buffers if copy else None)
+        self._read_points()
+        on_gpu = self.plan.device.type == "cuda"  # whose memory is copied in any case, into what is pinned already
+        reused = copy or (on_gpu and not self.saver.busy)
+        snapshot = take(self.task, self.position, self._buffers if reused else None)
 
         def lines() -> list[str]:
             return [line for at, line in list(self._lines) if at <= step]
@@ -293,6 +312,8 @@ class Attempt:
             return False
         if self.position.step == 0 and self.saver.durable is None:
             return True  # nothing was trained, so nothing can be lost
+        if self.lost_state is not None:
+            return self.saver.land(self.position.step, self._time_left)
         return self.saver.save_now(
             self._take(copy=False), self._time_left, self._stop_grace_s, LAST_TRY_S, evaluated=final
         )

@@ -45,7 +45,7 @@ class HostBuffers:
         self._buffers: dict[str, Tensor] = {}
 
     def copy(self, tensors: Mapping[str, Tensor], section: str) -> dict[str, Tensor]:
-        """Copies of `tensors`, with their strides, valid until the next call. From a GPU it waits for the end."""
+        """Copies of `tensors`, with their strides, valid until the next call; a GPU's once it has settled."""
         copies = {}
         for name, tensor in tensors.items():
             key = f"{section}/{name}"
@@ -56,19 +56,25 @@ class HostBuffers:
                 )
                 self._buffers[key] = buffer
             copies[name] = buffer.copy_(tensor, non_blocking=tensor.is_cuda)
-        if any(tensor.is_cuda for tensor in tensors.values()):
-            torch.cuda.synchronize()
         return copies
+
+
+def settle(device: torch.device) -> None:
+    """Wait until a GPU has done what this thread has told it to. Raises RuntimeError if it can't."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def take(task: Task, position: Position, buffers: HostBuffers | None = None) -> Snapshot:
     """The task's state now: with `buffers` a copy, while training goes on; without, the stopped task's memory."""
     model = {name: tensor.detach() for name, tensor in task.model.state_dict().items()}
     optimizer, scalars = _optimizer_state(task)
-    on_gpu = any(tensor.is_cuda for tensor in model.values())
-    if buffers is not None or on_gpu:
+    gpus = {tensor.device for tensor in model.values() if tensor.is_cuda}
+    if buffers is not None or gpus:
         buffers = buffers or HostBuffers()
         model, optimizer = buffers.copy(model, "model"), buffers.copy(optimizer, "optimizer")
+        for gpu in gpus:
+            settle(gpu)
     return Snapshot(
         position.step,
         position.order.hex(),

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.job import tensor_of
+from trainer.job import sent, tensor_of
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, by channel, of 255
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -28,10 +28,9 @@ class Pictures:
 
     def take(self, samples: np.ndarray[Any, Any]) -> Tensor:
         """uint8 [n, side, side, 3] on the device."""
-        index = torch.from_numpy(samples)
         if self.images.device.type == self.device.type:
-            return self.images.index_select(0, index.to(self.device))
-        return self.images.index_select(0, index).pin_memory().to(self.device, non_blocking=True)
+            return self.images.index_select(0, sent(samples, self.device))
+        return self.images.index_select(0, torch.from_numpy(samples)).pin_memory().to(self.device, non_blocking=True)
 
 
 def parts(
@@ -65,9 +64,9 @@ def scaling(
 
     float32 [n, side, size]
     """
-    begin, step = (torch.from_numpy(v * size).to(device, torch.float32)[:, None] for v in (corner, extent / side))
+    begin, step = (sent(v * size, device).to(torch.float32)[:, None] for v in (corner, extent / side))
     ramp = torch.arange(side, device=device) + 0.5
-    flip = torch.from_numpy(mirrored).to(device)[:, None]
+    flip = sent(mirrored, device)[:, None]
     centres = begin + step * torch.where(flip, side - ramp, ramp)
     pixels = torch.arange(size, device=device) + 0.5
     reach = step.clamp(min=1)[:, :, None]

@@ -58,7 +58,7 @@ def stop(request: Request, settings: Settings, attempt: Attempt) -> int:
         code, outcome = ExitCode.NOT_DURABLE, "not durable"
         log.error(
             "the last state could not be saved (%s): %d step%s since step %d %s lost",
-            attempt.saver.error or "no time left",
+            attempt.lost_state or attempt.saver.error or "no time left",
             step - kept,
             "" if step - kept == 1 else "s",
             kept,
@@ -76,6 +76,32 @@ def stop(request: Request, settings: Settings, attempt: Attempt) -> int:
     if outcome == "stopped":
         acknowledge(mailbox)
     return code
+
+
+def fail(settings: Settings, attempt: Attempt, why: UserError, *, at_boundary: bool) -> int:
+    """The GPU failed: save what can be saved, and say what became of it. Returns the exit code.
+
+    `at_boundary`: the state is one that can be saved.
+    """
+    if not at_boundary:
+        attempt.lost_state = str(why)
+    try:
+        attempt.save_last(final=False)
+    except RuntimeError as e:  # it can't be read after all
+        attempt.lost_state = str(e)
+        attempt.save_last(final=False)
+    if attempt.superseded is not None:
+        log.info("superseded: %s; nothing more is saved here", attempt.superseded)
+        attempt.end(settings.superseded_exit_code, "superseded")
+        return settings.superseded_exit_code
+    step, kept = attempt.position.step, attempt.saver.durable.step if attempt.saver.durable else 0
+    log.error("%s", why, extra={"fields": {"step": step, "durable_step": kept, "lost_steps": step - kept}})
+    log.info(
+        "last checkpoint durable at step %d, %d step%s lost (exit code %d)",
+        *(kept, step - kept, "" if step - kept == 1 else "s", why.code),
+    )
+    attempt.end(why.code, "a GPU failed")
+    return why.code
 
 
 def acknowledge(mailbox: Mailbox) -> None:

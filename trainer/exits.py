@@ -28,11 +28,13 @@ MEANINGS = {
         "start it again, anywhere",
     ),
     ExitCode.NOT_DURABLE: (
-        "stopped, or the store can't be reached, and the last save is not durable; the one before it is",
+        "stopped, or the store can't be reached, or the GPU is lost, and the last save is not durable; the one before "
+        "it is",
         "start it again, and look",
     ),
     ExitCode.SETUP: (
-        "settings, data, permission or room are wrong, found before the first step",
+        "settings, data, permission or room are wrong, found before the first step; or a GPU has too little memory "
+        "for one",
         "not restart; a person must act",
     ),
     ExitCode.USAGE: ("the command line can't be understood", "not restart"),

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 
-import torch
-
-from trainer import prepare
+from trainer import gpu, prepare
 from trainer.checkpoint import Position, restore
 from trainer.ending import acknowledge, exit_code_for
 from trainer.exits import ExitCode, UserError
@@ -36,7 +34,7 @@ class Quiet:
 
 def join(wanted: Wanted) -> Together:
     """Meet the others, before anything can go wrong that all should hear of. Raises `UserError` and `Stopped`."""
-    gpus = Settings.of(wanted.given).device != "cpu" and torch.cuda.is_available()
+    gpus = Settings.of(wanted.given).device != "cpu" and gpu.is_usable()
     return Together.join(wanted.rank, wanted.mailbox, gpus=gpus)
 
 
@@ -48,8 +46,9 @@ def follow(wanted: Wanted) -> int:
     together = join(wanted)
     try:
         ready = _prepare(wanted, together)
-        position, evaluated_at = _take_over(together, ready.task)
-        Loop(ready.task, ready.plan, position, wanted.mailbox, Quiet(), together).run(evaluated_at=evaluated_at)
+        with gpu.in_one_line(ready.plan.micro_batch_size):
+            position, evaluated_at = _take_over(together, ready.task)
+            Loop(ready.task, ready.plan, position, wanted.mailbox, Quiet(), together).run(evaluated_at=evaluated_at)
         return together.last_word().code
     except Ended as e:
         return e.code
@@ -71,7 +70,8 @@ def _prepare(wanted: Wanted, together: Together) -> Prepared:
         shape = together.hear("shape", START_S)
         if shape["data_sha256"] != data.sha256:
             raise UserError("its data are not those of process 0")
-        ready = prepare.build(begun, wanted, data, shape)
+        with gpu.in_one_line():
+            ready = prepare.build(begun, wanted, data, shape)
     except (UserError, Stopped) as e:
         together.say_why_not(e)
         raise together.last_word() from e

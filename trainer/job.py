@@ -45,7 +45,7 @@ class Batch:
         return order.below(order.stream(self.seed, name), self.samples, n)
 
     def on_device(self, values: np.ndarray[Any, Any]) -> Tensor:
-        return torch.from_numpy(values).to(self.device, non_blocking=True)
+        return sent(values, self.device)
 
 
 class Task:
@@ -121,6 +121,12 @@ class Job(Protocol):
     PRESETS: Mapping[str, Mapping[str, Any]]
 
     def build(self, settings: Settings, data: Packed, device: torch.device) -> Task: ...
+
+
+def sent(values: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    """A batch's values on the device; to a GPU by way of pinned memory, so that nobody waits for them to arrive."""
+    here = torch.from_numpy(values)
+    return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here.to(device)
 
 
 def tensor_of(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:

@@ -59,11 +59,13 @@ class Loop:
         self._group = group or Alone(mailbox)
         self._events = events
         self._order: tuple[int, order.Int64s] | None = None  # epoch, and its order of samples
+        self.at_boundary = True  # the task's state is that of `position`
 
     def run(self, *, evaluated_at: int | None) -> None:
         """Train to the end of the run. `evaluated_at`: the step of the last evaluation on record.
 
-        Raises `Stopped`, with the state at a boundary, when the mailbox has a stop notice.
+        Raises `Stopped`, with the state at a boundary, when the mailbox has a stop notice. Of other errors
+        `at_boundary` tells whether the state is one that can be saved.
         """
         position, plan = self._position, self._plan
         self._task.model.train()
@@ -86,12 +88,12 @@ class Loop:
         samples = self._order[1][index * plan.batch_size : (index + 1) * plan.batch_size]
         task.schedule(position.step, plan.steps)
 
-        whole = plan.micro_batch_size >= plan.batch_size and self._group.count == 1
         # a forward pass changes buffers (BatchNorm's): kept, so that a step given up half-way leaves no trace
-        buffers = [] if whole else [buffer.clone() for buffer in task.model.buffers()]
+        buffers = [buffer.clone() for buffer in task.model.buffers()]
+        self.at_boundary = False
         try:
             sums = self._gradients(samples, epoch)
-        except Stopped:
+        except (Stopped, torch.OutOfMemoryError):
             self._give_up_step(buffers)
             raise
         task.update()
@@ -103,6 +105,7 @@ class Loop:
         position.order = order.extend_hash(position.order, samples)
         position.step += 1
         self._group.share_buffers(task.model)
+        self.at_boundary = True
 
     def _gradients(self, samples: order.Int64s, epoch: int) -> dict[str, torch.Tensor]:
         """Leave the gradients of the batch's mean loss in the parameters; returns the batch's sums, float64."""
@@ -133,6 +136,7 @@ class Loop:
                 buffer.copy_(before)
         for parameter in self._task.model.parameters():
             parameter.grad = None
+        self.at_boundary = True
 
     def _evaluate(self) -> None:
         task, plan, group = self._task, self._plan, self._group

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import math
 import os
 import platform
@@ -11,25 +12,36 @@ from pathlib import Path
 
 import torch
 
+from trainer import gpu
 from trainer.exits import UserError
 from trainer.settings import Json
+
+log = logging.getLogger("baton")
 
 # of a machine, what the bill needs; see `trainer.prepare`
 BILLED = ("host", "cloud", "instance_type", "region", "zone", "spot", "price_per_hour", "device")
 
 
-def pick_device(wanted: str, place: int = 0) -> torch.device:
-    """`place`: which of the machine's GPUs, from 0. Raises `UserError` if one is asked for and none can be used."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no GPU; in docker give --gpus all, or use --device auto")
-    name = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
-    if name == "cpu":
-        return torch.device(name)
+def pick_device(wanted: str, place: int = 0, root: Path = gpu.ROOT) -> torch.device:
+    """`place`: which of the machine's GPUs, from 0. Raises `UserError` if one is asked for and none can be used.
+
+    With `auto` one that is there and can't be used is warned of. `root`: where /sys, /proc and /dev are.
+    """
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if not gpu.is_usable():
+        trouble = gpu.hidden(root) or gpu.unusable(root)
+        if wanted == "cuda":
+            what, mend = trouble or ("none in this machine", "use --device auto, or in docker give --gpus all")
+            raise UserError(f"--device cuda: GPU: {what}; {mend}")
+        if trouble is not None:
+            log.warning("GPU: %s: it computes on the processor; %s", *trouble)
+        return torch.device("cpu")
     if place >= torch.cuda.device_count():
         raise UserError(f"process {place} of this machine has no GPU: torch sees {torch.cuda.device_count()}")
     if place:
         torch.cuda.set_device(place)
-    return torch.device(name, place)
+    return torch.device("cuda", place)
 
 
 def computes_in_bf16(device: torch.device) -> bool:
@@ -61,8 +73,18 @@ def compute_exactly(threads: int) -> None:
     # not use_deterministic_algorithms(), which imports the compiler too
     torch.set_deterministic_debug_mode("error")
     torch.backends.cudnn.benchmark = False
+    # fp32 means fp32 on a GPU too: convolutions would round what they multiply to TF32's 10 bits. By these names, for
+    # once one of the newer ones (fp32_precision) is set, whoever asks for these gets an error, and torch itself does
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     # it would fill all new memory with NaN, for debugging
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def compute_quickly() -> None:
+    """Give up the same bits each time: on a GPU, algorithms that add up in any order, chosen by timing them."""
+    torch.set_deterministic_debug_mode("default")
+    torch.backends.cudnn.benchmark = True
 
 
 def thread_count(processes: int = 1) -> int:

@@ -68,6 +68,8 @@ def start(wanted: Wanted) -> Start:
     device = machine.pick_device(settings.device, wanted.rank.local)
     threads = machine.thread_count(wanted.rank.local_count)
     machine.compute_exactly(threads)
+    if settings.no_deterministic:
+        machine.compute_quickly()
     machine.keep_memory()
     return Start(job, settings, device, threads)
 

@@ -136,8 +136,10 @@ def _run(count: int, arguments: Sequence[str], told: Told) -> RunResult:
 
 
 def code_of(codes: dict[int, int]) -> int:
-    """What all end with: a defect's code, wherever it is; else that of process 0, which tells the others."""
-    if ExitCode.DEFECT in codes.values():
-        return ExitCode.DEFECT
+    """What all end with: a defect's code, or that of a GPU with too little memory, whosever it is; else that of process
+    0, which tells the others."""
+    for code in (ExitCode.DEFECT, ExitCode.SETUP):
+        if code in codes.values():
+            return code
     said = [code for code in (codes.get(0), *codes.values()) if code is not None and code >= 0]
     return next(iter(said), ExitCode.DONE if not codes else ExitCode.NOT_DURABLE)

@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from storage.errors import StoreError
-from trainer import prepare
+from trainer import gpu, prepare
 from trainer.attempt import Attempt
 from trainer.cadence import Cadence
 from trainer.checkpoint import Position, restore, take
 from trainer.commit import RunFacts
 from trainer.early import Early
-from trainer.ending import exit_code_for, finish, record_end, stop, told
+from trainer.ending import exit_code_for, fail, finish, record_end, stop, told
 from trainer.exits import ExitCode, UserError
 from trainer.history import Checkpoint, History, Sign
 from trainer.loop import Loop, Plan
@@ -81,15 +81,17 @@ def train(request: Request) -> int:
     Raises `UserError`, `StoreError` and `Stopped` for what ends it before it has begun.
     """
     if request.rank.count == 1:
-        return _train(request, prepare.start(request), None)
+        with gpu.in_one_line():
+            return _train(request, prepare.start(request), None)
     from trainer.follow import join
 
     together = join(request)
     code = int(ExitCode.DEFECT)
     try:
-        begun = prepare.start(request)
-        together.device = begun.device
-        code = _train(request, begun, together)
+        with gpu.in_one_line():
+            begun = prepare.start(request)
+            together.device = begun.device
+            code = _train(request, begun, together)
         return code
     except (UserError, StoreError, Stopped) as e:
         code = exit_code_for(e, Settings.of(request.given))
@@ -107,24 +109,33 @@ def _train(request: Request, begun: Start, together: Together | None) -> int:
     request.mailbox.check()
     attempt = _begin(request, ready, newest, together)
     del newest  # its bytes are in the model now
+    loop = Loop(ready.task, ready.plan, attempt.position, request.mailbox, attempt, together)
     try:
-        return _to_its_end(request, ready, attempt, together)
+        return _to_its_end(request, ready, attempt, loop, together)
     except UserError as e:
         attempt.end(e.code, "not set up")
         raise
+    except RuntimeError as e:
+        if (why := gpu.fault(e, ready.plan.micro_batch_size)) is None:
+            attempt.end(ExitCode.DEFECT, "defect")
+            raise
+        return fail(ready.settings, attempt, why, at_boundary=loop.at_boundary and why.code == ExitCode.SETUP)
     except Exception:  # also one that its last save met
         attempt.end(ExitCode.DEFECT, "defect")
         raise
 
 
-def _to_its_end(request: Request, ready: Prepared, attempt: Attempt, together: Together | None) -> int:
+def _to_its_end(request: Request, ready: Prepared, attempt: Attempt, loop: Loop, together: Together | None) -> int:
     """Train, to the end of the run or to a notice."""
     evaluated_at = attempt.metrics.get("step")
     try:
-        loop = Loop(ready.task, ready.plan, attempt.position, request.mailbox, attempt, together)
         loop.run(evaluated_at=evaluated_at if isinstance(evaluated_at, int) else None)
         return finish(request, ready.settings, attempt, ready.data.classes)
     except Stopped:
+        if together is not None and together.has_lost and ready.plan.device.type == "cuda":
+            # what NCCL was told to do may wait for the other for ever, and all that was told after it, updates and
+            # copies too, waits behind it
+            attempt.lost_state = "a GPU's state can't be read once another process is gone"
         return stop(request, ready.settings, attempt)
 
 
@@ -176,7 +187,8 @@ def _check_same_run(
     where = f"run {request.history.run!r} in {request.history.store.url}"
     if manifest.job != request.job:
         raise UserError(f"{where} is one of job {manifest.job}; give this one another name with --run NAME")
-    changed = difference(shape, manifest.settings)
+    # a setting that is newer than the run's image was not given to it
+    changed = difference(shape, {**Settings().that_shape_the_run(), **manifest.settings})
     refused = {name: pair for name, pair in changed.items() if name not in allow_change or name in UNCHANGEABLE}
     if refused:
         told = ", ".join(f"{n} {_short(theirs)} -> {_short(mine)}" for n, (mine, theirs) in refused.items())
@@ -254,7 +266,8 @@ def _begin(request: Request, ready: Prepared, prefetched: Restored | None, toget
     # where the store is silent a notice must not wait for it; else the end of what has been claimed goes on record
     number = Early(lambda: history.claim(claim), "claim").result(request.mailbox, request.stop_grace_s / 2)
     try:
-        return _load(request, ready, prefetched, number, before, together)
+        with gpu.in_one_line():
+            return _load(request, ready, prefetched, number, before, together)
     except (Stopped, UserError, StoreError) as e:
         code = exit_code_for(e, ready.settings)
         with suppress(StoreError):
@@ -340,7 +353,7 @@ def _say_start(request: Request, ready: Prepared, number: int, newest: Manifest 
     """Four lines: what runs, where checkpoints go, where it goes on from and why, how to stop it."""
     settings, plan, machine_ = ready.settings, ready.plan, ready.machine
     log.info(
-        "%s, preset %s: %d steps of %d samples on %s (%s%s thread%s, %s), data: %s",
+        "%s, preset %s: %d steps of %d samples on %s (%s%s thread%s, %s%s), data: %s",
         request.job,
         settings.preset,
         plan.steps,
@@ -350,6 +363,7 @@ def _say_start(request: Request, ready: Prepared, number: int, newest: Manifest 
         machine_["threads"],
         "" if machine_["threads"] == 1 else "s",
         "bf16" if plan.bf16 else "fp32",
+        ", not deterministic" if settings.no_deterministic else "",
         ready.data.name,
     )
     store, every = request.history.store, re.sub(r"(?<=[0-9])(?=[a-z])", " ", settings.checkpoint_every)

@@ -175,6 +175,13 @@ class Saver:
                 return False
         return False
 
+    def land(self, step: int, time_left: Callable[[], float]) -> bool:
+        """Wait for what is in flight, for no more than `time_left()` seconds. True if `step` is durable then."""
+        flight = self._flight
+        while flight is not None and not flight.landed.is_set() and (left := time_left()) > 0:
+            flight.landed.wait(min(0.1, left))
+        return self._is_durable(step, evaluated=False)
+
     def _is_durable(self, step: int, *, evaluated: bool) -> bool:
         last = self.durable
         return last is not None and last.step == step and (last.evaluated or not evaluated)

@@ -73,6 +73,9 @@ class Settings:
     precision: Literal["auto", "fp32", "bf16"] = setting(
         "auto", "bf16 autocast or fp32; auto: bf16 where the device computes in it", shapes_run=True
     )
+    no_deterministic: bool = setting(
+        False, "compute as is fastest: last bits may differ from one time to the next", shapes_run=True
+    )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to compute")
     nproc: str = setting("1", "processes that share each batch: a number, or auto, one for each GPU")
     checkpoint_every: str = setting("auto", "how often to save: 30s, 200steps, 1epoch, or auto: as often as pays")

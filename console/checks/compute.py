@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-import re
 
 from console.checks.examination import Check, Patient, Trouble, Warn
-
-NVIDIA, DISPLAY = "0x10de", ("0x0300", "0x0302")  # PCI: vendor; class of graphics and of compute cards
+from trainer import gpu
 
 
 def processor(patient: Patient) -> str:
@@ -36,46 +34,24 @@ def threads(patient: Patient) -> str:
     return f"{processors}, one for each processor"
 
 
-def gpu(patient: Patient) -> str:
+def graphics(patient: Patient) -> str:
     """torch is asked only where there is one: it takes seconds to import."""
-    present = _nvidia_cards(patient)
-    if not patient.path("dev/nvidiactl").exists():
-        if present:
-            raise Warn(
-                f"{present} of NVIDIA's in this machine, which the container can't see",
-                "docker run --gpus all (Kubernetes: limits: nvidia.com/gpu: 1), with the driver and NVIDIA's container "
-                "toolkit on the host",
-            )
+    if (trouble := gpu.hidden(patient.root)) is not None:
+        raise Warn(*trouble)
+    if (trouble := gpu.unusable(patient.root)) is not None:
+        import torch
+
+        raise (Trouble if torch.version.cuda else Warn)(*trouble)
+    if not gpu.is_seen(patient.root):
         return "none in this machine: it computes on the processor"
-    driver = re.search(r"Kernel Module\s+(?:for \S+\s+)?([\d.]+)", patient.text("proc/driver/nvidia/version"))
     import torch
 
-    if torch.version.cuda is None:
-        raise Warn("a GPU, and a torch without CUDA", "take the image of the cuda flavour: make image FLAVOUR=cuda")
-    if not torch.cuda.is_available():
-        raise Trouble(
-            f"a GPU that torch can't use (driver {driver[1] if driver else 'unknown'}, CUDA {torch.version.cuda})",
-            "update the driver on the host to one that knows this CUDA (nvidia-smi shows which), or --device cpu",
-        )
     names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
-    return f"{torch.cuda.device_count()} x {', '.join(sorted(names))}, driver {driver[1] if driver else 'unknown'}"
-
-
-def _nvidia_cards(patient: Patient) -> int:
-    devices = patient.path("sys/bus/pci/devices")
-    try:
-        names = [path.name for path in devices.iterdir()]
-    except OSError:
-        return 0
-    return sum(
-        patient.text(f"sys/bus/pci/devices/{name}/vendor") == NVIDIA
-        and patient.text(f"sys/bus/pci/devices/{name}/class")[:6] in DISPLAY
-        for name in names
-    )
+    return f"{torch.cuda.device_count()} x {', '.join(sorted(names))}, driver {gpu.driver(patient.root)}"
 
 
 CHECKS = (
     Check("compute", "processor", processor),
     Check("compute", "threads", threads),
-    Check("compute", "GPU", gpu),
+    Check("compute", "GPU", graphics),
 )

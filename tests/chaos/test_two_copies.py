@@ -82,7 +82,7 @@ def test_copies_that_cannot_work_never_take_the_run(tmp_path: Path, small_cifar:
         ("--device", "cuda"): 78,
         ("--preset", "nonsense"): 64,
     }
-    others = {options: lab.start(*options) for options in troubles}
+    others = {options: lab.start(*options, CUDA_VISIBLE_DEVICES="") for options in troubles}
     for options, code in troubles.items():
         assert others[options].wait() == code, others[options].text
     assert attempts(lab) == 1

@@ -46,3 +46,17 @@ def test_pictures_grow_from_half_to_three_quarters_and_stay_so_for_the_last_seve
 
 def test_who_gives_a_side_gets_it_throughout(packed: Packed) -> None:
     assert set(sides(packed, train_size=56)) == {56}
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), torch.AcceleratorError("CUDA error")])
+def test_a_gpu_that_fails_at_the_first_look_is_no_wrong_size(
+    error: RuntimeError, packed: Packed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fake failure: no GPU was at hand."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("torchvision.models.ShuffleNetV2.forward", fail)
+    with pytest.raises(type(error)):
+        sides(packed)

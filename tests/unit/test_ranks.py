@@ -101,10 +101,11 @@ def test_where_the_machine_chose_their_number_some_may_idle(caplog: pytest.LogCa
     check_share(3, 10, nproc="auto")
 
 
-def test_all_end_with_what_process_0_says_but_a_defect_anywhere_is_one():
+def test_all_end_with_what_process_0_says_but_for_a_defect_or_what_a_person_must_mend_in_any():
     assert code_of({}) == 0
     assert code_of({0: 75, 1: 75}) == code_of({1: 75}) == 75
     assert code_of({0: 78, 1: 75}) == 78
-    assert code_of({0: 75, 1: 1}) == 1
+    assert code_of({0: 75, 1: 1}) == code_of({0: 78, 1: 1}) == 1
+    assert code_of({0: 74, 1: 78}) == 78
     assert code_of({0: -9, 1: 75}) == 75
     assert code_of({0: -9}) == 74

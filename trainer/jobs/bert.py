@@ -26,7 +26,7 @@ from trainer.data.dataset import shown
 from trainer.data.packed import Packed
 from trainer.encoder import BertClassifier, Shape
 from trainer.exits import UserError
-from trainer.job import Batch, Task, tensor_of
+from trainer.job import Batch, Task, sent, tensor_of
 from trainer.scores import Metric, confusion, of_confusion
 from trainer.settings import Json, Settings
 
@@ -139,7 +139,7 @@ class Classify(Task):
 
     def evaluate(self, rows: slice) -> dict[str, Tensor]:
         samples = self.by_length[rows]
-        labels = self.labels["test"][torch.from_numpy(samples).to(self.device)]
+        labels = self.labels["test"][sent(samples, self.device)]
         logits = self.logits("test", samples)
         loss = F.cross_entropy(logits, labels, reduction="sum")
         return {"loss": loss, "confusion": confusion(logits, labels, len(self.classes))}
@@ -151,8 +151,8 @@ class Classify(Task):
         """float32 [n, classes]"""
         multiple = 8 if self.device.type == "cuda" else 1  # what a GPU's matrix units take
         ids, real = padded(self.tokens[part], self.offsets[part], samples, self.pad, multiple)
-        mask = None if real.all() else torch.from_numpy(real).to(self.device, non_blocking=True)
-        out = self.model(input_ids=torch.from_numpy(ids).to(self.device, non_blocking=True), attention_mask=mask)
+        mask = None if real.all() else sent(real, self.device)
+        out = self.model(input_ids=sent(ids, self.device), attention_mask=mask)
         logits: Tensor = out if isinstance(out, Tensor) else out.logits
         return logits.float()
 

@@ -120,6 +120,9 @@ class Cifar(Task):
 
     def __init__(self, settings: Settings, data: Packed, device: torch.device) -> None:
         self.settings, self.kind = settings, KINDS[data.name]
+        self.on_gpu = device.type == "cuda"
+        if self.on_gpu:
+            self.eval_batch = 2000  # so few pictures as a processor takes leave a GPU idle between two launches
         self.train_images, self.train_labels, self.test_images, self.test_labels = (
             tensor_of(data.arrays[name], device)
             for name in ("train_images", "train_labels", "test_images", "test_labels")
@@ -144,7 +147,11 @@ class Tutorial(Cifar):
     def __init__(self, settings: Settings, data: Packed, device: torch.device) -> None:
         super().__init__(settings, data, device)
         sgd = torch.optim.SGD(
-            self.model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+            self.model.parameters(),
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            fused=self.on_gpu,
         )
         self.optimizers = {"sgd": sgd}
 
@@ -169,7 +176,7 @@ class Whitened(Cifar):
         biases = [p for p in net.parameters() if p.ndim == 1 and p.requires_grad]
         muon = Muon(self.matrices, settings.lr, settings.momentum, settings.weight_decay)
         groups = [{"params": biases, "lr": recipe.bias_lr}, {"params": [net.head.weight], "lr": recipe.head_lr}]
-        sgd = torch.optim.SGD(groups, momentum=SGD_MOMENTUM, nesterov=True)
+        sgd = torch.optim.SGD(groups, momentum=SGD_MOMENTUM, nesterov=True, fused=self.on_gpu)
         self.optimizers = {"muon": muon, "sgd": sgd}
         self.peaks = [settings.lr, recipe.bias_lr, recipe.head_lr]
         self.next_side, self.is_last = recipe.sides[0][1], False
@@ -291,6 +298,7 @@ class Net(nn.Module):
         self.register_buffer("last", torch.tensor(False))  # whether it was the run's last
         self.side: Tensor
         self.last: Tensor
+        self._known: tuple[tuple[int, int], tuple[int, bool]] | None = None  # see `of_last_step`
         self.gelu = recipe.gelu
         widths = [2 * patches, *(width for width, _, _ in recipe.blocks)]
         self.blocks = nn.Sequential(
@@ -327,15 +335,24 @@ class Net(nn.Module):
         At the side that training has reached. After the last step the mean of the picture and its mirror image, each
         in place and moved by a pixel; the views cost time, so the evaluations before make do with one.
         """
-        x = self.pictures(framed(images), int(self.side))
+        side, is_last = self.of_last_step()
+        x = self.pictures(framed(images), side)
         views = [x]
-        if self.last:
+        if is_last:
             wider = F.pad(x, (1, 1, 1, 1), mode="reflect")
             views = [x, x.flip(3), wider[:, :, :-2, :-2], wider[:, :, 2:, 2:].flip(3)]
             if not self.mirrors:
                 views = [x, wider[:, :, :-2, :-2], wider[:, :, 2:, 2:]]
         logits = [self(view.contiguous(memory_format=torch.channels_last)) for view in views]
         return logits[0] if len(logits) == 1 else torch.stack(logits).mean(0)
+
+    def of_last_step(self) -> tuple[int, bool]:
+        """The side of its pictures, and whether it was the run's last: read from a GPU, which then stands still, only
+        where these buffers were written to since."""
+        written = self.side._version, self.last._version
+        if self._known is None or self._known[0] != written:
+            self._known = written, (int(self.side), bool(self.last))
+        return self._known[1]
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.whiten(x)

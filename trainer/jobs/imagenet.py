@@ -152,6 +152,8 @@ class Photographs(Task):
             try:
                 with torch.inference_mode():
                     self.model(torch.zeros(1, 3, side, side, device=self.device))
+            except (torch.OutOfMemoryError, torch.AcceleratorError):
+                raise  # of which the pictures' side is no reason
             except (RuntimeError, AssertionError, ValueError) as e:
                 raise self._does_not_fit(side, e) from e
         self.model.train()
