@@ -2,7 +2,7 @@
 
     python tests/compressed.py PACE module.NAME=VALUE ... -- arguments of entrypoint.py ...
 
-While a file PACE is there each step takes 0.1 s longer: training lasts as long as the test has something to do to it.
+While a file PACE is there each step takes 0.2 s longer: training lasts as long as the test has something to do to it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main(pace: Path, constants: list[str], arguments: list[str]) -> int:
     def slowly(self: Any, **options: Any) -> None:
         boundary(self, **options)
         if pace.exists():
-            time.sleep(0.1)
+            time.sleep(0.2)
 
     trainer.attempt.Attempt.boundary = slowly  # type: ignore[method-assign]
     return entrypoint.main(arguments)
