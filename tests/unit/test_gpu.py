@@ -22,7 +22,7 @@ from trainer.checkpoint import Position, take
 from trainer.commit import RunFacts
 from trainer.exits import UserError
 from trainer.history import History
-from trainer.jobs.cifar10 import Whitened
+from trainer.jobs.cifar10 import Net
 from trainer.loop import Plan
 from trainer.machine import compute_exactly, compute_quickly, pick_device
 from trainer.saver import Saver
@@ -216,7 +216,7 @@ def test_once_another_process_is_gone_the_state_of_a_gpu_is_never_saved(
     request: Any = SimpleNamespace(mailbox=mailbox, halt=SimpleNamespace(check=lambda: None))
     ready: Any = SimpleNamespace(plan=mine.plan, settings=Settings(), data=None)
     loop, together = SimpleNamespace(run=lose), SimpleNamespace(has_lost=True)
-    code = run._run(request, ready, mine, loop, together, None)  # type: ignore[arg-type]
+    code = run._to_its_end(request, ready, mine, loop, together)  # type: ignore[arg-type]
     assert (code, len(read)) == ((74, 0) if device == "cuda" else (75, 1))
 
 
@@ -226,13 +226,13 @@ def test_evaluation_reads_the_last_steps_side_once_and_again_when_it_has_changed
     net = nn.Module()
     net.register_buffer("side", torch.tensor(16))
     net.register_buffer("last", torch.tensor(False))
-    task: Any = SimpleNamespace(net=net, _known=None)
+    net._known = None  # type: ignore[assignment]
     reads: list[int] = []
     real = torch.Tensor.__int__
     monkeypatch.setattr(torch.Tensor, "__int__", lambda self: reads.append(1) or real(self))
 
     def seen() -> tuple[int, bool]:
-        return Whitened.of_last_step(task)
+        return Net.of_last_step(net)  # type: ignore[arg-type]
 
     with torch.inference_mode():
         assert [seen(), seen(), seen()] == [(16, False)] * 3
