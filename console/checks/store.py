@@ -108,6 +108,17 @@ def place(patient: Patient) -> str:
     return "outlives this container"
 
 
+def leftovers(patient: Patient) -> str:
+    """Whether uploads in parts that a kill left half-done go by themselves: on S3, where alone Baton can ask."""
+    keep = getattr(patient.store, "keeps_abandoned_uploads", None)
+    if keep is not None and keep():
+        raise Warn(
+            "the bucket has no rule for abandoned uploads: what a kill leaves of one stays, unseen, and is paid for",
+            "set the lifecycle rule of docs/stores.md (aws s3api put-bucket-lifecycle-configuration)",
+        )
+    return "nothing is known to pile up"
+
+
 def credentials(patient: Patient) -> str:
     """Kind and name, as the store has told them on its way; never a value."""
     if patient.url.startswith("file://"):
@@ -134,4 +145,5 @@ CHECKS = (
     Check("store", "clock", clock, ("write",)),
     Check("store", "room", room, ("reachable",)),
     Check("store", "place", place),
+    Check("store", "leftovers", leftovers, ("reachable",)),
 )

@@ -57,7 +57,7 @@ class MotoS3:
             assert time.monotonic() < end, "moto doesn't start"
             time.sleep(0.05)
         for bucket in self._buckets:
-            self._client().create_bucket(Bucket=bucket)
+            self.client().create_bucket(Bucket=bucket)
 
     def _answers(self) -> bool:
         with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), timeout=1):
@@ -85,10 +85,11 @@ class MotoS3:
 
     def make_bucket(self, name: str) -> None:
         if name not in self._buckets:
-            self._client().create_bucket(Bucket=name)
+            self.client().create_bucket(Bucket=name)
             self._buckets.append(name)
 
-    def _client(self) -> Any:
+    def client(self) -> Any:
+        """The SDK's, past any proxy."""
         from boto3 import client
 
         env = self.env
@@ -103,7 +104,7 @@ class MotoS3:
     def open_uploads(self, url: str) -> list[str]:
         """Keys below `url` with a multipart upload that was begun and neither completed nor aborted."""
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
-        told = self._client().list_multipart_uploads(Bucket=bucket, Prefix=f"{prefix}/")
+        told = self.client().list_multipart_uploads(Bucket=bucket, Prefix=f"{prefix}/")
         return [upload["Key"] for upload in told.get("Uploads", [])]
 
     def url(self, bucket: str, prefix: str = "") -> str:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ import torch
 
 from console.checks import content as content_checks
 from console.checks import store as store_checks
-from console.checks.examination import Check, Found, Patient, examine
+from console.checks.examination import Check, Found, Patient, Warn, examine
 from console.doctor import LANES
 from storage import open_store
 from storage.errors import NotSetUp, PermissionDenied
 from tests.checkpoints import history, save, snapshot
 from tests.clouds import reached
 from tests.emulators.metadata import Metadata
+from tests.emulators.moto import MotoS3
+from tests.emulators.proxy import Fault, Proxy
 from tests.runs import FAKETIME, REPOSITORY, command, environment
 from trainer.data.pack import pack
 
@@ -470,6 +473,33 @@ def test_whose_credentials_it_uses_is_told_by_kind_never_by_value(scheme: str, r
     assert {"s3": "environment", "az": "key of"}[scheme] in found["credentials"]["detail"]
     assert secrets
     assert not any(secret in text for secret in secrets)
+
+
+def test_a_bucket_that_keeps_abandoned_uploads_is_told_where_one_may_ask(moto_emulator: MotoS3) -> None:
+    moto_emulator.make_bucket("doctors-rules")
+    rule = {
+        "ID": "abandoned",
+        "Status": "Enabled",
+        "Filter": {"Prefix": ""},
+        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
+    }
+    with (
+        Proxy(("127.0.0.1", moto_emulator.port)) as proxy,
+        reached({**moto_emulator.env, "AWS_ENDPOINT_URL_S3": proxy.url}),
+    ):
+        store = open_store(moto_emulator.url("doctors-rules", "x"))
+        look = partial(store_checks.leftovers, Patient(store.url, lambda _: store))
+        with pytest.raises(Warn, match="no rule for abandoned uploads") as caught:
+            look()
+        assert "docs/stores.md" in caught.value.mend
+        proxy.faults = [Fault("answer", status=403, body=b"<Error><Code>AccessDenied</Code></Error>")]
+        look()
+        proxy.faults = []
+        rules = moto_emulator.client().put_bucket_lifecycle_configuration
+        for others, covered in (({"Status": "Disabled"}, False), ({"Filter": {"Prefix": "y"}}, False), ({}, True)):
+            rules(Bucket="doctors-rules", LifecycleConfiguration={"Rules": [rule | others]})
+            assert store.keeps_abandoned_uploads() is not covered  # type: ignore[attr-defined]
+        look()
 
 
 def test_the_command_speaks_in_whole_lines_and_exit_codes(tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ tests/chaos/ has real servers that do."""
 from __future__ import annotations
 
 import io
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ import pytest
 from storage import open_store
 from storage.errors import AlreadyExists, Damaged, NoSpace, NotFound, PermissionDenied, Unavailable
 from storage.retry import Retrying
-from watchers import Mailbox, Notice
 
 
 class Failing:
@@ -120,28 +117,3 @@ def test_a_list_goes_on_where_it_broke_off(tmp_path: Path, delimiter: str | None
     expected = [info.key for info in store.store.list("", delimiter=delimiter)]
     assert [info.key for info in retrying(store).list("", delimiter=delimiter)] == expected
     assert store.calls == 3
-
-
-def test_a_notice_ends_the_sleep_within_100_ms(tmp_path: Path) -> None:
-    """The quickest of five: a busy machine may delay one by itself."""
-
-    def seconds_from_notice_to_end() -> float:
-        mailbox = Mailbox()
-
-        def pause(_: float) -> None:
-            mailbox.pause(30)
-            mailbox.check()
-
-        store = Retrying(Failing(tmp_path, *[Unavailable("away")] * 9), lambda tried: 60.0, pause)
-        posted: list[float] = []
-
-        def post() -> None:
-            posted.append(time.monotonic())
-            mailbox.post(Notice("aws", "stop", "spot interruption", "1", time.time()))
-
-        threading.Timer(0.2, post).start()
-        with pytest.raises(Exception, match="spot interruption"):
-            store.stat("key")
-        return time.monotonic() - posted[0]
-
-    assert min(seconds_from_notice_to_end() for _ in range(5)) < 0.1
