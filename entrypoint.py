@@ -285,7 +285,8 @@ baton.build_job = job_command
 
 
 def main(arguments: list[str]) -> int:
-    logs.set_up("json" if wants_json(arguments) else "text", debug=bool(os.environ.get("BATON_DEBUG")))
+    form = "json" if wants_json(arguments) else "text"
+    logs.set_up(form, debug=bool(os.environ.get("BATON_DEBUG")), aside="--json" in arguments)
     if ranks.speaks_first(os.environ):
         warn_of_unknown_variables()
     try:

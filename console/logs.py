@@ -76,15 +76,16 @@ class _Json(logging.Formatter):
 _synthetic = _Synthetic()
 
 
-class _Stdout(logging.StreamHandler[TextIO]):
-    """Standard output as it is when a line is written: the live display puts itself in its place."""
+class _Standard(logging.StreamHandler[TextIO]):
+    """Standard output, or error, as it is when a line is written: the live display puts itself in its place."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, error: bool) -> None:
         logging.Handler.__init__(self)
+        self._error = error
 
     @property
     def stream(self) -> TextIO:
-        return sys.stdout
+        return sys.stderr if self._error else sys.stdout
 
     @stream.setter
     def stream(self, _: TextIO) -> None:
@@ -110,11 +111,12 @@ def keep_streams() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
-def set_up(form: str, *, debug: bool = False) -> None:
-    """Send all of Baton's log lines to standard output, as "text" or "json"."""
+def set_up(form: str, *, debug: bool = False, aside: bool = False) -> None:
+    """Send all of Baton's log lines to standard output, as "text" or "json"; `aside`: to standard error, so that what
+    a command prints can be read by a program."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that has no such character gets its number
-    handler = _Stdout()
+    handler = _Standard(error=aside)
     handler.setFormatter(_Json() if form == "json" else _Text())
     handler.addFilter(_synthetic)
     logger = logging.getLogger("baton")
