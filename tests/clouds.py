@@ -82,9 +82,22 @@ def reached(variables: dict[str, str]) -> Iterator[None]:
 
 @pytest.fixture(params=NAMES)
 def cloud(request: pytest.FixtureRequest) -> Iterator[Cloud]:
-    fixture = {"s3": "moto_emulator", "gs": "gcs_emulator", "az": "azurite_emulator"}[request.param]
+    with _at_hand(request.param, request) as cloud:
+        yield cloud
+
+
+@pytest.fixture
+def clouds(request: pytest.FixtureRequest) -> Iterator[dict[str, Cloud]]:
+    """All of them by their names."""
+    with contextlib.ExitStack() as stack:
+        yield {name: stack.enter_context(_at_hand(name, request)) for name in NAMES}
+
+
+@contextlib.contextmanager
+def _at_hand(name: str, request: pytest.FixtureRequest) -> Iterator[Cloud]:
+    fixture = {"s3": "moto_emulator", "gs": "gcs_emulator", "az": "azurite_emulator"}[name]
     emulator = request.getfixturevalue(fixture)
     with contextlib.suppress(Exception):  # made by a test before
         emulator.make_bucket(BUCKET)
     with Proxy(("127.0.0.1", emulator.port), seed=1) as proxy:
-        yield Cloud(request.param, emulator, proxy)
+        yield Cloud(name, emulator, proxy)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from storage import open_store
 from tests.chaos.test_every_store_call import CALLS, CountingStore, DyingStore, in_a_child, train
 from tests.chaos.test_every_store_call import OPTIONS as SHORT
+from tests.chaos.test_halt_command import QuickSigns
 from tests.clouds import NAMES, Cloud, reached
 from tests.emulators.proxy import Fault, Request
-from tests.runs import Lab
+from tests.runs import Lab, environment
+from trainer.history import History
 from trainer.manifest import checkpoint_name, parse_name
 
 OPTIONS = ["--preset", "tutorial", "--batch-size", "20", "--dropout", "0.2", "--epochs", "3"]
@@ -253,3 +260,76 @@ def test_death_at_any_call_to_a_clouds_store_loses_nothing_committed(
             goes_on = f"checkpoint {checkpoint_name(*max(kept))} is the newest good one" if kept else "starts at step 0"
             assert goes_on in text or "is finished" in text, text
             assert cloud.hashes(lab) == expected, f"died {when} call {number} of {CALLS}"
+
+
+def test_a_run_that_moves_from_cloud_to_cloud_for_good_ends_as_if_it_had_stayed(
+    clouds: dict[str, Cloud], tmp_path: Path, small_cifar: Path, expected: dict[str, object]
+) -> None:
+    """Told to go on each, copied to the next one, resumed there; a copy killed in its midst is said again."""
+    variables = {name: value for cloud in clouds.values() for name, value in cloud.variables.items()}
+    way = [clouds[name] for name in ("gs", "s3", "az", "gs")]
+    labs = [Lab(tmp_path, small_cifar, *OPTIONS, url=cloud.url(), variables=variables) for cloud in way]
+    for here, there, cloud in zip(labs, labs[1:], way[1:], strict=False):
+        container = here.start("--checkpoint-every", "5steps")
+        assert container.wait_for("durable after"), container.text
+        container.signal(signal.SIGTERM)
+        assert container.wait() == 75, container.text
+        copy = here.command("copy", here.url, there.url, "--run", "cifar10")
+        if cloud.name == "s3":
+            killed_in_mid_copy(copy, cloud, variables)
+            with reached(variables):
+                assert History(open_store(there.url), "cifar10").is_marked()
+        done = subprocess.run(copy, capture_output=True, text=True, env=environment(**variables), check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "every byte checked" in done.stdout
+    container = labs[-1].start()
+    assert container.wait() == 0, container.text
+    assert "attempt 4 goes on at step" in container.text
+    assert way[-1].hashes(labs[-1]) == expected
+
+
+def killed_in_mid_copy(copy: list[str], target: Cloud, variables: Mapping[str, str]) -> None:
+    """As soon as the first of several checkpoints is whole there; each takes a second and more."""
+    target.proxy.bytes_per_s = 400e3
+    process = subprocess.Popen(copy, env=environment(**variables))
+    while not any(r.method == "PUT" and "/checkpoints/0" in r.target for r in target.proxy.requests):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -9
+    target.proxy.bytes_per_s = None
+
+
+def test_every_command_does_its_work_on_a_clouds_store(cloud: Cloud, tmp_path: Path, small_cifar: Path) -> None:
+    """Beside a run that trains: clean, status, halt; then verify, delete. `doctor` on each is in test_doctor.py."""
+    import trainer.attempt  # noqa: F401  (imported before forking, so that each child starts at once)
+    from tests import hurried
+
+    often = [*OPTIONS[:-1], "2000", "--checkpoint-every", "0.5s"]
+    lab = QuickSigns(tmp_path, small_cifar, *often, url=cloud.url(), variables=cloud.emulator.env)
+
+    def said(*arguments: str) -> str:
+        """By a process of its own, where what is cleaned up after an hour is so after half a second."""
+        log = tmp_path / "said"
+
+        def command() -> int:
+            sys.stdout, sys.stderr = open(log, "w", buffering=1), open(tmp_path / "aside", "w", buffering=1)  # noqa: SIM115
+            return hurried.main(0.3, 2.0, 600, 0, [*arguments, "--store", lab.url, "--run", "cifar10"])
+
+        with reached(cloud.emulator.env):
+            assert in_a_child(command) == 0, log.read_text()
+        return log.read_text()
+
+    container = lab.start()
+    while container.text.count("durable after") < 4:
+        assert not container.ended, container.text
+        time.sleep(0.05)
+    assert re.search("deleted [1-9][0-9]* checkpoints and [1-9]", told := said("clean", "--keep", "2", "--yes")), told
+    assert json.loads(said("status", "--json"))[0]["state"] == "running"
+    assert "saves its state and exits with 0" in said("halt")
+    assert container.wait() == 0, container.text
+    assert "halted through the store" in container.text
+    assert re.search("all [0-9]+ checkpoints of cifar10 are good", told := said("verify")), told
+    assert "deleted run cifar10" in said("delete", "--yes")
+    with reached(cloud.emulator.env):
+        assert list(open_store(lab.url).list("")) == []
