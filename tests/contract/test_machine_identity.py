@@ -209,6 +209,23 @@ def test_a_machine_of_google_logs_in_to_azure(machine: Metadata, entra: None, ca
     assert clean(caplog.text)
 
 
+def test_a_token_file_logs_in_to_azure_and_one_that_is_gone_is_a_persons_matter(
+    entra: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the kubelet writes it. It is read anew with each new login; the SDK keeps what it read for ten minutes."""
+    caplog.set_level(logging.DEBUG, "baton.storage")
+    file = tmp_path / "token"
+    monkeypatch.setenv("AZURE_FEDERATED_TOKEN_FILE", str(file))
+    with pytest.raises(NotSetUp, match=str(file)):
+        log_in("account").credential.get_token_info(SCOPE)
+    for given in (token("x"), token("x")):
+        file.write_text(given)
+        assert log_in("account").credential.get_token_info(SCOPE).token == "the-stores-token"
+        assert Services.asked[-1]["client_assertion"] == given
+    assert "workload identity 22222222" in caplog.text
+    assert clean(caplog.text)
+
+
 def test_a_machine_of_aws_logs_in_to_azure_by_a_token_of_its_role(
     s3: str, entra: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -289,6 +289,87 @@ def test_federated_credentials_are_named_exchanged_and_refreshed(
         assert value not in caplog.text
 
 
+def from_aws(metadata: str) -> dict[str, object]:
+    """`create-cred-config --aws --enable-imdsv2`, but for the metadata service's address."""
+    return {
+        "environment_id": "aws1",
+        "region_url": f"{metadata}/latest/meta-data/placement/availability-zone",
+        "url": f"{metadata}/latest/meta-data/iam/security-credentials",
+        "regional_cred_verification_url": "https://sts.{region}.amazonaws.com?Action=GetCallerIdentity&Version=2011-06-15",
+        "imdsv2_session_token_url": f"{metadata}/latest/api/token",
+    }
+
+
+def from_azure(metadata: str) -> dict[str, object]:
+    """`create-cred-config --azure --app-id-uri=api://app`, likewise."""
+    return {
+        "url": f"{metadata}/metadata/identity/oauth2/token?api-version=2018-02-01&resource=api://app",
+        "headers": {"Metadata": "True"},
+        "format": {"type": "json", "subject_token_field_name": "access_token"},
+    }
+
+
+@pytest.mark.parametrize("cloud", ["aws", "azure"])
+def test_a_machine_of_another_cloud_is_let_in_by_what_its_metadata_say_each_time(
+    cloud: str, bare: Path, tokens: str, gcs_emulator: GoogleEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("API_ENDPOINT_OVERRIDE", gcs_emulator.env["STORAGE_EMULATOR_HOST"])
+    monkeypatch.setattr(TokenService, "answer", TOKEN)
+    with Metadata(cloud) as machine:
+
+        def becomes(who: str) -> None:
+            keys = {"AccessKeyId": who, "SecretAccessKey": "hush", "Token": "t"}
+            machine.set("/latest/meta-data/iam/security-credentials", "baton")
+            machine.set("/latest/meta-data/iam/security-credentials/baton", {"Code": "Success", **keys})
+            machine.set("/metadata/identity/oauth2/token", {"access_token": who})
+
+        file = federation(bare, tokens)
+        config = json.loads(file.read_text())
+        kind = "urn:ietf:params:aws:token-type:aws4_request" if cloud == "aws" else config["subject_token_type"]
+        source = {"aws": from_aws, "azure": from_azure}[cloud](f"http://127.0.0.1:{machine.port}")
+        file.write_text(json.dumps({**config, "subject_token_type": kind, "credential_source": source}))
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
+        store = GoogleStore(f"gs://baton/{uuid.uuid4().hex}")
+        for who in ("THE-FIRST", "THE-SECOND"):
+            becomes(who)
+            store.put("object", b"1")
+            assert who in TokenService.asked[-1][1], "what is shown to Google is made anew"
+        assert "hush" not in str(TokenService.asked)
+        machine.fault("answer", status=503)
+        with pytest.raises(Unavailable):
+            GoogleStore("gs://baton/p", patience=lambda: 1.0).stat("object")
+
+
+def test_a_mounted_key_is_named_and_never_shown(
+    bare: Path,
+    tokens: str,
+    gcs_emulator: GoogleEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With a real key, made here, which signs what it sends to the token service; only what it opens is a fake."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    key = rsa.generate_private_key(65537, 2048).private_bytes(*form).decode()
+    account = {"type": "service_account", "client_email": "baton@project.iam.gserviceaccount.com"}
+    file = bare / "key.json"
+    file.write_text(json.dumps({**account, "private_key": key, "token_uri": f"{tokens}/token", "project_id": "p"}))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
+    monkeypatch.setenv("API_ENDPOINT_OVERRIDE", gcs_emulator.env["STORAGE_EMULATOR_HOST"])
+    monkeypatch.setattr(TokenService, "answer", TOKEN)
+    caplog.set_level("DEBUG")
+    GoogleStore(f"gs://baton/{uuid.uuid4().hex}").put("object", b"1")
+    assert f"service account {account['client_email']} by its key ({file})" in caplog.text
+    ((path, body),) = TokenService.asked
+    assert (path, "assertion=" in body) == ("/token", True)
+    for secret in ("an-access-token", key.splitlines()[1]):
+        assert secret not in caplog.text
+
+
 @pytest.mark.parametrize("status", [400, 401])
 def test_federated_credentials_that_are_refused_are_a_persons_matter(
     bare: Path, tokens: str, monkeypatch: pytest.MonkeyPatch, status: int
