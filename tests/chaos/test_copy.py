@@ -18,7 +18,7 @@ import torch
 
 from storage import ObjectInfo, open_store
 from storage.errors import Unavailable
-from storage.protocol import Source, chunks
+from storage.protocol import Source, views
 from storage.retry import Retrying
 from tests.chaos.test_hostile import PEAK
 from tests.checkpoints import DyingStore, age, chain, history, keys, save, snapshot
@@ -206,7 +206,7 @@ class BreakingOff:
 
     def put(self, key: str, source: Source, **options: Any) -> ObjectInfo:
         if self._breaks_off("put", key):
-            next(iter(chunks(source)))
+            next(views(source))
             raise Unavailable(f"{key}: broke off")
         return self._store.put(key, source, **options)  # type: ignore[no-any-return]
 
