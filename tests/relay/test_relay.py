@@ -72,7 +72,8 @@ def test_its_machines_write_only_to_tmp_have_no_capabilities_and_are_not_root(en
 
 
 MAKES_AND_WAITS = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started deaf to it
 from tests.container.engine import Engine
 from tests.relay.janitor import Janitor
 with Janitor(sys.argv[1]) as janitor:
