@@ -209,6 +209,7 @@ class Run(State):
 
     spoiled: frozenset[str] = frozenset()  # parts that have ever been rotten
     gapped: frozenset[str] = frozenset()  # put while a cleaner was about to delete what lay there
+    lost: frozenset[str] = frozenset()  # checkpoints of which a part went in that gap
     at_claim: tuple[tuple[int, str | None], ...] = ()  # attempt, and the newest good checkpoint when it claimed
     late: frozenset[str] = (
         frozenset()
@@ -254,8 +255,11 @@ class Run(State):
                 self.late |= {name.removesuffix(".json")}
 
     def deleted(self, key: str) -> None:
-        if key.startswith("run/checkpoints/"):
-            self.cleaned |= {key.rpartition("/")[2].removesuffix(".json")}
+        folder, _, name = key.removeprefix("run/").partition("/")
+        if folder == "checkpoints":
+            self.cleaned |= {name.removesuffix(".json")}
+        elif folder == "parts" and name in self.gapped:
+            self.lost |= {checkpoint for checkpoint, (_, parts) in self.manifests().items() if name in parts}
 
     def _check_fence(self, name: str) -> None:
         """Once there is a successor, what is on its way may land, and nothing after it."""
@@ -275,14 +279,14 @@ class Run(State):
                 return  # cleaned up; what it went on from was looked at when it was written
             parent = manifests[parent][0]
         must = dict(self.at_claim).get(attempt)
-        if must is None or must not in manifests or self.spoiled & set(manifests[must][1]):
+        if must is None or must not in manifests or self.spoiled & set(manifests[must][1]) or must in self.lost:
             return
         assert parent is not None and place(parent) >= place(must), (  # noqa: PT018
             f"{name} goes on from {parent}: {must}, there at its claim, is lost{self.story()}"
         )
 
     def remembered(self) -> Any:
-        return (self.spoiled, self.gapped, self.late, self.at_claim, self.cleaned, self.orphans)
+        return (self.spoiled, self.gapped, self.lost, self.late, self.at_claim, self.cleaned, self.orphans)
 
     def check(self) -> None:
         content = hash((self.content(), self.remembered()))
