@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
 
 from trainer import strict
 
@@ -18,6 +19,9 @@ _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2,
 
 class Sink(Protocol):
     def write(self, data: Any, /) -> int: ...
+
+
+S = TypeVar("S", bound=Sink)
 
 
 class Head:
@@ -70,6 +74,27 @@ class PartReader:
         except ValueError as e:
             return f"is no part of a checkpoint: {e}"
         return None
+
+
+class Begun(Generic[S]):
+    """A sink that can be rewound to its start, for a store that tries again: by beginning another one."""
+
+    def __init__(self, begin: Callable[[], S]) -> None:
+        self._begin = begin
+        self.seek(0)
+
+    def tell(self) -> int:
+        return self.reader.size
+
+    def seek(self, _start: int) -> None:
+        self.inner = self._begin()
+        self.reader = PartReader(self.inner)
+
+    def truncate(self) -> None:
+        """It is empty since the `seek`."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        return self.reader.write(data)
 
 
 class Kept:

@@ -15,14 +15,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from storage import Store
 from storage.errors import AlreadyExists, Damaged, NotFound, StoreError
 from storage.protocol import Source
 from trainer import strict
 from trainer.exits import UserError
-from trainer.header import Kept, PartReader, Sink, tensor_names
+from trainer.header import Begun, Kept, Sink, tensor_names
 from trainer.manifest import MAX_BYTES, Manifest, PartRef, checkpoint_name, from_json, parse_name
 from trainer.settings import Json, is_run_name
 
@@ -260,7 +260,7 @@ class History:
         Raises `Bad` if it isn't there, or is another when read a second time too, into a sink begun anew.
         """
         for last_try in (False, True):
-            sink = _Begun(begin)
+            sink = Begun(begin)
             try:
                 self.store.get(self.key("parts", ref.sha256), sink, byte_range=(0, ref.size + 1))  # type: ignore[arg-type]
                 problem = sink.reader.problem(ref.sha256, ref.size)
@@ -395,24 +395,3 @@ def fallback_order(names: Iterable[str], parents: Mapping[str, str | None]) -> I
         del left[parse_name(name)]  # type: ignore[arg-type]
         parent = left.get(parse_name(parents.get(name) or "") or (0, 0))
         name = parent or (left[max(left)] if left else None)
-
-
-class _Begun(Generic[S]):
-    """A sink that can be rewound to its start, for a store that tries again: by beginning another one."""
-
-    def __init__(self, begin: Callable[[], S]) -> None:
-        self._begin = begin
-        self.seek(0)
-
-    def tell(self) -> int:
-        return self.reader.size
-
-    def seek(self, _start: int) -> None:
-        self.inner = self._begin()
-        self.reader = PartReader(self.inner)
-
-    def truncate(self) -> None:
-        """It is empty since the `seek`."""
-
-    def write(self, data: bytes | bytearray | memoryview) -> int:
-        return self.reader.write(data)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -27,6 +26,7 @@ from trainer.exits import ExitCode, UserError
 from trainer.history import Checkpoint, History, Sign
 from trainer.loop import Loop, Plan
 from trainer.manifest import Manifest
+from trainer.opening import say_start
 from trainer.prepare import Prepared, Start, Wanted
 from trainer.progress import Progress
 from trainer.resuming import arguments
@@ -310,7 +310,7 @@ def _load(
 
         hand_over(together, ready.task, newest)
     manifest = newest.manifest if newest else None
-    _say_start(request, ready, number, manifest, before)
+    say_start(request, ready, number, manifest, before)
     facts = RunFacts(
         run=history.run,
         job=request.job,
@@ -347,70 +347,3 @@ def _ledger(history: History, manifest: Manifest) -> list[dict[str, Json]]:
     """The ledger so far, its newest entry completed by how that attempt ended; None: nobody heard of its end."""
     end = history.read_record("attempts", f"{manifest.attempt:06d}.end.json") or {}
     return [*manifest.ledger[:-1], *({**entry, "exit": end.get("exit")} for entry in manifest.ledger[-1:])]
-
-
-def _say_start(request: Request, ready: Prepared, number: int, newest: Manifest | None, before: Sign | None) -> None:
-    """Four lines: what runs, where checkpoints go, where it goes on from and why, how to stop it."""
-    settings, plan, machine_ = ready.settings, ready.plan, ready.machine
-    log.info(
-        "%s, preset %s: %d steps of %d samples on %s (%s%s thread%s, %s%s), data: %s",
-        request.job,
-        settings.preset,
-        plan.steps,
-        plan.batch_size,
-        machine_["device"],
-        f"{request.rank.count} processes of " if request.rank.count > 1 else "",
-        machine_["threads"],
-        "" if machine_["threads"] == 1 else "s",
-        "bf16" if plan.bf16 else "fp32",
-        ", not deterministic" if settings.no_deterministic else "",
-        ready.data.name,
-    )
-    store, every = request.history.store, re.sub(r"(?<=[0-9])(?=[a-z])", " ", settings.checkpoint_every)
-    every = "as often as pays" if every == "auto" else f"every {every}"
-    log.info("checkpoints: %s/%s, %s", store.url, request.history.run, every)
-    if (caveat := store.caveat()) is not None:
-        log.warning("%s", caveat)
-    if newest is None:
-        log.info(
-            "attempt %d starts at step 0: the store has no checkpoint of this run",
-            number,
-            extra={"fields": {"run": request.history.run, "attempt": number, "step": 0, "steps": plan.steps}},
-        )
-    else:
-        seen = ""
-        if before and before.record.get("state") == "running":
-            seen = f"; taking over from {before.record.get('host')}, seen {before.age_s:.0f} s ago"
-        log.info(
-            "attempt %d goes on at step %d of %d: checkpoint %s is the newest good one%s",
-            number,
-            newest.step,
-            plan.steps,
-            newest.name,
-            seen,
-            extra={
-                "fields": {
-                    "run": request.history.run,
-                    "attempt": number,
-                    "step": newest.step,
-                    "steps": plan.steps,
-                    "checkpoint": newest.name,
-                }
-            },
-        )
-        _warn_of_other_machine(newest.machine, ready.machine)
-    # the image has such a folder, which nobody outside sees unless it is mounted
-    outside = os.path.isdir(settings.halt) and ("BATON_REVISION" not in os.environ or os.path.ismount(settings.halt))
-    touch = f"touch {settings.halt}/halt, or " if outside else ""
-    log.info("to stop: %sCtrl-C, or docker stop; the place is kept", touch)
-
-
-def _warn_of_other_machine(theirs: dict[str, Json], mine: dict[str, Json]) -> None:
-    theirs = {"processes": 1, **theirs}
-    names = ("cpu", "cpu_capability", "threads", "device", "processes", "torch")
-    odd = [name for name in names if theirs.get(name) != mine.get(name)]
-    if odd:
-        log.warning(
-            "another kind of machine than before (%s): the same samples in the same order, but last bits may differ",
-            ", ".join(f"{name} {theirs.get(name)} -> {mine.get(name)}" for name in odd),
-        )

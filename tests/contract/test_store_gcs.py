@@ -218,6 +218,14 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def opened(tokens: str, gcs_emulator: GoogleEmulator, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A token service that lets everybody in to the emulator; its address."""
+    monkeypatch.setenv("API_ENDPOINT_OVERRIDE", gcs_emulator.env["STORAGE_EMULATOR_HOST"])
+    monkeypatch.setattr(TokenService, "answer", TOKEN)
+    return tokens
+
+
 TOKEN = {
     "access_token": "an-access-token",
     "issued_token_type": "urn:ietf:params:oauth:token-type:access_token",
@@ -265,15 +273,9 @@ def test_a_credentials_file_that_is_missing_or_no_such_file_is_named(
 
 
 def test_federated_credentials_are_named_exchanged_and_refreshed(
-    bare: Path,
-    tokens: str,
-    gcs_emulator: GoogleEmulator,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    bare: Path, opened: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(federation(bare, tokens)))
-    monkeypatch.setenv("API_ENDPOINT_OVERRIDE", gcs_emulator.env["STORAGE_EMULATOR_HOST"])
-    monkeypatch.setattr(TokenService, "answer", TOKEN)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(federation(bare, opened)))
     caplog.set_level("DEBUG")
     store = GoogleStore(f"gs://baton/{uuid.uuid4().hex}")
     assert "workload identity federation" in caplog.text
@@ -311,12 +313,10 @@ def from_azure(metadata: str) -> dict[str, object]:
 
 @pytest.mark.parametrize("cloud", ["aws", "azure"])
 def test_a_machine_of_another_cloud_is_let_in_by_what_its_metadata_say_each_time(
-    cloud: str, bare: Path, tokens: str, gcs_emulator: GoogleEmulator, monkeypatch: pytest.MonkeyPatch
+    cloud: str, bare: Path, opened: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("API_ENDPOINT_OVERRIDE", gcs_emulator.env["STORAGE_EMULATOR_HOST"])
-    monkeypatch.setattr(TokenService, "answer", TOKEN)
     with Metadata(cloud) as machine:
 
         def becomes(who: str) -> None:
@@ -325,7 +325,7 @@ def test_a_machine_of_another_cloud_is_let_in_by_what_its_metadata_say_each_time
             machine.set("/latest/meta-data/iam/security-credentials/baton", {"Code": "Success", **keys})
             machine.set("/metadata/identity/oauth2/token", {"access_token": who})
 
-        file = federation(bare, tokens)
+        file = federation(bare, opened)
         config = json.loads(file.read_text())
         kind = "urn:ietf:params:aws:token-type:aws4_request" if cloud == "aws" else config["subject_token_type"]
         source = {"aws": from_aws, "azure": from_azure}[cloud](f"http://127.0.0.1:{machine.port}")
@@ -343,11 +343,7 @@ def test_a_machine_of_another_cloud_is_let_in_by_what_its_metadata_say_each_time
 
 
 def test_a_mounted_key_is_named_and_never_shown(
-    bare: Path,
-    tokens: str,
-    gcs_emulator: GoogleEmulator,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    bare: Path, opened: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With a real key, made here, which signs what it sends to the token service; only what it opens is a fake."""
     from cryptography.hazmat.primitives import serialization
@@ -357,10 +353,8 @@ def test_a_mounted_key_is_named_and_never_shown(
     key = rsa.generate_private_key(65537, 2048).private_bytes(*form).decode()
     account = {"type": "service_account", "client_email": "baton@project.iam.gserviceaccount.com"}
     file = bare / "key.json"
-    file.write_text(json.dumps({**account, "private_key": key, "token_uri": f"{tokens}/token", "project_id": "p"}))
+    file.write_text(json.dumps({**account, "private_key": key, "token_uri": f"{opened}/token", "project_id": "p"}))
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
-    monkeypatch.setenv("API_ENDPOINT_OVERRIDE", gcs_emulator.env["STORAGE_EMULATOR_HOST"])
-    monkeypatch.setattr(TokenService, "answer", TOKEN)
     caplog.set_level("DEBUG")
     GoogleStore(f"gs://baton/{uuid.uuid4().hex}").put("object", b"1")
     assert f"service account {account['client_email']} by its key ({file})" in caplog.text
