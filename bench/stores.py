@@ -3,8 +3,10 @@
 Saving is from a step boundary to the durable commit: the copy to host memory, hashing, all parts, the fence, the
 manifest. The bare upload is what the SDK's manual offers for one object: boto3's upload_fileobj, Google's
 transfer_manager (which takes files: one on tmpfs), Azure's upload_blob, each with parts of 8 MB and 8 at once; on a
-folder, a file written and synced. Restoring reads and hashes every part; the bare download is the SDK's parallel one.
-The servers are the emulators of tests/emulators on this machine, and share its processors with what is measured.
+folder, a file written and synced. Google's emulator takes whole objects one at a time and Azure's all requests on one
+thread; of these two the SDK's uploads in requests like Baton's, each with its checksum, are measured too.
+Restoring reads and hashes every part; the bare download is the SDK's parallel one. The servers are the emulators of
+tests/emulators on this machine, and share its processors with what is measured.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from trainer.commit import RunFacts, Save, commit
 from trainer.history import History
 from trainer.job import Task
 from trainer.machine import keep_memory
+from trainer.parts import PART_BYTES
 
 BUCKET, STATE_MB, PART, AT_ONCE = "baton-bench", 200, 8 << 20, 8
 
@@ -128,22 +131,30 @@ def bare_google(body: bytes, folder: Path) -> tuple[Callable[[], object], Callab
     return lambda: transfer_manager.upload_chunks_concurrently(str(folder / "body"), blob, **options), download
 
 
-def bare_google_requests(body: bytes) -> Callable[[], object]:
-    """The SDK's uploads in one request, as Baton's are: the emulator takes these one at a time, unlike parts of one."""
+def google_request() -> Callable[[str, bytes], object]:
     from google.auth.credentials import AnonymousCredentials
     from google.cloud.storage import Client
 
     bucket = Client(project="bench", credentials=AnonymousCredentials()).bucket(BUCKET)
-    pieces = [body[at : at + PART - 1] for at in range(0, len(body), PART - 1)]
+    return lambda name, piece: bucket.blob(name).upload_from_string(piece, checksum="crc32c")
 
-    def put(number: int) -> None:
-        bucket.blob(f"bare/{number}").upload_from_string(pieces[number], checksum="crc32c")
 
-    def upload() -> None:
+def azure_request() -> Callable[[str, bytes], object]:
+    from azure.storage.blob import ContainerClient
+
+    container = ContainerClient.from_connection_string(os.environ["AZURE_STORAGE_CONNECTION_STRING"], BUCKET)
+    return lambda name, piece: container.upload_blob(name, piece, overwrite=True, validate_content=True)
+
+
+def requests_of(body: bytes, upload: Callable[[str, bytes], object]) -> Callable[[], object]:
+    """The same bytes by the SDK, in as large requests as Baton's, each checked by the server, eight at once."""
+    pieces = [body[at : at + PART_BYTES] for at in range(0, len(body), PART_BYTES)]
+
+    def work() -> None:
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(put, range(len(pieces))))
+            list(pool.map(upload, (f"bare/{number}" for number in range(len(pieces))), pieces))
 
-    return upload
+    return work
 
 
 def bare_azure(body: bytes, _folder: Path) -> tuple[Callable[[], object], Callable[[], object]]:
@@ -170,6 +181,7 @@ def bare_folder(body: bytes, folder: Path) -> tuple[Callable[[], object], Callab
     return upload, where.read_bytes
 
 
+REQUESTS = {"gs": google_request, "az": azure_request}
 BARE = {"local": bare_folder, "s3": bare_s3, "gs": bare_google, "az": bare_azure}
 
 
@@ -251,13 +263,13 @@ def measured(kind: str, rounds: int) -> None:
         body = os.urandom(saving.task.bytes)
         up, down = BARE[kind](body, fast)
         ways = {"save": saving.save, "bare upload": timed(up), "restore": saving.load, "bare download": timed(down)}
-        if kind == "gs":
-            ways["bare requests"] = timed(bare_google_requests(body))
+        if kind in REQUESTS:
+            ways["bare requests"] = timed(requests_of(body, REQUESTS[kind]()))
         figures = in_turn(rounds, ways)
         for name, seconds in figures.items():
             print(f"  {name:14} {spread(seconds)} s")
         print(f"  save against bare upload:      {ratio(figures['save'], figures['bare upload'])}")
-        if kind == "gs":
+        if kind in REQUESTS:
             print(f"  save against bare requests:    {ratio(figures['save'], figures['bare requests'])}")
         print(f"  restore against bare download: {ratio(figures['restore'], figures['bare download'])}")
         sys.stdout.flush()
