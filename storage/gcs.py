@@ -13,12 +13,15 @@ How bytes travel, and why so:
   object costs one request (the SDK's own way asks for the metadata before). The rest follow in parallel, only of that
   generation. The whole object's CRC32C is checked while it passes.
 
+An emulator (STORAGE_EMULATOR_HOST) may know the JSON API alone: what it doesn't take as above is asked of that.
+
 `modified` is in whole seconds: downloads tell no more. The SDK's retries are off; a wrapper over the protocol retries.
 """
 
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import re
@@ -26,6 +29,7 @@ import threading
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -42,6 +46,7 @@ os.environ.setdefault("GCE_METADATA_DETECT_RETRIES", "1")
 os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
 
 import google_crc32c
+import requests
 from google.api_core.client_info import ClientInfo
 from google.cloud.storage import Client  # type: ignore[import-untyped]
 
@@ -68,6 +73,8 @@ WRITES = 8  # parts sent at once; they take no memory here, but a connection eac
 READS = 4  # parts of what is read in memory; with those of four callers at once, seven
 MAX_PREFIX_BYTES = 100  # a name may have 1,024 bytes, 900 of which are the key's
 
+NOT_KNOWN = (400, 404, 405, 501)  # how an emulator refuses a kind of request that it has no code for
+
 _STRANGER = "something between here and Google answered in its stead"
 
 
@@ -86,6 +93,11 @@ class GoogleStore:
             raise InvalidURL(f"{url}: the prefix is longer than {MAX_PREFIX_BYTES} bytes")
         self.url = url
         self._bucket = bucket
+        self._emulated = bool(os.environ.get("STORAGE_EMULATOR_HOST"))
+        self._reads_xml, self._reads_json = (
+            not self._emulated,
+            False,
+        )  # neither: it is not known yet what is spoken here
         self._writes, self._reads = Room(WRITES), Room(READS)
         with self._translated("", ""):
             credentials = find_credentials(patience)
@@ -207,11 +219,16 @@ class GoogleStore:
     def _put_parts(self, key: str, views: Iterable[memoryview]) -> ObjectInfo:
         address, size = self._address(key), 0
         with self._translated(key, "storage.multipartUploads.create", absent=Unavailable):
-            answer = self._session.ask("POST", address, params={"uploads": ""})
+            fine = NOT_KNOWN if self._emulated else ()
+            answer = self._session.ask("POST", address, params={"uploads": ""}, fine=fine)
             found = re.search("<UploadId>([^<]+)<", answer.text)
-            if found is None:
+            if found is None and answer.status_code not in fine:
                 raise Unavailable(f"{self.url}: {key}: {_STRANGER}")
-            upload = {"uploadId": unescape(found[1])}
+        if found is None:
+            whole = list(views)
+            with self._translated(key, "storage.objects.create", absent=Unavailable):
+                return self._whole(self._put_at_once(key, whole, False), sum(view.nbytes for view in whole))
+        upload = {"uploadId": unescape(found[1])}
         stop = threading.Event()
 
         def work() -> Iterator[Callable[[], str]]:
@@ -253,10 +270,13 @@ class GoogleStore:
 
     def _ask_range(self, key: str, start: int, stop: int, generation: str | None = None) -> Found | None:
         """Ask for [start, stop), of one generation only if it is given; None where the object ends before."""
+        if self._reads_json:
+            return self._ask_json(key, start, stop, generation)
         headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         if generation is not None:
             headers["x-goog-if-generation-match"] = generation
-        answer = self._session.ask("GET", self._address(key), headers=headers, stream=True, fine=416)
+        fine = (416,) if self._reads_xml else (416, *NOT_KNOWN)
+        answer = self._session.ask("GET", self._address(key), headers=headers, stream=True, fine=fine)
         if answer.status_code == 416:
             answer.close()
             return None
@@ -267,9 +287,43 @@ class GoogleStore:
             hashes = dict(item.strip().split("=", 1) for item in told["x-goog-hash"].split(","))
             crc = int.from_bytes(base64.b64decode(hashes["crc32c"]), "big")
             info = ObjectInfo(key, size, modified, moment_of(told.get("Date")))
-            return Found(answer, info, min(stop, size), told["x-goog-generation"], crc)
+            found = Found(answer, info, min(stop, size), told["x-goog-generation"], crc)
+            self._reads_xml = True
+            return found
         except (KeyError, ValueError) as e:
-            raise Unavailable(f"{self.url}: {key}: {_STRANGER}") from e
+            answer.close()
+            if self._reads_xml:
+                raise Unavailable(f"{self.url}: {key}: {_STRANGER}") from e
+        of_json = self._ask_json(key, start, stop, generation)
+        self._reads_json = True
+        return of_json
+
+    def _ask_json(self, key: str, start: int, stop: int, generation: str | None) -> Found | None:
+        """The same of the JSON API, which tells nothing of the object beside its bytes: it is asked before and after.
+
+        A range is read whole here, for only then is it known which generation it is of.
+        """
+        blob = self._client.bucket(self._bucket).blob(self._name(key))
+        blob.reload(retry=None)
+        while generation in (None, told := str(blob.generation)):
+            info, crc = self._info(blob), int.from_bytes(base64.b64decode(blob.crc32c), "big")
+            if start >= info.size:
+                return None
+            answer = self._session.ask(
+                "GET",
+                f"{self._client.api_endpoint}/download/storage/v1/b/{self._bucket}/o/{quote(blob.name, safe='')}",
+                params={"alt": "media"},
+                headers={"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"},
+                stream=True,
+            )
+            answer.raw = io.BytesIO(answer.raw.read())  # `content` would hold the bytes twice
+            blob.reload(retry=None)
+            if told == str(blob.generation):
+                if not answer.headers["Content-Range"].startswith(f"bytes {start}-"):
+                    raise Unavailable(f"{self.url}: {key}: {_STRANGER}")
+                info = replace(info, answered=moment_of(answer.headers.get("Date")))
+                return Found(answer, info, min(stop, info.size), told, crc)
+        raise Unavailable(f"{self.url}: {key}: was replaced while it was read")
 
     def _read(self, key: str, first: Found, start: int, stop: int) -> Generator[memoryview, None, None]:
         """The bytes of [start, stop), the beginning of which `first` brings. A piece holds until the next one."""
@@ -309,6 +363,8 @@ class GoogleStore:
         """Turn what the SDK says into the store's own errors: `absent` for 404, `unmet` for a failed condition."""
         try:
             yield
+        except requests.exceptions.InvalidJSONError as e:
+            raise Unavailable(f"{self.url}: {key}: {_STRANGER}") from e
         except SDK_ERRORS as e:
             raise meaning(e, self.url, self._bucket, key, permission, absent, unmet) from e
         except StoreError:

@@ -58,7 +58,9 @@ CREDENTIALS_MEND = (
 
 def find_credentials(patience: Callable[[], float]) -> Credentials:
     """Application Default Credentials, or none where an emulator is named. Raises `NotSetUp`."""
-    if os.environ.get("STORAGE_EMULATOR_HOST"):
+    if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):
+        if not emulator.startswith(("http://", "https://")):
+            raise NotSetUp(f"STORAGE_EMULATOR_HOST={emulator}: write it with its scheme, http://{emulator}")
         log.info("credentials: none, as STORAGE_EMULATOR_HOST is set")
         return AnonymousCredentials()  # type: ignore[no-untyped-call]
     try:

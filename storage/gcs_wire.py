@@ -46,10 +46,10 @@ class Session(AuthorizedSession):
         answer = super().request(method, url, data, headers, **more)  # type: ignore[no-untyped-call]
         return cast(requests.Response, answer)
 
-    def ask(self, method: str, url: str, *, fine: int = 200, **more: Any) -> requests.Response:
-        """An answer of success or with the status `fine`; else raises `GoogleAPICallError`."""
+    def ask(self, method: str, url: str, *, fine: Sequence[int] = (), **more: Any) -> requests.Response:
+        """An answer of success or with a status that is `fine`; else raises `GoogleAPICallError`."""
         answer = self.request(method, url, **more)
-        if answer.ok or answer.status_code == fine:
+        if answer.ok or answer.status_code in fine:
             return answer
         with answer:
             raise from_http_response(answer)  # type: ignore[no-untyped-call]

@@ -73,7 +73,8 @@ class Retrying:
 
     def _say(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        log.log(logging.DEBUG if self._away else logging.WARNING, "%s: %s; trying again", self.url, error)
+        text = str(error) if self.url in str(error) else f"{self.url}: {error}"
+        log.log(logging.DEBUG if self._away else logging.WARNING, "%s; trying again", text)
         self._away = True
 
     def put(self, key: str, source: Source, *, if_absent: bool = False) -> ObjectInfo:

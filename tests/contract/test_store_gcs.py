@@ -24,7 +24,7 @@ from google.cloud.storage import Client
 from store_contract import Place, StoreContract, fill, names, read
 
 from storage import Store, open_store
-from storage.errors import Damaged, InvalidURL, NotSetUp, PermissionDenied, Unavailable
+from storage.errors import Damaged, InvalidURL, NotFound, NotSetUp, PermissionDenied, Unavailable
 from storage.gcs import PART_BYTES, GoogleStore
 from tests.emulators.gcs import GoogleEmulator
 from tests.emulators.metadata import Metadata
@@ -42,6 +42,37 @@ class TestGoogleStore(StoreContract):
     def place(self, gcs_emulator: GoogleEmulator, _emulated: None) -> Place:
         url = gcs_emulator.url("baton", uuid.uuid4().hex)
         return Place(partial(open_store, url), open_uploads=partial(gcs_emulator.open_uploads, url))
+
+
+@pytest.fixture(scope="module")
+def other_emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GoogleEmulator]:
+    with GoogleEmulator(tmp_path_factory.mktemp("other"), options=("--xml", "emulators")) as emulator:
+        emulator.make_bucket("baton")
+        yield emulator
+
+
+class TestAnotherEmulator(StoreContract):
+    """One that knows the JSON API alone, as others' do."""
+
+    @pytest.fixture
+    def place(self, other_emulator: GoogleEmulator, monkeypatch: pytest.MonkeyPatch) -> Place:
+        for name, value in other_emulator.env.items():
+            monkeypatch.setenv(name, value)
+        url = other_emulator.url("baton", uuid.uuid4().hex)
+        return Place(partial(open_store, url), big_mib=40, many_keys=200, claim_rounds=3, kills=3)
+
+
+def test_an_emulator_without_an_xml_api_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with GoogleEmulator(tmp_path, options=("--xml", "none")) as emulator:
+        emulator.make_bucket("baton")
+        for name, value in emulator.env.items():
+            monkeypatch.setenv(name, value)
+        store = open_store("gs://baton/runs")
+        with pytest.raises(NotFound):
+            store.get("missing", io.BytesIO())
+        for data in (b"small", os.urandom(2 * PART_BYTES + 1)):
+            store.put("object", data)
+            assert read(open_store("gs://baton/runs"), "object") == data
 
 
 if "BATON_LIVE_GCS" in os.environ:
@@ -256,6 +287,12 @@ def test_without_credentials_one_line_says_what_to_do(bare: Path) -> None:
     assert "GOOGLE_APPLICATION_CREDENTIALS" in str(caught.value)
     assert "service account" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_emulators_address_without_a_scheme_is_told(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "localhost:9023")
+    with pytest.raises(NotSetUp, match="http://localhost:9023"):
+        open_store("gs://bucket/runs")
 
 
 def test_a_credentials_file_that_is_missing_or_no_such_file_is_named(

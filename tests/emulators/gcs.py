@@ -18,8 +18,9 @@ import pytest
 class GoogleEmulator:
     """Objects that were put and open multipart uploads outlast `kill` and `start`; half-sent resumable ones don't."""
 
-    def __init__(self, folder: Path, *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(self, folder: Path, *, host: str = "127.0.0.1", port: int = 0, options: tuple[str, ...] = ()) -> None:
         self.folder = folder
+        self.options = options
         self.host = host
         self.port = port or _free_port(host)
         self._process: subprocess.Popen[bytes] | None = None
@@ -34,7 +35,7 @@ class GoogleEmulator:
         script = Path(__file__).with_name("gcs_server.py")
         with open(self.folder / "log", "ab") as log:
             command = [sys.executable, script, "--host", self.host, "--port", str(self.port), "--data", self.folder]
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+            self._process = subprocess.Popen([*command, *self.options], stdout=log, stderr=log)
         end = time.monotonic() + 30
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > end:

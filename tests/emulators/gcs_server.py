@@ -18,6 +18,9 @@ it is. What this adds to it:
   answered outlasts a SIGKILL, nothing half-written is seen, and thousands of keys don't take minutes;
 - the body of a one-request upload is cut at its boundary instead of read by the e-mail parser (0.1 s a MB).
 
+With `--xml emulators` the XML API is left to the emulator itself, as is all downloading: it has no multipart uploads
+and tells nothing beside an object's bytes. With `--xml none` there is none. Both stand for emulators of others.
+
 There is no versioning, no soft deletion, and nobody is refused: faults and refusals are tests/emulators/proxy.py's.
 """
 
@@ -160,8 +163,8 @@ class Response(server.Response):
     """The emulator's, with Google's words where it has none."""
 
     def close(self) -> None:
-        if self.status >= 400 and not self._content:
-            path = unquote(urlsplit(self._handler.path).path)
+        path = unquote(urlsplit(self._handler.path).path)
+        if self.status >= 400 and not self._content and JSON_API.match(path):
             bucket, _, name = re.sub(r"^.*?/b/", "", path).partition("/o/")
             known = bucket.removesuffix("/o") in self._handler.storage.buckets
             message = f"No such object: {bucket}/{name}" if known else "The specified bucket does not exist."
@@ -202,6 +205,7 @@ class Handler(server.RequestHandler):
     disable_nagle_algorithm = True
     wbufsize = -1
     storage: Storage
+    xml = "full"
 
     def __init__(self, *args: Any) -> None:
         super().__init__(self.storage, *args)
@@ -209,6 +213,13 @@ class Handler(server.RequestHandler):
     def do(self) -> None:
         url = urlsplit(self.path)
         self.query = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
+        if self.xml != "full":
+            if self.xml == "none" and not JSON_API.match(url.path):
+                self._body()
+                self._send(404, b"", {})
+            else:
+                self._emulate()
+            return
         listed = re.fullmatch(r"/storage/v1/b/([^/]+)/o", url.path)
         media = re.fullmatch(r"/download/storage/v1/b/([^/]+)/o/(.+)", url.path)
         if listed and self.command == "GET":
@@ -425,7 +436,9 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--xml", choices=("full", "emulators", "none"), default="full")
     args = parser.parse_args()
+    Handler.xml = args.xml
     Handler.storage = Storage(args.data.absolute())
     Server((args.host, args.port), Handler).serve_forever()
 
