@@ -7,6 +7,7 @@ busy) the proxy answers in S3's words.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 import threading
@@ -127,6 +128,20 @@ def test_nothing_listens_is_unavailable(store: Store, proxy: Proxy) -> None:
     proxy.stop()
     with pytest.raises(Unavailable):
         store.stat("a")
+
+
+def test_a_list_that_does_not_say_where_it_goes_on_is_a_fault_and_is_not_begun_again(
+    store: Store, proxy: Proxy
+) -> None:
+    """As a server gives it that knows the old way of listing alone; asked for the rest of nothing, it begins anew."""
+    store.put("a", b"1")
+    page = (
+        "<ListBucketResult xmlns='http://s3.amazonaws.com/doc/2006-03-01/'><IsTruncated>true</IsTruncated><Contents>"
+        "<Key>a</Key><LastModified>2026-03-03T09:00:00Z</LastModified><Size>1</Size></Contents></ListBucketResult>"
+    )
+    proxy.faults = [Fault("answer", status=200, body=page.encode())]
+    with pytest.raises(Unavailable):
+        list(itertools.islice(store.list(""), 5))
 
 
 @every_call
