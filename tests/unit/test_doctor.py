@@ -27,6 +27,7 @@ from storage import open_store
 from storage.errors import NotSetUp, PermissionDenied
 from tests.checkpoints import history, save, snapshot
 from tests.clouds import reached
+from tests.docs.pages import documents
 from tests.emulators.metadata import Metadata
 from tests.emulators.moto import MotoS3
 from tests.emulators.proxy import Fault, Proxy
@@ -477,13 +478,10 @@ def test_whose_credentials_it_uses_is_told_by_kind_never_by_value(scheme: str, r
 
 
 def test_a_bucket_that_keeps_abandoned_uploads_is_told_where_one_may_ask(moto_emulator: MotoS3) -> None:
+    """The rule that mends it is the page's own."""
     moto_emulator.make_bucket("doctors-rules")
-    rule = {
-        "ID": "abandoned",
-        "Status": "Enabled",
-        "Filter": {"Prefix": ""},
-        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
-    }
+    pasted = map(json.loads, documents(REPOSITORY / "docs/stores.md"))
+    (rule,) = next(told["Rules"] for told in pasted if "Rules" in told)
     with (
         Proxy(("127.0.0.1", moto_emulator.port)) as proxy,
         reached({**moto_emulator.env, "AWS_ENDPOINT_URL_S3": proxy.url}),
