@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import logging
 import os
 import threading
@@ -25,11 +26,13 @@ from storage.errors import (
     InvalidURL,
     NoSpace,
     NotSetUp,
+    PermissionDenied,
     StoreError,
     Unavailable,
     Unsupported,
 )
 from storage.s3 import PART, S3Store
+from tests.docs.pages import REPOSITORY, documents
 from tests.emulators.moto import MotoS3
 from tests.emulators.proxy import Fault, Proxy
 
@@ -282,6 +285,44 @@ def test_what_others_left_in_the_bucket_and_no_store_could_hold_is_not_listed(ur
     assert names(store) == ["good"]
     assert "good" in names(store, "", "/")
     assert "dot." not in names(store, "", "/")
+
+
+# --- rights, as moto enforces them where it is told to
+
+
+RIGHTS = {
+    "s3:GetObject": {"get", "get range", "stat", "put big"},  # a big one is asked for its time
+    "s3:PutObject": {"put", "create", "put big"},
+    "s3:DeleteObject": {"delete"},
+    "s3:ListBucket": {"list"},
+    "s3:AbortMultipartUpload": set(),  # which moto asks of nobody
+}
+
+
+@pytest.mark.parametrize("lacking", [None, *RIGHTS])
+def test_the_pages_policy_is_enough_and_what_lacks_one_of_its_rights_is_told_which(
+    lacking: str | None, url: str, moto: MotoS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pasted = map(json.loads, documents(REPOSITORY / "docs/stores.md"))
+    policy = next(told for told in pasted if "s3:GetObject" in json.dumps(told))
+    allowed = {
+        right: statement["Resource"].replace("BUCKET", BUCKET)
+        for statement in policy["Statement"]
+        for right in ([statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"])
+    }
+    assert allowed.keys() == RIGHTS.keys()
+    open_store(url).put("a", body(1000))
+    granted = [{"Effect": "Allow", "Action": a, "Resource": r} for a, r in allowed.items() if a != lacking]
+    with moto.rights({"Version": "2012-10-17", "Statement": granted}) as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        store = open_store(url)
+        for name, call in CALLS.items():
+            if lacking and name in RIGHTS[lacking]:
+                with pytest.raises(PermissionDenied, match=lacking):
+                    call(store)
+            else:
+                call(store)
 
 
 # --- patience, credentials, addresses
