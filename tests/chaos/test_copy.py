@@ -71,6 +71,7 @@ def made_run(folder: Path) -> History:
     run.claim({"job": "cifar10"})
     save(run, 2, 40, run.manifest("000001-00000020").name)
     run.write_record({"exit": 75}, "attempts", "000001.end.json")
+    run.store.put(run.key("metrics", "000001-00000005.jsonl"), b'{"step": 1}\n')  # of a checkpoint that was cleaned up
     run.store.put(run.key("result", "config.json"), b"{}")
     digest = hashlib.sha256(b"{}").hexdigest()
     run.write_record({"checkpoint": "000002-00000040", "files": {"config.json": {"sha256": digest}}}, "result.json")
@@ -235,7 +236,7 @@ def test_cleaning_takes_nothing_from_a_copy_that_is_not_whole(tmp_path: Path) ->
     source, target = made_run(tmp_path), history(tmp_path / "there")
     child = os.fork()
     if child == 0:
-        copy(source, History(DyingStore(target.store, 12), "run"))  # type: ignore[arg-type]
+        copy(source, History(DyingStore(target.store, 13), "run"))  # type: ignore[arg-type]
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert keys(target, "checkpoints") == ["000001-00000010.json", target.MARK]
