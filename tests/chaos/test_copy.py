@@ -279,6 +279,14 @@ def test_nor_are_checkpoints_there_whose_claims_are_lost(tmp_path: Path) -> None
     assert {info.key: info for info in target.store.list("")} == before
 
 
+def test_a_run_that_is_not_whole_itself_is_not_copied(tmp_path: Path) -> None:
+    source, target = made_run(tmp_path), history(tmp_path / "there")
+    source.mark("was being copied")
+    with pytest.raises(UserError, match="is not whole itself"):
+        copy(source, target)
+    assert list(target.store.list("")) == []
+
+
 def test_a_run_that_is_being_trained_is_copied_as_far_as_it_was(tmp_path: Path, small_cifar: Path) -> None:
     lab = Lab(tmp_path, small_cifar, "--preset", "tutorial", "--batch-size", "10", "--epochs", "2000")
     container = lab.start("--checkpoint-every", "0.2s")
