@@ -127,11 +127,12 @@ class S3Store:
         while more:
             with self._told(prefix):
                 page = self._s3().list_objects_v2(**query)
-                more = page["IsTruncated"]
                 found = list(self._holdable(page))
+                more = page["IsTruncated"]
+                if more:  # none: asked for what comes after nothing, it would begin again, for ever
+                    query["ContinuationToken"] = page["NextContinuationToken"]
             # S3 lists in this order, but gives a page's objects and prefixes apart
             yield from sorted(found, key=lambda info: info.key.encode())
-            query["ContinuationToken"] = page.get("NextContinuationToken", "")
 
     def delete(self, key: str) -> None:
         with self._told(check_key(key)):

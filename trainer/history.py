@@ -107,10 +107,12 @@ class History:
         Raises `UserError` if the run is marked as not whole.
         """
         mine = dict(record, uuid=uuid.uuid4().hex)
+        number = 0
         while True:
-            # checkpoints count too: should claims have been lost, an old number must not be given again
+            # checkpoints count too: should claims have been lost, an old number must not be given again; nor is one
+            # tried twice, which a list that tells of it late would have this do without an end
             used = self.attempts()[-1:] + [attempt for attempt, _ in self._usable()[:1]]
-            number = max(used, default=0) + 1
+            number = max([number, *used]) + 1
             body = json.dumps(dict(mine, attempt=number), indent=1, sort_keys=True).encode()
             try:
                 self.create(self.key("attempts", f"{number:06d}.json"), body)
@@ -358,10 +360,12 @@ class History:
 
         `check` is called right before the manifest is written: after it there is no way back.
         """
+        body = manifest.to_json()
+        from_json(body, manifest.name)  # raises ValueError for one that no start could read, of however many attempts
         self.check_fence(manifest.attempt)
         check()
         try:
-            self.create(self.key("checkpoints", f"{manifest.name}.json"), manifest.to_json())
+            self.create(self.key("checkpoints", f"{manifest.name}.json"), body)
         except AlreadyExists as e:
             # this attempt wrote it before, in a try whose end it didn't hear of: the same state is a success
             with suppress(Bad):

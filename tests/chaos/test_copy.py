@@ -71,6 +71,7 @@ def made_run(folder: Path) -> History:
     run.claim({"job": "cifar10"})
     save(run, 2, 40, run.manifest("000001-00000020").name)
     run.write_record({"exit": 75}, "attempts", "000001.end.json")
+    run.store.put(run.key("metrics", "000001-00000005.jsonl"), b'{"step": 1}\n')  # of a checkpoint that was cleaned up
     run.store.put(run.key("result", "config.json"), b"{}")
     digest = hashlib.sha256(b"{}").hexdigest()
     run.write_record({"checkpoint": "000002-00000040", "files": {"config.json": {"sha256": digest}}}, "result.json")
@@ -235,7 +236,7 @@ def test_cleaning_takes_nothing_from_a_copy_that_is_not_whole(tmp_path: Path) ->
     source, target = made_run(tmp_path), history(tmp_path / "there")
     child = os.fork()
     if child == 0:
-        copy(source, History(DyingStore(target.store, 12), "run"))  # type: ignore[arg-type]
+        copy(source, History(DyingStore(target.store, 13), "run"))  # type: ignore[arg-type]
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert keys(target, "checkpoints") == ["000001-00000010.json", target.MARK]
@@ -276,6 +277,14 @@ def test_nor_are_checkpoints_there_whose_claims_are_lost(tmp_path: Path) -> None
     with pytest.raises(UserError, match="has another history: its checkpoint 000001-00000015"):
         copy(source, target)
     assert {info.key: info for info in target.store.list("")} == before
+
+
+def test_a_run_that_is_not_whole_itself_is_not_copied(tmp_path: Path) -> None:
+    source, target = made_run(tmp_path), history(tmp_path / "there")
+    source.mark("was being copied")
+    with pytest.raises(UserError, match="is not whole itself"):
+        copy(source, target)
+    assert list(target.store.list("")) == []
 
 
 def test_a_run_that_is_being_trained_is_copied_as_far_as_it_was(tmp_path: Path, small_cifar: Path) -> None:

@@ -6,6 +6,7 @@ store's own tests; what answers in a cloud's place in test_strangers.py, what tr
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import random
 import re
@@ -209,6 +210,30 @@ def test_an_answer_that_breaks_off_or_stops_is_no_short_object(
     all_is_as_before(store, cloud)
 
 
+def test_a_list_that_breaks_off_on_any_page_is_no_short_list(store: Store, cloud: Cloud, patience: list[float]) -> None:
+    """One that came short would hide the newest checkpoint, or all of them, and training would begin again."""
+    fill(store, [f"run/{n}" for n in range(5)])
+    in_pages_of(2, cloud)
+    patience[0] = 0.5
+    faults = (Fault("cut"), Fault("cut", 100), Fault("stall", 100), Fault("lose"), Fault("reset"), Fault("answer"))
+    for page in range(3):
+        for fault in faults:
+            print(page, fault)
+            left = itertools.count(page, -1)
+            cloud.proxy.faults = [replace(fault, when=lambda r: is_list(r.target) and next(left) == 0)]  # noqa: B023
+            with pytest.raises(Unavailable):
+                names(store, "run/")
+    patience[0] = 60.0
+    cloud.proxy.faults = []
+    assert names(store, "run/") == [f"run/{n}" for n in range(5)]
+
+
+def in_pages_of(count: int, cloud: Cloud) -> None:
+    """The server is asked for pages of so many keys."""
+    size = {"s3": "max-keys", "gs": "maxResults", "az": "maxresults"}[cloud.name]
+    cloud.proxy.rewrite = lambda target: f"{target}&{size}={count}" if is_list(target) else target
+
+
 def test_an_upload_that_fails_leaves_the_old_object_and_no_upload_open(
     store: Store, cloud: Cloud, patience: list[float]
 ) -> None:
@@ -223,6 +248,21 @@ def test_an_upload_that_fails_leaves_the_old_object_and_no_upload_open(
     all_is_as_before(store, cloud)
     store.put("small", BIG)
     assert read(store, "small") == BIG
+
+
+def test_a_server_that_takes_nothing_of_a_body_is_given_up(store: Store, cloud: Cloud, patience: list[float]) -> None:
+    """Over a connection that is kept, as one whose other end has vanished, and over a new one."""
+    patience[0] = 1.0
+    again = threading.Event()
+    begun = time.monotonic()
+    for opened in (store, open_store(store.url, patience=lambda: patience[0])):
+        cloud.proxy.rewrite = lambda target: (again.wait(100), target)[1]
+        with pytest.raises(Unavailable):
+            opened.put("new", BIG[: 6 * MIB])  # in one request, and more than sockets hold
+    assert time.monotonic() - begun < 60
+    again.set()
+    cloud.proxy.rewrite = lambda target: target
+    assert "new" not in names(store)
 
 
 def test_a_claim_whose_answer_was_lost_is_there(store: Store, cloud: Cloud) -> None:
@@ -285,8 +325,7 @@ def test_a_list_given_up_on_its_second_page_gives_its_connection_back(store: Sto
     if SOAK:
         page = 5000 if cloud.name == "az" else 1000
     else:
-        size = {"s3": "max-keys=100", "gs": "maxResults=100", "az": "maxresults=100"}[cloud.name]
-        cloud.proxy.rewrite = lambda target: f"{target}&{size}" if is_list(target) else target
+        in_pages_of(page, cloud)
     keys = [f"run/k{n:05}" for n in range(page + page // 5)]
     fill(store, keys)
     store = open_store(store.url)  # without the connections that this took

@@ -13,6 +13,7 @@ import json
 import logging
 import ssl
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -256,14 +257,27 @@ def test_a_metadata_service_that_hiccups_is_worth_trying_again_and_one_that_has_
     machine: Metadata, s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BATON_IDENTITY_AUDIENCE", "api://baton")
-    for kind, more in (("answer", {"status": 503}), ("answer", {"status": 429}), ("reset", {})):
+    answers = [("answer", {"status": status}) for status in (503, 429, 410)]  # 410: Azure's is being renewed
+    for kind, more in [*answers, ("reset", {}), ("hang", {})]:
         machine.fault(kind, **more)
+        begun = time.monotonic()
         with pytest.raises(Unavailable, match="this machine's identity"):
-            open_store(s3).put("a", b"")
+            open_store(s3, patience=lambda: 20.0 if kind == "answer" else 0.5).put("a", b"")  # noqa: B023
+        assert time.monotonic() - begun < 45
         machine.heal()
-    give(machine, "<html>log in</html>")
-    with pytest.raises(Unavailable, match="no token"):
-        open_store(s3).put("a", b"")
+    for answer in ("<html>log in</html>", "hush"):
+        give(machine, answer)
+        with pytest.raises(Unavailable, match="no token") as unfit:
+            open_store(s3).put("a", b"")
+        assert clean(str(unfit.value))
+    with Metadata(machine.cloud) as another:
+        give(another, token("x"))
+        path = machine.log[-1]["path"]
+        machine.fault("answer", status=302, headers={"Location": f"http://localhost:{another.port}{path}"})
+        with pytest.raises(NotSetUp, match="302"):  # whoever it is, he doesn't speak for this machine
+            open_store(s3).put("a", b"")
+        assert another.log == []
+        machine.heal()
     give(machine, None)
     with pytest.raises(NotSetUp, match="404") as caught:
         open_store(s3).put("a", b"")

@@ -96,3 +96,20 @@ def test_a_deadline_that_comes_closer_bounds_the_answer_that_is_coming_in(
     with pytest.raises(Unavailable):
         store.get("big", io.BytesIO())
     assert time.monotonic() - begun < 45
+
+
+def test_a_deadline_that_comes_closer_bounds_the_silence_after_it(
+    store: Store, cloud: Cloud, patience: list[float]
+) -> None:
+    """It came while the answer was on its way; the answer then stops for good."""
+
+    def nearer(request: Request) -> bool:
+        patience[0] = 0.5
+        return request.method == "GET"
+
+    cloud.proxy.faults = [Fault("stall", at=1000, when=nearer)]
+    patience[0] = 60.0
+    begun = time.monotonic()
+    with pytest.raises(Unavailable):
+        store.get("big", io.BytesIO())
+    assert time.monotonic() - begun < 45

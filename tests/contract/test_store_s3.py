@@ -7,6 +7,8 @@ busy) the proxy answers in S3's words.
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
 import logging
 import os
 import threading
@@ -24,11 +26,13 @@ from storage.errors import (
     InvalidURL,
     NoSpace,
     NotSetUp,
+    PermissionDenied,
     StoreError,
     Unavailable,
     Unsupported,
 )
 from storage.s3 import PART, S3Store
+from tests.docs.pages import REPOSITORY, documents
 from tests.emulators.moto import MotoS3
 from tests.emulators.proxy import Fault, Proxy
 
@@ -127,6 +131,20 @@ def test_nothing_listens_is_unavailable(store: Store, proxy: Proxy) -> None:
     proxy.stop()
     with pytest.raises(Unavailable):
         store.stat("a")
+
+
+def test_a_list_that_does_not_say_where_it_goes_on_is_a_fault_and_is_not_begun_again(
+    store: Store, proxy: Proxy
+) -> None:
+    """As a server gives it that knows the old way of listing alone; asked for the rest of nothing, it begins anew."""
+    store.put("a", b"1")
+    page = (
+        "<ListBucketResult xmlns='http://s3.amazonaws.com/doc/2006-03-01/'><IsTruncated>true</IsTruncated><Contents>"
+        "<Key>a</Key><LastModified>2026-03-03T09:00:00Z</LastModified><Size>1</Size></Contents></ListBucketResult>"
+    )
+    proxy.faults = [Fault("answer", status=200, body=page.encode())]
+    with pytest.raises(Unavailable):
+        list(itertools.islice(store.list(""), 5))
 
 
 @every_call
@@ -267,6 +285,44 @@ def test_what_others_left_in_the_bucket_and_no_store_could_hold_is_not_listed(ur
     assert names(store) == ["good"]
     assert "good" in names(store, "", "/")
     assert "dot." not in names(store, "", "/")
+
+
+# --- rights, as moto enforces them where it is told to
+
+
+RIGHTS = {
+    "s3:GetObject": {"get", "get range", "stat", "put big"},  # a big one is asked for its time
+    "s3:PutObject": {"put", "create", "put big"},
+    "s3:DeleteObject": {"delete"},
+    "s3:ListBucket": {"list"},
+    "s3:AbortMultipartUpload": set(),  # which moto asks of nobody
+}
+
+
+@pytest.mark.parametrize("lacking", [None, *RIGHTS])
+def test_the_pages_policy_is_enough_and_what_lacks_one_of_its_rights_is_told_which(
+    lacking: str | None, url: str, moto: MotoS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pasted = map(json.loads, documents(REPOSITORY / "docs/stores.md"))
+    policy = next(told for told in pasted if "s3:GetObject" in json.dumps(told))
+    allowed = {
+        right: statement["Resource"].replace("BUCKET", BUCKET)
+        for statement in policy["Statement"]
+        for right in ([statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"])
+    }
+    assert allowed.keys() == RIGHTS.keys()
+    open_store(url).put("a", body(1000))
+    granted = [{"Effect": "Allow", "Action": a, "Resource": r} for a, r in allowed.items() if a != lacking]
+    with moto.rights({"Version": "2012-10-17", "Statement": granted}) as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        store = open_store(url)
+        for name, call in CALLS.items():
+            if lacking and name in RIGHTS[lacking]:
+                with pytest.raises(PermissionDenied, match=lacking):
+                    call(store)
+            else:
+                call(store)
 
 
 # --- patience, credentials, addresses

@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted([REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").glob("*.md")])
 
 _FENCE = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_JSON = re.compile(r"^```json\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _FILE = re.compile(r"`((?:trainer|storage|watchers|console|launch|bench|make|tests|docs)/[\w./-]*[\w/])`")
 _ENDS = {"&&", "||", "|", ";", "&", ">", ">>", "<", "#"}
@@ -38,6 +39,11 @@ class Line:
 def to_run(page: Path) -> str:
     """The page's script; "" where it has none."""
     return "".join(block for block in _FENCE.findall(page.read_text()))
+
+
+def documents(page: Path) -> list[str]:
+    """The page's JSON, as one would paste it into a file."""
+    return _JSON.findall(page.read_text())
 
 
 def commands(page: Path) -> Iterator[Line]:

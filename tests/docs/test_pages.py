@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -58,6 +59,11 @@ def test_what_a_page_says_to_type_works(page: Path, clone: Path) -> None:
     assert "Traceback" not in done.stdout, done.stdout
     for expected in re.findall(r"^# prints: (.+)$", pages.to_run(page), re.MULTILINE):
         assert expected in done.stdout, f"{expected!r} is not in\n{done.stdout}"
+
+
+def test_what_is_to_be_pasted_as_json_is_json() -> None:
+    pasted = [json.loads(text) for page in PAGES for text in pages.documents(page)]
+    assert len(pasted) >= 7
 
 
 def test_the_tutorial_is_run() -> None:

@@ -4,19 +4,22 @@ Added to moto, where it does less than S3 and a test would show nothing:
 - each reading, writing and deleting of an object is one step; moto itself lets two writers pass the look for
   `If-None-Match`, and answers 500 to who reads an object that another replaces at that moment;
 - a body that doesn't fit its `x-amz-checksum-crc32` is refused with BadDigest; moto takes it.
-Not there: rights and credentials (all are taken), regions, `If-Match` on the completion of a multipart upload, and
-anything on a disk: what is stored ends with the process.
+Not there: rights and credentials (all are taken, but where `rights` are asked for), regions, `If-Match` on the
+completion of a multipart upload, and anything on a disk: what is stored ends with the process.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,13 +91,32 @@ class MotoS3:
             self.client().create_bucket(Bucket=name)
             self._buckets.append(name)
 
-    def client(self) -> Any:
+    @contextlib.contextmanager
+    def rights(self, policy: object) -> Iterator[dict[str, str]]:
+        """Meanwhile everybody's rights count; yields the variables by which one has just those of `policy`."""
+        iam, name = self.client("iam"), uuid.uuid4().hex
+        iam.create_user(UserName=name)
+        iam.put_user_policy(UserName=name, PolicyName="policy", PolicyDocument=json.dumps(policy))
+        key = iam.create_access_key(UserName=name)["AccessKey"]
+        self._let_pass("0")
+        try:
+            yield {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
+        finally:
+            self._let_pass("inf")
+
+    def _let_pass(self, requests: str) -> None:
+        """So many requests from now on by whoever asks, and later ones by who may."""
+        address = f"http://{self.host}:{self.port}/moto-api/reset-auth"
+        plain = urllib.request.Request(address, requests.encode(), {"Content-Type": "text/plain"})
+        urllib.request.urlopen(plain, timeout=60).close()
+
+    def client(self, service: str = "s3") -> Any:
         """The SDK's, past any proxy."""
         from boto3 import client
 
         env = self.env
         return client(
-            "s3",
+            service,
             endpoint_url=env["AWS_ENDPOINT_URL_S3"],
             region_name=env["AWS_REGION"],
             aws_access_key_id="key",

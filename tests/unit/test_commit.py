@@ -399,6 +399,20 @@ def test_a_tensor_changed_after_its_save_began_is_saved_as_it_was(store: Countin
     assert torch.equal(restored.model[2].weight, before)
 
 
+def test_each_save_copies_into_the_memory_of_the_first() -> None:
+    """Memory that is made anew for each costs more than the copy, and makes the process grow."""
+    task, buffers = HeadOnly(), HostBuffers()
+    task.step()
+    task.model.insert(0, nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last))
+    where = []
+    for step in (1, 2):
+        taken = take(task, Position(step=step), buffers)
+        where.append({name: tensor.data_ptr() for name, tensor in {**taken.model, **taken.optimizer}.items()})
+    assert where[0] == where[1]
+    assert any("exp_avg" in name for name in where[0])
+    assert not {tensor.data_ptr() for tensor in task.model.state_dict().values()} & {*where[0].values()}
+
+
 def test_when_another_machine_saved_is_told_by_this_ones_clock(store: Counting) -> None:
     before = committed(store, HeadOnly(), 5).manifest
     theirs = replace(before, ledger=[{"attempt": 1, "tally": {"clock_ahead_s": 200.0}}])

@@ -21,12 +21,13 @@ import torch
 
 from console.checks import content as content_checks
 from console.checks import store as store_checks
-from console.checks.examination import Check, Found, Patient, Warn, examine
+from console.checks.examination import Check, Found, Patient, examine
 from console.doctor import LANES
 from storage import open_store
 from storage.errors import NotSetUp, PermissionDenied
 from tests.checkpoints import history, save, snapshot
 from tests.clouds import reached
+from tests.docs.pages import documents
 from tests.emulators.metadata import Metadata
 from tests.emulators.moto import MotoS3
 from tests.emulators.proxy import Fault, Proxy
@@ -477,26 +478,27 @@ def test_whose_credentials_it_uses_is_told_by_kind_never_by_value(scheme: str, r
 
 
 def test_a_bucket_that_keeps_abandoned_uploads_is_told_where_one_may_ask(moto_emulator: MotoS3) -> None:
+    """The rule that mends it is the page's own."""
     moto_emulator.make_bucket("doctors-rules")
-    rule = {
-        "ID": "abandoned",
-        "Status": "Enabled",
-        "Filter": {"Prefix": ""},
-        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
-    }
+    pasted = map(json.loads, documents(REPOSITORY / "docs/stores.md"))
+    (rule,) = next(told["Rules"] for told in pasted if "Rules" in told)
     with (
         Proxy(("127.0.0.1", moto_emulator.port)) as proxy,
         reached({**moto_emulator.env, "AWS_ENDPOINT_URL_S3": proxy.url}),
     ):
         store = open_store(moto_emulator.url("doctors-rules", "x"))
-        look = partial(store_checks.leftovers, Patient(store.url, lambda _: store))
-        with pytest.raises(Warn, match="no rule for abandoned uploads") as caught:
-            look()
-        assert "docs/stores.md" in caught.value.mend
+        patient = Patient(store.url, lambda _: store)
+        (found,) = (f for f in examine(patient, (store_checks.CHECKS,), **PATIENT) if f.check == "leftovers")
+        assert (found.status, "no rule for abandoned uploads" in found.detail) == ("warning", True)
+        assert "docs/stores.md" in found.mend
+        look = partial(store_checks.leftovers, patient)
         proxy.faults = [Fault("answer", status=403, body=b"<Error><Code>AccessDenied</Code></Error>")]
         look()
         proxy.faults = []
         rules = moto_emulator.client().put_bucket_lifecycle_configuration
+        expires = {"ID": "old", "Status": "Enabled", "Filter": {}, "Expiration": {"Days": 9}}
+        rules(Bucket="doctors-rules", LifecycleConfiguration={"Rules": [expires]})
+        assert store.keeps_abandoned_uploads()  # type: ignore[attr-defined]
         for others, covered in (({"Status": "Disabled"}, False), ({"Filter": {"Prefix": "y"}}, False), ({}, True)):
             rules(Bucket="doctors-rules", LifecycleConfiguration={"Rules": [rule | others]})
             assert store.keeps_abandoned_uploads() is not covered  # type: ignore[attr-defined]

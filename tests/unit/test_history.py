@@ -1,0 +1,53 @@
+"""A run's records in a store that tells of them late, and checkpoints that no start could read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.errors import Unavailable
+from tests.checkpoints import chain, history, keys, save, snapshot
+from trainer.history import History
+from trainer.manifest import MAX_BYTES
+
+
+class Late:
+    """A store whose lists are those of the moment when it was opened; it bears so many puts."""
+
+    def __init__(self, store: Any, puts: int) -> None:
+        self._store, self._puts = store, puts
+        self._listed = list(store.list(""))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def list(self, prefix: str, *, delimiter: str | None = None) -> Any:
+        return (info for info in self._listed if info.key.startswith(prefix))
+
+    def put(self, *args: Any, **options: Any) -> Any:
+        self._puts -= 1
+        if self._puts < 0:
+            raise Unavailable("this goes on for ever")
+        return self._store.put(*args, **options)
+
+
+def test_claims_that_a_list_does_not_tell_of_yet_are_passed_over(tmp_path: Path) -> None:
+    run = history(tmp_path)
+    run.claim({})
+    late = History(Late(run.store, 4), "run")  # type: ignore[arg-type]
+    assert [run.claim({}) for _ in range(3)] == [2, 3, 4]
+    assert late.claim({}) == 5
+    assert run.attempts() == [1, 2, 3, 4, 5]
+
+
+def test_a_checkpoint_that_no_start_could_read_is_not_committed(tmp_path: Path) -> None:
+    """Its manifest has grown too long: each later start would find it bad, though it was told to be durable."""
+    run = history(tmp_path)
+    chain(run, 1, [10])
+    long = replace(snapshot(20), scalars={"sgd.0.note": "x" * MAX_BYTES})
+    with pytest.raises(ValueError, match="too long for a manifest"):
+        save(run, 1, 20, "000001-00000010", long)
+    assert keys(run, "checkpoints") == ["000001-00000010.json"]
