@@ -149,16 +149,23 @@ def _root(folder: Path) -> Path | None:
 
 
 def _walk(root: Path, pulse: Pulse) -> Iterator[Path]:
+    """Every file, also where a link leads: a part of a data set is often made of links to its classes' folders."""
     for split in SPLITS:
-        for folder, folders, names in os.walk(root / split, onerror=_raise):
+        for folder, folders, names in os.walk(root / split, onerror=_raise, followlinks=True):
             pulse.beat(f"listing {shown(folder)}")
-            folders[:] = [name for name in folders if not hidden((name,))]
+            folders[:] = [name for name in folders if not hidden((name,)) and not _leads_back(Path(folder, name))]
             for i, name in enumerate(names):
                 if i % 1000 == 0:
                     pulse.check()
                 path = Path(folder, name)
-                if not hidden((name,)) and path.is_file():
+                # a link that leads nowhere too, which is told of when it is read: what is missing was never fetched
+                if not hidden((name,)) and (path.is_file() or path.is_symlink()):
                     yield path
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether this is a link to a folder on the way to it, which would be walked for ever."""
+    return folder.is_symlink() and any(folder.resolve() == above.resolve() for above in folder.parents)
 
 
 def _raise(error: OSError) -> None:

@@ -119,9 +119,9 @@ class Growing:
         self.counts[test] += 1
         self._place(2 * self.classes.index(folder) + test)
 
-    def skip(self, name: str) -> None:
-        """One more picture of the source, which is broken."""
-        self.skipped.append(name)
+    def skip(self, what: str) -> None:
+        """One more picture of the source, which is broken; `what`: its name and why, for people."""
+        self.skipped.append(what)
         self._place(_SKIPPED)
 
     def _place(self, value: int) -> None:
