@@ -11,9 +11,11 @@ from PIL import Image
 
 from tests.jobs import photos
 from trainer import job as jobs
+from trainer import weights
 from trainer.crops import MEAN, STD
 from trainer.data.pack import pack
 from trainer.data.packed import Packed, open_packed
+from trainer.exits import UserError
 from trainer.job import Batch, Task
 from trainer.settings import Settings
 
@@ -70,14 +72,14 @@ def test_a_gpu_that_fails_at_the_first_look_is_no_wrong_size(
         sides(packed)
 
 
-EPOCHS = 60
+EPOCHS = 40
 
 
-def views(task: Task, sample: int, seed: int = 0) -> torch.Tensor:
-    """What the epochs of a run see of one picture, as bytes would have it: float32 [EPOCHS, 3, side, side]."""
+def views(task: Task, seed: int, epochs: int = EPOCHS) -> torch.Tensor:
+    """What a run sees of the first two pictures, as bytes would have it: float32 [2, epochs, 3, side, side]."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
-    batches = (Batch(np.array([sample]), seed, epoch, torch.device("cpu")) for epoch in range(EPOCHS))
-    return torch.cat([task.seen(batch) for batch in batches]) * std + mean  # type: ignore[attr-defined]
+    batches = (Batch(np.arange(2), seed, epoch, torch.device("cpu")) for epoch in range(epochs))
+    return torch.stack([task.seen(batch) for batch in batches], 1) * std + mean  # type: ignore[attr-defined]
 
 
 def test_each_epoch_sees_another_part_mirrored_half_the_time_in_other_colours(tmp_path: Path) -> None:
@@ -90,8 +92,8 @@ def test_each_epoch_sees_another_part_mirrored_half_the_time_in_other_colours(tm
             (tmp_path / "in" / split / name).mkdir(parents=True)
             Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "in" / split / name / "1.png")
     task = built(pack("imagenet", str(tmp_path / "in"), tmp_path / "out", options={"size": 64}, say=lambda line: None))
+    slope, colour = views(task, 0)
 
-    slope = views(task, 0)
     across, down = slope[:, 0].mean(1), slope[:, 1].mean(2)
     mirrored = across[:, 0] > across[:, -1]
     assert EPOCHS / 4 < mirrored.sum() < EPOCHS * 3 / 4
@@ -100,14 +102,33 @@ def test_each_epoch_sees_another_part_mirrored_half_the_time_in_other_colours(tm
         assert line.min(1).values.std() > 10, "parts begin elsewhere"
         assert (line.max(1).values - line.min(1).values).std() > 10, "and are of other sizes"
 
-    colour = views(task, 1)
     assert colour.std((2, 3)).max() < 0.1, "a part of one colour is of one colour"
     red, _, blue = colour.mean((2, 3)).unbind(1)
     assert 6 < colour.mean((1, 2, 3)).std() < 24, "a fifth brighter or darker at most"
     assert (red / blue).std() > 0.1, "more and less vivid"
 
-    assert views(task, 0).equal(slope)
-    assert not views(task, 0, seed=1).equal(slope)
+    assert views(task, 0, 1)[0, 0].equal(slope[0]), "alike after every restart"
+    assert not views(task, 1, 1)[0, 0].equal(slope[0])
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "said"),
+    [
+        ("imagenet", 78, r"python entrypoint\.py weights imagenet --model shufflenet_v2_x0_5 .* --weights none"),
+        ("/nowhere/model.safetensors", 78, "isn't there"),
+        ("file:///nowhere/runs/mine", 78, "no finished run is there"),
+        ("imagnet", 64, "give none, imagenet, a file or a finished run's URL"),
+    ],
+)
+def test_weights_that_are_not_there_are_told_and_chance_takes_no_place_of_theirs(
+    given: str, code: int, said: str, packed: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "BAKED", tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=said) as told:
+        built(packed).begin(given, lambda: None)
+    assert told.value.code == code
 
 
 @pytest.mark.parametrize(("optimizer", "peak"), [("sgd", 0.05 * 4 / 32), ("adamw", 0.001)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ class Tree:
 
     root: Path
     files: tuple[Path, ...]  # sorted
-    mark: str  # changes when files come, go or are written anew
+    mark: str  # changes when files come, go, are moved or written anew
 
 
 def scan(folder: Path, pulse: Pulse) -> Tree | None:
@@ -108,15 +109,17 @@ def scan(folder: Path, pulse: Pulse) -> Tree | None:
         root = _root(folder)
         if root is None:
             return None
-        files, size, newest = [], 0, 0
+        found: dict[Path, tuple[int, int]] = {}
         for path in _walk(root, pulse):
             status = path.stat()
-            files.append(path)
-            size += status.st_size
-            newest = max(newest, status.st_mtime_ns)
+            found[path] = status.st_size, status.st_mtime_ns
     except OSError as e:
         raise told(e, f"can't read {shown(e.filename or folder)}") from e
-    return Tree(root, tuple(sorted(files)), f"files:{len(files)},bytes:{size},newest:{newest}")
+    files, digest = tuple(sorted(found)), hashlib.sha256()
+    for path in files:  # with its name: a picture that is moved to another class keeps its size and time
+        pulse.beat(f"listing {shown(folder)}")
+        digest.update(os.fsencode(path.relative_to(root)) + b"\0%d\0%d\n" % found[path])
+    return Tree(root, files, f"files:{len(files)},sha256:{digest.hexdigest()}")
 
 
 def read_tree(dataset: Dataset, tree: Tree, pulse: Pulse) -> Splits:
