@@ -26,7 +26,7 @@ import numpy as np
 from trainer.data.dataset import Bytes, shown
 from trainer.data.packed import CHUNK, FILE_NAME, MOST_CLASSES, RESERVED, Origin, Packed, header, metadata, open_packed
 from trainer.data.pulse import Pulse, told
-from trainer.data.scratch import Scratch, replacing
+from trainer.data.scratch import Scratch, rename, replacing
 from trainer.exits import UserError
 
 SETTLE_S = 2.5  # work that a `kill -9` can cost
@@ -181,7 +181,7 @@ class Growing:
         pulse.check()
         self.close()
         try:
-            self._train.path.replace(self._folder / FILE_NAME)
+            rename(self._train.path, self._folder / FILE_NAME)
         except OSError as e:
             raise told(e, f"can't write to {shown(self._folder)}") from e
         self.discard()
