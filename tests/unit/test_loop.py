@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer import order
 from trainer.checkpoint import HostBuffers, Position, Snapshot, take
 from trainer.job import Batch, Task
 from trainer.loop import Loop, Plan
@@ -52,12 +53,23 @@ class SavesAtEveryBoundary:
         assert 0 <= metrics["accuracy"] <= 1
 
 
+def planned(*, micro_batch_size: int = 5, bf16: bool = False) -> Plan:
+    """Three epochs of four steps."""
+    return Plan(
+        seed=1,
+        batch_size=5,
+        micro_batch_size=micro_batch_size,
+        steps=12,
+        steps_per_epoch=4,
+        bf16=bf16,
+        device=torch.device("cpu"),
+    )
+
+
 def run(first: str) -> dict[int, set[str]]:
     task, position = Small(), Position()
     events = SavesAtEveryBoundary(task, position, first)
-    device = torch.device("cpu")
-    plan = Plan(seed=1, batch_size=5, micro_batch_size=5, steps=12, steps_per_epoch=4, bf16=False, device=device)
-    Loop(task, plan, position, Mailbox(), events).run(evaluated_at=None)
+    Loop(task, planned(), position, Mailbox(), events).run(evaluated_at=None)
     return events.states
 
 
@@ -72,3 +84,63 @@ def test_a_first_save_that_falls_in_an_evaluation_is_as_good_as_any() -> None:
     late, all_ = run("evaluation"), run("anything")
     assert min(late) == 4
     assert all(all_[step] == state for step, state in late.items())
+
+
+class Watched(Small):
+    """Tells what the loop asks of it; its mean loss is that of whatever micro-batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Linear(3, 2)
+        self.optimizers = {"sgd": torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)}
+        self.scheduled: list[tuple[int, int]] = []
+        self.trained: list[list[int]] = []
+        self.evaluated: list[int] = []
+        self.types: set[torch.dtype] = set()
+        self.model.register_forward_hook(lambda _module, _x, y: self.types.add(y.dtype))
+
+    def schedule(self, step: int, steps: int) -> None:
+        self.scheduled.append((step, steps))
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        self.trained.append(batch.samples.tolist())
+        return super().loss(batch)
+
+    def evaluate(self, rows: slice) -> dict[str, Tensor]:
+        self.evaluated += range(rows.start, rows.stop)
+        return super().evaluate(rows)
+
+
+def watched(plan: Plan) -> tuple[Watched, Position]:
+    task, position = Watched(), Position()
+    Loop(task, plan, position, Mailbox(), SavesAtEveryBoundary(task, position, "")).run(evaluated_at=None)
+    return task, position
+
+
+def test_each_step_takes_the_next_batch_of_its_epochs_order_at_its_own_rate_and_hashes_it() -> None:
+    task, position = watched(planned())
+    orders = (order.permutation(1, epoch, 20) for epoch in range(3))
+    batches = [batch for epoch in orders for batch in epoch.reshape(4, 5)]
+    assert task.trained == [batch.tolist() for batch in batches]
+    assert task.scheduled == [(step, 12) for step in range(12)]
+    assert task.evaluated == 3 * list(range(10))
+    hashed = order.NO_SAMPLES
+    for batch in batches:
+        hashed = order.extend_hash(hashed, batch)
+    assert position.order == hashed
+
+
+def test_micro_batches_of_any_size_make_the_step_of_the_whole_batch() -> None:
+    whole, place = watched(planned())
+    parts, other_place = watched(planned(micro_batch_size=2))  # 2, 2 and 1
+    assert [len(samples) for samples in parts.trained[:3]] == [2, 2, 1]
+    for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(place.sums, other_place.sums)
+
+
+def test_bf16_is_computed_in_where_it_is_asked_for_and_the_weights_stay_in_32_bits() -> None:
+    for bf16, kind in ((True, torch.bfloat16), (False, torch.float32)):
+        task, _ = watched(planned(bf16=bf16))
+        assert task.types == {kind}
+        assert {parameter.dtype for parameter in task.model.parameters()} == {torch.float32}
