@@ -191,6 +191,11 @@ def test_what_is_packed_is_taken_for_the_same_pictures_and_size_alone(tmp_path: 
     after, was_there = again(source, out)
     assert not was_there
     assert after.sha256 != first.sha256
+    for split in ("train", "val"):
+        (source / split / "owl").rename(source / split / "owls")
+    changed = source / "train" / "owls" / "000.jpg"
+    renamed, was_there = again(source, out)
+    assert (was_there, renamed.classes) == (False, ("newt", "owls"))
     changed.write_bytes(changed.read_bytes()[:300])
     assert again(source, out)[0].skipped == 1
     with pytest.raises(UserError, match="broken picture"):
