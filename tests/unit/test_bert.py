@@ -73,6 +73,29 @@ def test_the_rate_goes_up_and_down_in_straight_lines_and_matrices_alone_decay(tm
         assert decay[id(parameter)] == (0.0 if name.endswith("bias") or "LayerNorm" in name else 0.3), name
 
 
+@pytest.mark.parametrize(
+    ("key", "most", "said"),
+    [
+        (
+            "max_position_embeddings",
+            8,
+            r"the longest text has \d+ tokens, too many for this model; pack the data again",
+        ),
+        ("vocab_size", 20, r"the texts' tokenizer knows \d+ tokens, too many for this model; pack the data"),
+    ],
+)
+def test_texts_that_a_model_cannot_take_are_refused_with_the_command_that_packs_them(
+    key: str, most: int, said: str, tmp_path: Path
+) -> None:
+    model = small_model(tmp_path)
+    texts = str(small_texts(tmp_path))
+    data = pack("bert", texts, tmp_path / "out", options={"model": str(model)}, say=lambda line: None)
+    file = model / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: most}))
+    with pytest.raises(UserError, match=said):
+        jobs.load("bert").build(Settings.of({"model": str(model)}), data, torch.device("cpu"))
+
+
 def filled(folder: Path, labels: int) -> BertClassifier:
     shape = Shape.of(pretrained.config_of(folder))
     assert shape is not None

@@ -115,6 +115,14 @@ def test_a_text_of_fifty_thousand_words_is_cut_and_an_empty_one_left_out_and_bot
     assert sum(len(data.arrays[f"{part}_labels"]) for part in ("train", "test")) == 41
 
 
+def test_texts_are_cut_to_what_the_model_takes(tmp_path: Path) -> None:
+    rows, said = "".join(f"{'ab'[i % 2]},good apple {i}\n" for i in range(40)), list[str]()
+    source = file(tmp_path, rows + "a," + "good apple " * 60 + "\n")
+    data = packed(tmp_path / "a", source, said, model=str(small_model(tmp_path)))
+    assert any("longer than 64 tokens: cut" in line for line in said)
+    assert max(int(np.diff(data.arrays[f"{part}_offsets"]).max()) for part in ("train", "test")) == 64
+
+
 def test_every_class_has_a_text_in_both_parts_and_the_others_lie_by_their_hashes(tmp_path: Path) -> None:
     rare = "".join(f"rare {i % 20},text {i}\n" for i in range(40))
     rows = "".join(f"{'ab'[i % 2]},another {i}\n" for i in range(60)) + rare

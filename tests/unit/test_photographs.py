@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,9 @@ from tests.runs import REPOSITORY
 from trainer.data.pack import pack
 from trainer.data.packed import FILE_NAME, Packed, open_packed
 from trainer.data.photo import Broken, decode
+from trainer.data.photo_sources import Photo
+from trainer.data.pictures import in_parallel
+from trainer.data.pulse import Pulse
 from trainer.exits import UserError
 
 
@@ -164,6 +168,29 @@ def test_a_tar_whose_packing_is_killed_twice_comes_out_as_if_it_never_was(tmp_pa
     assert f"going on with picture {durable + 1}, where packing was stopped" in said
     assert (result.sha256, result.skipped) == (whole.sha256, 1)
     assert [p.name for p in out.iterdir()] == [FILE_NAME]
+
+
+def test_no_more_pictures_are_read_ahead_than_are_decoded_side_by_side(tmp_path: Path) -> None:
+    read = 0
+
+    def pictures() -> Iterator[Photo]:
+        nonlocal read
+        for read in range(1, 1001):
+            yield Photo(f"{read}", False, "owl", b"x")
+
+    made = in_parallel(len, pictures(), Pulse(), batch=5, workers=2)
+    for number in range(1, 50):
+        next(made)
+        assert 5 * number <= read <= 5 * (number + 3 * 2 + 1)
+    made.close()
+
+
+def test_too_small_a_disk_is_told_before_a_picture_is_decoded(tmp_path: Path, small_disk: Path) -> None:
+    source = photos(tmp_path)
+    Path(source, "train", "owl", "000.jpg").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"60 pictures of 512 x 512 need 0\.0 GB more in .*: make room, or choose ano"):
+        packed(source, small_disk / "out", size=448, strict=True)
+    assert not (small_disk / "out" / FILE_NAME).exists()
 
 
 def swap(one: Path, other: Path) -> None:
