@@ -161,8 +161,8 @@ def _walk(root: Path, pulse: Pulse) -> Iterator[Path]:
                 if i % 1000 == 0:
                     pulse.check()
                 path = Path(folder, name)
-                # a link that leads nowhere too, which is told of when it is read: what is missing was never fetched
-                if not hidden((name,)) and (path.is_file() or path.is_symlink()):
+                # a link that leads nowhere too, of which whoever looks at it is told: what it names was never fetched
+                if not hidden((name,)) and (path.is_file() or not path.exists()):
                     yield path
 
 
