@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +12,8 @@ from trainer.checkpoint import HostBuffers, Position, Snapshot, take
 from trainer.job import Batch, Task
 from trainer.loop import Loop, Plan
 from trainer.parts import encode
-from watchers import Mailbox
+from watchers import Mailbox, Stopped
+from watchers.protocol import Notice
 
 
 class Small(Task):
@@ -144,3 +146,62 @@ def test_bf16_is_computed_in_where_it_is_asked_for_and_the_weights_stay_in_32_bi
         task, _ = watched(planned(bf16=bf16))
         assert task.types == {kind}
         assert {parameter.dtype for parameter in task.model.parameters()} == {torch.float32}
+
+
+class Told(Watched):
+    """Hears of a notice at one moment of a run."""
+
+    def __init__(self, at: tuple[str, int]) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        self.optimizers = {"sgd": torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)}
+        self.mailbox, self.at = Mailbox(), at
+
+    def tell(self, moment: str, number: int) -> None:
+        if (moment, number) == self.at:
+            self.mailbox.post(Notice("halt", "stop", "a halt file", "halt", 0.0))
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        self.tell("micro-batch", len(self.trained))
+        return super().loss(batch)
+
+
+class Tells(SavesAtEveryBoundary):
+    def __init__(self, task: Told, position: Position) -> None:
+        super().__init__(task, position, "")
+        self.told = task
+
+    def boundary(self, *, evaluating: bool) -> None:
+        super().boundary(evaluating=evaluating)
+        if evaluating:
+            self.told.tell("evaluation", len(self.told.evaluated))
+        else:
+            self.told.tell("step", self.position.step)
+
+
+@pytest.mark.parametrize(
+    ("at", "step", "evaluated"),
+    [
+        (("step", 0), 0, 0),
+        (("step", 6), 6, 10),  # within an epoch
+        (("micro-batch", 2 * 6), 6, 10),  # the first of two of the seventh step
+        (("evaluation", 10), 8, 10),  # before the second one's first piece
+        (("evaluation", 15), 8, 15),  # between its two
+    ],
+)
+def test_a_notice_is_heeded_at_the_next_boundary_micro_batch_or_piece_of_an_evaluation(
+    at: tuple[str, int], step: int, evaluated: int
+) -> None:
+    quiet, undisturbed = Told(("never", 0)), Position()
+    whole = Tells(quiet, undisturbed)
+    Loop(quiet, planned(micro_batch_size=3), undisturbed, quiet.mailbox, whole).run(evaluated_at=None)
+
+    task, position = Told(at), Position()
+    events = Tells(task, position)
+    loop = Loop(task, planned(micro_batch_size=3), position, task.mailbox, events)
+    with pytest.raises(Stopped):
+        loop.run(evaluated_at=None)
+    assert (position.step, len(task.evaluated), loop.at_boundary) == (step, evaluated, True)
+    events.boundary(evaluating=False)  # as the last save has it
+    assert events.states[step] == whole.states[step], "a step that was given up leaves no trace"
+    assert all(parameter.grad is None for parameter in task.model.parameters())
