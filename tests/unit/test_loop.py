@@ -180,28 +180,41 @@ class Tells(SavesAtEveryBoundary):
 
 
 @pytest.mark.parametrize(
-    ("at", "step", "evaluated"),
+    ("at", "micro", "step", "evaluated"),
     [
-        (("step", 0), 0, 0),
-        (("step", 6), 6, 10),  # within an epoch
-        (("micro-batch", 2 * 6), 6, 10),  # the first of two of the seventh step
-        (("evaluation", 10), 8, 10),  # before the second one's first piece
-        (("evaluation", 15), 8, 15),  # between its two
+        (("step", 0), 5, 0, 0),
+        (("step", 6), 5, 6, 10),  # within an epoch
+        (("micro-batch", 2 * 6), 3, 6, 10),  # the first of two of the seventh step
+        (("evaluation", 10), 5, 8, 10),  # before the second one's first piece
+        (("evaluation", 15), 5, 8, 15),  # between its two
     ],
 )
 def test_a_notice_is_heeded_at_the_next_boundary_micro_batch_or_piece_of_an_evaluation(
-    at: tuple[str, int], step: int, evaluated: int
+    at: tuple[str, int], micro: int, step: int, evaluated: int
 ) -> None:
+    plan = planned(micro_batch_size=micro)
     quiet, undisturbed = Told(("never", 0)), Position()
     whole = Tells(quiet, undisturbed)
-    Loop(quiet, planned(micro_batch_size=3), undisturbed, quiet.mailbox, whole).run(evaluated_at=None)
+    Loop(quiet, plan, undisturbed, quiet.mailbox, whole).run(evaluated_at=None)
 
     task, position = Told(at), Position()
     events = Tells(task, position)
-    loop = Loop(task, planned(micro_batch_size=3), position, task.mailbox, events)
+    loop = Loop(task, plan, position, task.mailbox, events)
     with pytest.raises(Stopped):
         loop.run(evaluated_at=None)
     assert (position.step, len(task.evaluated), loop.at_boundary) == (step, evaluated, True)
     events.boundary(evaluating=False)  # as the last save has it
     assert events.states[step] == whole.states[step], "a step that was given up leaves no trace"
     assert all(parameter.grad is None for parameter in task.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("step", "evaluated_at", "evaluations"), [(4, None, 3), (4, 4, 2), (8, 4, 2), (9, 8, 1), (12, 8, 1), (12, 12, 0)]
+)
+def test_an_evaluation_that_was_broken_off_is_made_where_the_run_goes_on_and_no_other_one_again(
+    step: int, evaluated_at: int | None, evaluations: int
+) -> None:
+    task, position = Watched(), Position(step)
+    events = SavesAtEveryBoundary(task, position, "")
+    Loop(task, planned(), position, Mailbox(), events).run(evaluated_at=evaluated_at)
+    assert task.evaluated == evaluations * list(range(10))
