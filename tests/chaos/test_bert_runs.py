@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.bert_makers import small_model
@@ -52,6 +53,8 @@ def test_a_result_is_what_transformers_loads(tmp_path: Path, data: Path) -> None
     metrics = json.loads(result.with_suffix(".json").read_bytes())["metrics"]
     assert metrics["accuracy"] > 0.4, "a third would be chance"
     assert sum(map(sum, metrics["confusion"])) == 36
+    with safe_open(result / "model.safetensors", "pt") as file:
+        assert file.metadata()["format"] == "pt", "without it older transformers take no such file"
     assert "taken for  bad  good  odd" in container.text
     done = subprocess.run(
         [sys.executable, "-c", LOAD, str(result), str(data / "packed.safetensors")],
