@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.bert_makers import small_model
@@ -50,6 +53,8 @@ def test_a_result_is_what_transformers_loads(tmp_path: Path, data: Path) -> None
     metrics = json.loads(result.with_suffix(".json").read_bytes())["metrics"]
     assert metrics["accuracy"] > 0.4, "a third would be chance"
     assert sum(map(sum, metrics["confusion"])) == 36
+    with safe_open(result / "model.safetensors", "pt") as file:
+        assert file.metadata()["format"] == "pt", "without it older transformers take no such file"
     assert "taken for  bad  good  odd" in container.text
     done = subprocess.run(
         [sys.executable, "-c", LOAD, str(result), str(data / "packed.safetensors")],
@@ -95,6 +100,17 @@ def test_another_encoder_begins_with_the_result_of_a_run_and_sends_once_what_is_
     # the classifier, and AdamW's two means of it
     assert others
     assert max(others) < 3 * sum(before[name].nbytes for name in changed) / 1e6 + 0.1
+
+
+def test_a_run_that_goes_on_has_its_checkpoint_and_wants_its_weights_no_more(tmp_path: Path, data: Path) -> None:
+    model = shutil.copytree(data.parent / "model", tmp_path / "model")
+    lab = Lab(tmp_path, data, "--model", str(model), "--batch-size", "16", "--epochs", "500", *SHORT)
+    for line in ("durable after", "attempt 2 goes on at step"):
+        container = lab.start(job="bert")
+        assert container.wait_for(line) is not None, container.text
+        container.signal(signal.SIGTERM)
+        assert container.wait() == 75, container.text
+        (model / "model.safetensors").unlink(missing_ok=True)
 
 
 def test_what_does_not_fit_stops_before_the_run_is_touched(tmp_path: Path, data: Path) -> None:

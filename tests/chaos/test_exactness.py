@@ -71,6 +71,8 @@ def test_many_deaths_at_random_moments_change_no_bit(name: str, tmp_path: Path, 
     # the second resume within an epoch breaks far oftener than the first (huggingface/datasets#8308)
     assert max(within.values()) >= 3, within
     assert hunted.hashes() == quiet.hashes()
+    last, undisturbed = (lab.manifests()[-1]["metrics"] for lab in (hunted, quiet))
+    assert last == undisturbed, "of the last evaluation, and of training as its epoch's sums have it"
 
 
 @pytest.mark.all_threads

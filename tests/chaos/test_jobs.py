@@ -17,7 +17,7 @@ import torch
 
 from tests.jobs import JOBS, SHORT, options_for, packed
 from tests.runs import REPOSITORY, Lab, environment
-from trainer.data.packed import open_packed
+from trainer.data.packed import FILE_NAME, open_packed
 from trainer.jobs import cifar10
 
 
@@ -99,11 +99,18 @@ def evaluated(data: Path) -> dict[str, float]:
 
 
 USE = """
-import json
+import json, sys
 import safetensors.torch, torch, torchvision
+from torchvision.transforms import functional as f
 {lines}
+packed = safetensors.torch.load_file(sys.argv[1])
+pictures = packed["test_images"].permute(0, 3, 1, 2) / 255
+middle = f.center_crop(pictures, round(pictures.shape[-1] * 7 / 8))
+x = f.normalize(f.resize(middle, config["size"], antialias=True), config["mean"], config["std"])
 with torch.no_grad():
-    print(config["classes"][model(torch.zeros(1, 3, config["size"], config["size"])).argmax(1)])
+    logits, labels = model(x), packed["test_labels"].long()
+right = (logits.argmax(1) == labels).double().mean()
+print(json.dumps([config["classes"], float(right), float(torch.nn.functional.cross_entropy(logits, labels))]))
 """
 
 
@@ -112,13 +119,15 @@ def test_a_result_is_used_as_the_docs_say_and_begins_another_run_whose_frozen_pa
     job: str, data: Path, tmp_path: Path
 ) -> None:
     lab = Lab(tmp_path / "first", data, *options_for(job, data))
-    finish(lab, job)
+    told: Any = finish(lab, job)["metrics"]
     result = lab.store / job / "result"
-    use = USE.format(lines=shown_use(job))
-    used = subprocess.run(
-        [sys.executable, "-c", use], cwd=result, capture_output=True, text=True, env=environment(), check=True
-    )
-    assert used.stdout.strip() in ("owl", "newt")
+    use = [sys.executable, "-c", USE.format(lines=shown_use(job)), str(data / FILE_NAME)]
+    used = subprocess.run(use, cwd=result, capture_output=True, text=True, env=environment(), check=True)
+    classes, accuracy, loss = json.loads(used.stdout)
+    assert classes == ["newt", "owl"]
+    # cut to whole pixels and scaled by others: nearly the same pictures
+    assert accuracy == pytest.approx(told["accuracy"], abs=0.1)
+    assert loss == pytest.approx(told["loss"], rel=0.02)
 
     from safetensors.torch import load_file
 

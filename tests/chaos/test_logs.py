@@ -131,6 +131,26 @@ def test_of_the_stand_in_every_line_the_manifests_and_the_result_say_synthetic(
     assert all(record["synthetic"] is True for record in records)
 
 
+def test_a_start_says_in_four_lines_what_runs_where_it_saves_whence_it_goes_on_and_how_to_stop_it(
+    told_twice: tuple[Path, list[str], list[str]],
+) -> None:
+    _, lines, shown = told_twice
+    logged = [line for line in shown if re.match(r"\d\d:\d\d:\d\d ", line)]
+    for said, whence in (
+        (lines, "attempt 1 starts at step 0: the store has no checkpoint of this run"),
+        (logged, r"attempt 2 goes on at step \d+ of 320: checkpoint 000001-\d+ is the newest good one"),
+    ):
+        wanted = (
+            r"cifar10, preset tutorial: 320 steps of 50 samples on cpu \(.+\), data: cifar10",
+            r"checkpoints: file://\./store/cifar10, every 20 steps",
+            whence,
+            "to stop: touch halt/halt, or Ctrl-C, or docker stop; the place is kept",
+        )
+        bare = [re.sub(r"^\S+ (SYNTHETIC )?", "", line).strip() for line in said[:4]]
+        for line, pattern in zip(bare, wanted, strict=True):
+            assert re.fullmatch(pattern, line), (pattern, bare)
+
+
 def test_the_readmes_transcript_is_what_such_a_run_prints(told_twice: tuple[Path, list[str], list[str]]) -> None:
     def form(line: str) -> str:
         """Without clock and figures."""

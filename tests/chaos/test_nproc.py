@@ -89,6 +89,8 @@ def test_one_two_one_two_processes_make_the_run_of_one_whichever_of_them_is_told
     os.kill(pids[1], signal.SIGTERM)
     assert container.wait() == 75, container.text
     assert re.search(r"last checkpoint durable at step [0-9]+, 0 steps lost", container.text), container.text
+    assert re.search(r"stopping at step [0-9]+: .*SIGTERM", container.text), container.text
+    assert "is gone" not in container.text, "they agree: none finds out by the other's silence"
     assert_gone(pids)
 
     assert "processes 2 -> 1" in alone(hunted).text  # nobody says the micro-batch any more: it is the run's

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import REPOSITORY, Container, Lab, command, command_without_torch
+from tests.runs import REPOSITORY, Container, Lab, command, light_command
 
 OPTIONS = ["--preset", "tutorial", "--batch-size", "10", "--epochs", "500"]
 
@@ -62,7 +62,7 @@ def test_a_halt_file_at_the_start_ends_it_before_torch_is_imported(
 ) -> None:
     lab = Lab(tmp_path, small_cifar)
     (lab.halt / file).touch()
-    ended, said = command_without_torch("cifar10", "--halt", str(lab.halt), "--store", lab.url)
+    ended, said = light_command("cifar10", "--halt", str(lab.halt), "--store", lab.url)
     assert ended == code, said
     assert f"not started: halt file {lab.halt / file} is there; remove it to start" in said
     assert not lab.store.exists()
@@ -214,7 +214,7 @@ def test_a_finished_run_started_again_says_so_and_trains_nothing(tmp_path: Path,
     before = sorted(p.name for p in lab.store.rglob("*"))
     again = lab.finish()
     assert "is finished: 20 steps" in again.text
-    ended, said = command_without_torch("status", "--store", lab.url)
+    ended, said = light_command("status", "--store", lab.url)
     assert ended == 0, said
     assert "finished" in said
     assert sorted(p.name for p in lab.store.rglob("*")) == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -495,3 +496,15 @@ def test_an_object_cut_short_while_it_is_read_is_an_error_not_a_short_read(root:
 
     with pytest.raises(Transient, match="early"):
         store.get("a", Cutting())
+
+
+def test_a_store_that_goes_with_its_container_or_machine_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store("file:///store")
+    for kind, said in (
+        (("/", "overlay"), r"file:///store is inside this container .*: add -v FOLDER:/store to keep checkpoints"),
+        (("/store", "tmpfs"), "file:///store is in memory and goes with the machine"),
+    ):
+        monkeypatch.setattr("storage.local._file_system", lambda path, kind=kind: kind)
+        assert re.match(said, store.caveat() or "")
+    monkeypatch.setattr("storage.local._file_system", lambda path: ("/store", "ext4"))
+    assert store.caveat() is None

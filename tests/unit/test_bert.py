@@ -15,12 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from tests.bert_makers import small_model
+from tests.bert_makers import small_model, small_texts
 from tests.runs import REPOSITORY, environment
 from trainer import encoder_weights, order, pretrained
+from trainer import job as jobs
+from trainer.data.pack import pack
 from trainer.encoder import BertClassifier, Shape
 from trainer.exits import UserError
 from trainer.jobs.bert import padded
+from trainer.settings import Settings
 
 
 @settings(deadline=None, max_examples=50)
@@ -53,6 +56,44 @@ def test_padding_is_to_the_longest_and_every_token_is_in_its_place() -> None:
     assert ids.tolist() == [[14, 15, 16, 17, 18, 19], [10, 11, 12, 0, 0, 0]]
     assert real.tolist() == [[True] * 6, [True] * 3 + [False] * 3]
     assert padded(tokens, offsets, np.array([1]), 9, 8)[0].tolist() == [[13] + 7 * [9]]
+
+
+def test_the_rate_goes_up_and_down_in_straight_lines_and_matrices_alone_decay(tmp_path: Path) -> None:
+    model = str(small_model(tmp_path))
+    data = pack("bert", str(small_texts(tmp_path)), tmp_path / "out", options={"model": model}, say=lambda line: None)
+    settings = Settings.of({"model": model, "lr": 0.2, "weight_decay": 0.3, "batch_size": 8, "dropout": 0.1})
+    task = jobs.load("bert").build(settings, data, torch.device("cpu"))
+    rates = []
+    for step in range(20):
+        task.schedule(step, 20)
+        rates += {group["lr"] for group in task.optimizers["adamw"].param_groups}
+    assert rates == pytest.approx([0.1, 0.2, *np.linspace(0.2, 0, 19)[:-1]])
+    decay = {id(p): g["weight_decay"] for g in task.optimizers["adamw"].param_groups for p in g["params"]}
+    for name, parameter in task.model.named_parameters():
+        assert decay[id(parameter)] == (0.0 if name.endswith("bias") or "LayerNorm" in name else 0.3), name
+
+
+@pytest.mark.parametrize(
+    ("key", "most", "said"),
+    [
+        (
+            "max_position_embeddings",
+            8,
+            r"the longest text has \d+ tokens, too many for this model; pack the data again",
+        ),
+        ("vocab_size", 20, r"the texts' tokenizer knows \d+ tokens, too many for this model; pack the data"),
+    ],
+)
+def test_texts_that_a_model_cannot_take_are_refused_with_the_command_that_packs_them(
+    key: str, most: int, said: str, tmp_path: Path
+) -> None:
+    model = small_model(tmp_path)
+    texts = str(small_texts(tmp_path))
+    data = pack("bert", texts, tmp_path / "out", options={"model": str(model)}, say=lambda line: None)
+    file = model / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: most}))
+    with pytest.raises(UserError, match=said):
+        jobs.load("bert").build(Settings.of({"model": str(model)}), data, torch.device("cpu"))
 
 
 def filled(folder: Path, labels: int) -> BertClassifier:

@@ -47,8 +47,12 @@ class TestOnce:
         said: list[str] = []
         pack(SMALL, str(folder), tmp_path / "out", say=said.append)
         assert "already packed" in said[0]
-        (folder / "train" / "cat" / "0003.png").unlink()
-        assert pack(SMALL, str(folder), tmp_path / "out", say=quiet).sha256 != first.sha256
+        cats = folder / "train" / "cat"
+        (cats / "0003.png").unlink()
+        second = pack(SMALL, str(folder), tmp_path / "out", say=quiet)
+        assert second.sha256 != first.sha256
+        next(cats.iterdir()).rename(folder / "train" / "dog" / "a cat.png")  # with its size and time
+        assert pack(SMALL, str(folder), tmp_path / "out", say=quiet).sha256 != second.sha256
 
     def test_another_source_takes_its_place(self, source: str, tmp_path: Path) -> None:
         pack(SMALL, source, tmp_path / "out", say=quiet)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,8 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.jobs import photos
 from tests.unit.data_makers import SMALL, small_splits
 from trainer.data.dataset import Samples, Splits
+from trainer.data.pack import pack
 from trainer.data.packed import ALIGNMENT, ARRAYS, FILE_NAME, Origin, Packed, open_packed, write_packed
 from trainer.exits import UserError
 
@@ -35,6 +38,31 @@ def test_what_was_packed_is_what_is_read(packed: Packed) -> None:
     assert (packed.name, packed.classes, packed.synthetic) == ("cifar10", SMALL.classes, False)
     assert packed.origin == ORIGIN
     packed.verify()
+
+
+@pytest.mark.parametrize("kind", ["small pictures", "photographs"])
+def test_what_is_packed_outlasts_a_power_cut(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes are on the disk before it has its name, and the name before packing ends."""
+    source, out, calls = photos(tmp_path), tmp_path / "out", list[tuple[str, str]]()
+    fdatasync, fsync, replace_ = os.fdatasync, os.fsync, os.replace
+
+    def on_sync(handle: int) -> None:
+        calls.append(("sync", os.readlink(f"/proc/self/fd/{handle}")))
+        (fsync if Path(calls[-1][1]).is_dir() else fdatasync)(handle)
+
+    def on_replace(path: Path, target: Path) -> None:
+        calls.append((str(path), str(target)))
+        replace_(path, target)
+
+    monkeypatch.setattr(os, "fdatasync", on_sync)
+    monkeypatch.setattr(os, "fsync", on_sync)
+    monkeypatch.setattr(os, "replace", on_replace)
+    if kind == "photographs":
+        pack("imagenet", source, out, options={"size": 32}, say=lambda line: None)
+    else:
+        write_packed(out, SMALL, small_splits(), ORIGIN)
+    (named,) = (i for i, (_, target) in enumerate(calls) if target == str(out / FILE_NAME))
+    assert calls[named - 1 : named + 2] == [("sync", calls[named][0]), calls[named], ("sync", str(out))]
 
 
 def test_the_order_of_the_source_does_not_matter(packed: Packed, tmp_path: Path) -> None:

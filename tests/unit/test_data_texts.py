@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +115,27 @@ def test_a_text_of_fifty_thousand_words_is_cut_and_an_empty_one_left_out_and_bot
     assert sum(len(data.arrays[f"{part}_labels"]) for part in ("train", "test")) == 41
 
 
+def test_texts_are_cut_to_what_the_model_takes(tmp_path: Path) -> None:
+    rows, said = "".join(f"{'ab'[i % 2]},good apple {i}\n" for i in range(40)), list[str]()
+    source = file(tmp_path, rows + "a," + "good apple " * 60 + "\n")
+    data = packed(tmp_path / "a", source, said, model=str(small_model(tmp_path)))
+    assert any("longer than 64 tokens: cut" in line for line in said)
+    assert max(int(np.diff(data.arrays[f"{part}_offsets"]).max()) for part in ("train", "test")) == 64
+
+
+def test_every_class_has_a_text_in_both_parts_and_the_others_lie_by_their_hashes(tmp_path: Path) -> None:
+    rare = "".join(f"rare {i % 20},text {i}\n" for i in range(40))
+    rows = "".join(f"{'ab'[i % 2]},another {i}\n" for i in range(60)) + rare
+    data = packed(tmp_path / "a", file(tmp_path, rows))
+    train, test = (np.bincount(data.arrays[f"{part}_labels"], minlength=22) for part in ("train", "test"))
+    assert train.sum() + test.sum() == 100
+    assert (train[2:] == 1).all()
+    assert (test[2:] == 1).all()
+    digests = [hashlib.sha256(f"another {i}".encode()).digest() for i in range(60)]
+    held = [i % 2 for i in sorted(range(60), key=lambda i: digests[i])][: test[:2].sum()]
+    assert test[:2].tolist() == [held.count(0), held.count(1)]
+
+
 MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "no rows": ("", "no rows in it"),
     "all empty": ("a,\nb,\n", "all 2 rows are without a text"),
@@ -130,6 +152,12 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "bad json": ('{"label": 1, "text": "x"}\n{"label"\n', "line 2: not JSON"),
     "json without a text": ('{"label": 1, "txt": "x"}\n', "line 1: lacks text"),
     "a label of another kind": ('{"label": 1.5, "text": "x"}\n', "the label must be a whole number or a text"),
+    "half a character": (
+        '{"label": 1, "text": "x"}\n{"label": 2, "text": "x \\ud83d"}\n',
+        r"line 2: '\ud83d' is half a character",
+    ),
+    "a JSON array": ('[\n {"label": 1, "text": "x"}\n]\n', "is one JSON array; one object a line is wanted: jq -c"),
+    "tabs": ("label\ttext\na\tx\n", r"'label\ttext', with tabs where commas are wanted"),
     "too many labels": ("".join(f"label {i},x\n" for i in range(300)), "300 different labels"),
     "a class of one text": (
         "".join(f"{'ab'[i % 2]},x {i}\n" for i in range(20)) + "c,x\n",

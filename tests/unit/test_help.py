@@ -7,19 +7,19 @@ import sys
 
 import pytest
 
-from tests.runs import REPOSITORY, command, command_without_torch
+from tests.runs import REPOSITORY, command, light_command
 
 
 @pytest.mark.parametrize("words", [(), ("help",), ("--help",)])
 def test_the_image_alone_says_what_it_can_do_and_at_once(words: tuple[str, ...]):
-    code, text = command_without_torch(*words)
+    code, text = light_command(*words)
     assert code == 0
     assert "cifar10" in text
     assert "doctor" in text
 
 
 def test_help_on_a_job_or_a_command_shows_its_options():
-    code, text = command_without_torch("cifar10", "--help")
+    code, text = light_command("cifar10", "--help")
     assert code == 0
     assert command("help", "cifar10") == (code, text)
     assert "--checkpoint-every" in text

@@ -1,16 +1,22 @@
-"""What the job `imagenet` shows its network, by how much of the run is done."""
+"""What the job `imagenet` shows its network, by how much of the run is done, and how it trains it."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.jobs import photos
 from trainer import job as jobs
+from trainer import weights
+from trainer.crops import MEAN, STD
 from trainer.data.pack import pack
 from trainer.data.packed import Packed, open_packed
-from trainer.job import Batch
+from trainer.exits import UserError
+from trainer.job import Batch, Task
 from trainer.settings import Settings
 
 STEPS = 21
@@ -23,10 +29,14 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
     return open_packed(folder / "packed")
 
 
+def built(packed: Packed, **settings: object) -> Task:
+    chosen = {"model": "shufflenet_v2_x0_5", "size": 64, "batch_size": 4, "weights": "none", **settings}
+    return jobs.load("imagenet").build(Settings.of(chosen), packed, torch.device("cpu"))
+
+
 def sides(packed: Packed, **settings: object) -> list[int]:
     """Of the pictures that training sees at each step of a run."""
-    chosen = {"model": "shufflenet_v2_x0_5", "size": 64, "batch_size": 4, "weights": "none", **settings}
-    task = jobs.load("imagenet").build(Settings.of(chosen), packed, torch.device("cpu"))
+    task = built(packed, **settings)
     batch = Batch(np.arange(4), 0, 0, torch.device("cpu"))
     seen = []
     for step in range(STEPS):
@@ -60,3 +70,78 @@ def test_a_gpu_that_fails_at_the_first_look_is_no_wrong_size(
     monkeypatch.setattr("torchvision.models.ShuffleNetV2.forward", fail)
     with pytest.raises(type(error)):
         sides(packed)
+
+
+EPOCHS = 40
+
+
+def views(task: Task, seed: int, epochs: int = EPOCHS) -> torch.Tensor:
+    """What a run sees of the first two pictures, as bytes would have it: float32 [2, epochs, 3, side, side]."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    batches = (Batch(np.arange(2), seed, epoch, torch.device("cpu")) for epoch in range(epochs))
+    return torch.stack([task.seen(batch) for batch in batches], 1) * std + mean  # type: ignore[attr-defined]
+
+
+def test_each_epoch_sees_another_part_mirrored_half_the_time_in_other_colours(tmp_path: Path) -> None:
+    """One picture grows redder to the right and greener to the bottom, one is of a single colour."""
+    ramp = np.linspace(0, 255, 74)
+    slopes = np.stack(np.broadcast_arrays(ramp[None, :], ramp[:, None], 128.0), axis=-1)
+    plain = np.full_like(slopes, (160, 120, 80))
+    for split in ("train", "val"):
+        for name, pixels in (("a slope", slopes), ("plain", plain)):
+            (tmp_path / "in" / split / name).mkdir(parents=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "in" / split / name / "1.png")
+    task = built(pack("imagenet", str(tmp_path / "in"), tmp_path / "out", options={"size": 64}, say=lambda line: None))
+    slope, colour = views(task, 0)
+
+    across, down = slope[:, 0].mean(1), slope[:, 1].mean(2)
+    mirrored = across[:, 0] > across[:, -1]
+    assert EPOCHS / 4 < mirrored.sum() < EPOCHS * 3 / 4
+    assert (down[:, 0] < down[:, -1]).all(), "never upside down"
+    for line in (across, down):
+        assert line.min(1).values.std() > 10, "parts begin elsewhere"
+        assert (line.max(1).values - line.min(1).values).std() > 10, "and are of other sizes"
+
+    assert colour.std((2, 3)).max() < 0.1, "a part of one colour is of one colour"
+    red, _, blue = colour.mean((2, 3)).unbind(1)
+    assert 6 < colour.mean((1, 2, 3)).std() < 24, "a fifth brighter or darker at most"
+    assert (red / blue).std() > 0.1, "more and less vivid"
+
+    assert views(task, 0, 1)[0, 0].equal(slope[0]), "alike after every restart"
+    assert not views(task, 1, 1)[0, 0].equal(slope[0])
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "said"),
+    [
+        ("imagenet", 78, r"python entrypoint\.py weights imagenet --model shufflenet_v2_x0_5 .* --weights none"),
+        ("/nowhere/model.safetensors", 78, "isn't there"),
+        ("file:///nowhere/runs/mine", 78, "no finished run is there"),
+        ("imagnet", 64, "give none, imagenet, a file or a finished run's URL"),
+    ],
+)
+def test_weights_that_are_not_there_are_told_and_chance_takes_no_place_of_theirs(
+    given: str, code: int, said: str, packed: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "BAKED", tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=said) as told:
+        built(packed).begin(given, lambda: None)
+    assert told.value.code == code
+
+
+@pytest.mark.parametrize(("optimizer", "peak"), [("sgd", 0.05 * 4 / 32), ("adamw", 0.001)])
+def test_the_rate_goes_up_then_down_along_a_cosine_and_matrices_alone_decay(
+    optimizer: str, peak: float, packed: Packed
+) -> None:
+    task = built(packed, optimizer=optimizer, weight_decay=0.3)
+    (made,) = task.optimizers.values()
+    rates = []
+    for step in range(10):
+        task.schedule(step, 10)
+        rates += {group["lr"] for group in made.param_groups}
+    falling = [peak * (1 + np.cos(np.pi * i / 8)) / 2 for i in range(8)]
+    assert rates == pytest.approx([peak / 2, peak, *falling])
+    decay = {id(p): group["weight_decay"] for group in made.param_groups for p in group["params"]}
+    assert {(p.ndim > 1, decay[id(p)]) for p in task.model.parameters()} == {(True, 0.3), (False, 0.0)}

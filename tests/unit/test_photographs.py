@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,9 @@ from tests.runs import REPOSITORY
 from trainer.data.pack import pack
 from trainer.data.packed import FILE_NAME, Packed, open_packed
 from trainer.data.photo import Broken, decode
+from trainer.data.photo_sources import Photo
+from trainer.data.pictures import in_parallel
+from trainer.data.pulse import Pulse
 from trainer.exits import UserError
 
 
@@ -71,8 +76,9 @@ def test_a_picture_stands_as_its_camera_was_held(orientation: int) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"<html>", photo(1)[:300], saved(Image.new("1", (9000, 9000)), "PNG")])
 def test_what_is_no_picture_is_told_and_a_bomb_is_not_decoded(data: bytes) -> None:
-    with pytest.raises(Broken):
+    with pytest.raises(Broken) as told:
         decode(data, 32)
+    assert "object at 0x" not in str(told.value)
 
 
 def tarred(source: str, target: Path) -> str:
@@ -102,7 +108,7 @@ def test_packing_that_is_stopped_goes_on_and_skips_what_it_skipped(tmp_path: Pat
     said: list[str] = []
     whole = packed(source, tmp_path / "whole", said)
     assert whole.skipped == 1
-    assert any(line.startswith("skipped as broken: train/owl/000.jpg") for line in said)
+    assert any(re.fullmatch(r"skipped as broken: train/owl/000\.jpg \(.+\); --strict .*", line) for line in said)
 
     stops = 0
     for _ in range(100):
@@ -162,6 +168,102 @@ def test_a_tar_whose_packing_is_killed_twice_comes_out_as_if_it_never_was(tmp_pa
     assert f"going on with picture {durable + 1}, where packing was stopped" in said
     assert (result.sha256, result.skipped) == (whole.sha256, 1)
     assert [p.name for p in out.iterdir()] == [FILE_NAME]
+
+
+def test_no_more_pictures_are_read_ahead_than_are_decoded_side_by_side(tmp_path: Path) -> None:
+    read = 0
+
+    def pictures() -> Iterator[Photo]:
+        nonlocal read
+        for read in range(1, 1001):
+            yield Photo(f"{read}", False, "owl", b"x")
+
+    made = in_parallel(len, pictures(), Pulse(), batch=5, workers=2)
+    for number in range(1, 50):
+        next(made)
+        assert 5 * number <= read <= 5 * (number + 3 * 2 + 1)
+    made.close()
+
+
+def test_too_small_a_disk_is_told_before_a_picture_is_decoded(tmp_path: Path, small_disk: Path) -> None:
+    source = photos(tmp_path)
+    Path(source, "train", "owl", "000.jpg").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"60 pictures of 512 x 512 need 0\.0 GB more in .*: make room, or choose ano"):
+        packed(source, small_disk / "out", size=448, strict=True)
+    assert not (small_disk / "out" / FILE_NAME).exists()
+
+
+def swap(one: Path, other: Path) -> None:
+    """After which the source has as many files and bytes as before."""
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+
+
+def again(source: Path, out: Path, **options: object) -> tuple[Packed, bool]:
+    """What is packed now, and whether it was there already."""
+    said: list[str] = []
+    return packed(str(source), out, said, **options), said[0].startswith("already packed")
+
+
+def test_what_is_packed_is_taken_for_the_same_pictures_and_size_alone(tmp_path: Path) -> None:
+    source, out = Path(photos(tmp_path)), tmp_path / "out"
+    first, _ = again(source, out)
+    assert again(source, out)[1]
+    larger, was_there = again(source, out, size=64)
+    assert (was_there, larger.arrays["train_images"].shape[1]) == (False, 74)
+    assert not again(source, out)[1]
+    changed = source / "train" / "owl" / "000.jpg"
+    swap(changed, source / "train" / "newt" / "001.jpg")
+    after, was_there = again(source, out)
+    assert not was_there
+    assert after.sha256 != first.sha256
+    for split in ("train", "val"):
+        (source / split / "owl").rename(source / split / "owls")
+    changed = source / "train" / "owls" / "000.jpg"
+    renamed, was_there = again(source, out)
+    assert (was_there, renamed.classes) == (False, ("newt", "owls"))
+    changed.write_bytes(changed.read_bytes()[:300])
+    assert again(source, out)[0].skipped == 1
+    with pytest.raises(UserError, match="broken picture"):
+        again(source, out, strict=True)
+    assert again(source, out)[1], "which is as it was"
+
+
+@pytest.mark.parametrize("other", ["pictures", "size"])
+def test_packing_that_was_stopped_goes_on_with_the_same_pictures_and_size_alone(other: str, tmp_path: Path) -> None:
+    source, out = Path(photos(tmp_path)), tmp_path / "out"
+
+    def check() -> None:
+        if (out / ".unfinished.places").exists() and (out / ".unfinished.places").stat().st_size:
+            raise Stop
+
+    with pytest.raises(Stop):
+        pack("imagenet", str(source), out, options={"size": 32}, check=check, say=lambda line: None)
+    size = 64 if other == "size" else 32
+    if other == "pictures":
+        swap(source / "train" / "owl" / "000.jpg", source / "train" / "newt" / "001.jpg")
+    said: list[str] = []
+    result = packed(str(source), out, said, size=size)
+    assert not any("going on" in line for line in said)
+    assert result.sha256 == packed(str(source), tmp_path / "anew", size=size).sha256
+
+
+def test_linked_folders_are_walked_once_and_a_link_that_leads_nowhere_is_told(tmp_path: Path) -> None:
+    source, part = Path(photos(tmp_path)), tmp_path / "part"
+    for split in ("train", "val"):
+        (part / split).mkdir(parents=True)
+        for name in ("owl", "newt"):
+            (part / split / name).symlink_to(source / split / name)
+    (source / "train" / "owl" / "back").symlink_to(part)
+    (source / "train" / "newt" / "there").symlink_to(source / "val" / "newt")
+    (source / "val" / "newt" / "and back").symlink_to(source / "train" / "newt")
+    linked = packed(str(part), tmp_path / "a")
+    assert linked.classes == ("newt", "owl")
+    assert [len(linked.arrays[f"{split}_labels"]) for split in ("train", "test")] == [48 + 6, 12 + 24]
+    (source / "train" / "owl" / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"can't read .*gone\.jpg: No such file"):
+        packed(str(part), tmp_path / "a")
 
 
 def test_strict_stops_at_a_broken_picture_and_leaves_what_was_packed(tmp_path: Path) -> None:

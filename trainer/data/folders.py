@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ class Tree:
 
     root: Path
     files: tuple[Path, ...]  # sorted
-    mark: str  # changes when files come, go or are written anew
+    mark: str  # changes when files come, go, are moved or written anew
 
 
 def scan(folder: Path, pulse: Pulse) -> Tree | None:
@@ -108,15 +109,17 @@ def scan(folder: Path, pulse: Pulse) -> Tree | None:
         root = _root(folder)
         if root is None:
             return None
-        files, size, newest = [], 0, 0
+        found: dict[Path, tuple[int, int]] = {}
         for path in _walk(root, pulse):
             status = path.stat()
-            files.append(path)
-            size += status.st_size
-            newest = max(newest, status.st_mtime_ns)
+            found[path] = status.st_size, status.st_mtime_ns
     except OSError as e:
         raise told(e, f"can't read {shown(e.filename or folder)}") from e
-    return Tree(root, tuple(sorted(files)), f"files:{len(files)},bytes:{size},newest:{newest}")
+    files, digest = tuple(sorted(found)), hashlib.sha256()
+    for path in files:  # with its name: a picture that is moved to another class keeps its size and time
+        pulse.beat(f"listing {shown(folder)}")
+        digest.update(os.fsencode(path.relative_to(root)) + b"\0%d\0%d\n" % found[path])
+    return Tree(root, files, f"files:{len(files)},sha256:{digest.hexdigest()}")
 
 
 def read_tree(dataset: Dataset, tree: Tree, pulse: Pulse) -> Splits:
@@ -149,16 +152,23 @@ def _root(folder: Path) -> Path | None:
 
 
 def _walk(root: Path, pulse: Pulse) -> Iterator[Path]:
+    """Every file, also where a link leads: a part of a data set is often made of links to its classes' folders."""
     for split in SPLITS:
-        for folder, folders, names in os.walk(root / split, onerror=_raise):
+        for folder, folders, names in os.walk(root / split, onerror=_raise, followlinks=True):
             pulse.beat(f"listing {shown(folder)}")
-            folders[:] = [name for name in folders if not hidden((name,))]
+            folders[:] = [name for name in folders if not hidden((name,)) and not _leads_back(Path(folder, name))]
             for i, name in enumerate(names):
                 if i % 1000 == 0:
                     pulse.check()
                 path = Path(folder, name)
-                if not hidden((name,)) and path.is_file():
+                # a link that leads nowhere too, of which whoever looks at it is told: what it names was never fetched
+                if not hidden((name,)) and (path.is_file() or not path.exists()):
                     yield path
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether this is a link to a folder on the way to it, which would be walked for ever."""
+    return folder.is_symlink() and any(folder.resolve() == above.resolve() for above in folder.parents)
 
 
 def _raise(error: OSError) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 from trainer.data.dataset import Bytes, shown
 from trainer.data.packed import CHUNK, FILE_NAME, MOST_CLASSES, RESERVED, Origin, Packed, header, metadata, open_packed
 from trainer.data.pulse import Pulse, told
-from trainer.data.scratch import Scratch, replacing
+from trainer.data.scratch import Scratch, rename, replacing
 from trainer.exits import UserError
 
 SETTLE_S = 2.5  # work that a `kill -9` can cost
@@ -119,9 +119,9 @@ class Growing:
         self.counts[test] += 1
         self._place(2 * self.classes.index(folder) + test)
 
-    def skip(self, name: str) -> None:
-        """One more picture of the source, which is broken."""
-        self.skipped.append(name)
+    def skip(self, what: str) -> None:
+        """One more picture of the source, which is broken; `what`: its name and why, for people."""
+        self.skipped.append(what)
         self._place(_SKIPPED)
 
     def _place(self, value: int) -> None:
@@ -181,7 +181,7 @@ class Growing:
         pulse.check()
         self.close()
         try:
-            self._train.path.replace(self._folder / FILE_NAME)
+            rename(self._train.path, self._folder / FILE_NAME)
         except OSError as e:
             raise told(e, f"can't write to {shown(self._folder)}") from e
         self.discard()

@@ -67,7 +67,7 @@ class Origin:
 
     kind: str  # for people: "image tar", "python archive", ...
     name: str  # file or folder name, without the folders above
-    mark: str  # checksum, or count, bytes and newest change of a folder
+    mark: str  # checksum, of a folder that of its files' names, sizes and times
     tag: str = ""  # what a server said of this version of a download (its ETag), if anything
 
 

@@ -6,7 +6,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from trainer.data.dataset import Bytes, shown
 
@@ -43,7 +43,7 @@ def decode(data: bytes, side: int) -> Bytes:
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > PIXEL_LIMIT:
-            raise Broken(f"{image.width}x{image.height} pixels")
+            raise Broken(f"{image.width}x{image.height} pixels, and {PIXEL_LIMIT // 10**6} million are the most")
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
         image.draft(
             None, (side, side)
@@ -55,6 +55,8 @@ def decode(data: bytes, side: int) -> Bytes:
         return np.asarray(square if turn is None else square.transpose(turn))
     except (Broken, MemoryError):
         raise
+    except UnidentifiedImageError as e:
+        raise Broken("no kind of picture that is read here") from e
     except Exception as e:  # Pillow raises many kinds for broken files, among them SyntaxError and struct.error
         raise Broken(shown(e) or type(e).__name__) from e
 

@@ -123,7 +123,7 @@ def _grow(growing: Growing, photos: Photos, side: int, strict: bool, pulse: Puls
                     f"{shown(photo.name)}: broken picture ({image}); mend or remove it, or without --strict"
                 )
             else:
-                growing.skip(photo.name)
+                growing.skip(f"{shown(photo.name)} ({image})")
         growing.settle()
         of = f" of {photos.count:,}" if photos.count else ""
         rate = (growing.seen - before) / max(time.monotonic() - began, 1e-3)
@@ -140,7 +140,7 @@ def _decoded(photo: Photo, side: int) -> Bytes | Broken:
 def _tell_skipped(growing: Growing, pulse: Pulse) -> None:
     if growing.skipped:
         more = f" and {len(growing.skipped) - 1:,} more" if len(growing.skipped) > 1 else ""
-        pulse.say(f"skipped as broken: {shown(growing.skipped[0])}{more} (--strict stops at the first)")
+        pulse.say(f"skipped as broken: {growing.skipped[0]}{more}; --strict stops at the first")
 
 
 def _check(growing: Growing, strict: bool, name: str, pulse: Pulse) -> None:

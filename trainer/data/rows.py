@@ -20,6 +20,7 @@ WANTED = (
     "wanted is a CSV with a first line that names `label` and `text`, or without one and label,text or "
     "class,title,description in each line, or JSON lines with label and text"
 )
+OTHERS = {"\t": "tabs", ";": "semicolons"}  # that part columns in files that are no CSV
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,10 @@ def _rows(path: Path) -> Iterator[Row]:
             raise UserError(f"{shown(path)}: is UTF-16; convert it: iconv -f UTF-16 -t UTF-8")
         if b"\0" in head:
             raise UserError(f"{shown(path)}: not a text file; {WANTED}")
-        is_json = head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+        begin = b"".join(head.removeprefix(b"\xef\xbb\xbf").split())[:2]
+        if begin == b"[{":
+            raise UserError(f"{shown(path)}: is one JSON array; one object a line is wanted: jq -c '.[]' {shown(path)}")
+        is_json = begin.startswith(b"{")
         with path.open(encoding="utf-8-sig", newline="") as file:  # -sig: with or without a byte-order mark
             yield from _json_rows(path, file) if is_json else _csv_rows(path, file)
     except UnicodeDecodeError as e:
@@ -127,7 +131,10 @@ def _columns(path: Path, first: list[str]) -> tuple[list[int], list[int]] | None
     if label or text or not 2 <= len(first) <= 3:
         found = ", ".join(shown(name) for name in first[:8])
         lacks = "the text" if label else "the label"
-        raise UserError(f"{shown(path)}: lacks a column for {lacks}: its first line is {found:.200}; {WANTED}")
+        other = next(
+            (f", with {name} where commas are wanted" for mark, name in OTHERS.items() if mark in first[0]), ""
+        )
+        raise UserError(f"{shown(path)}: lacks a column for {lacks}: its first line is {found:.200}{other}; {WANTED}")
     return None
 
 
@@ -146,7 +153,7 @@ def _json_rows(path: Path, file: TextIO) -> Iterator[Row]:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as e:
-            raise UserError(f"{shown(path)}, line {number}: not JSON: {e}") from e
+            raise UserError(f"{shown(path)}, line {number}: not JSON: {getattr(e, 'msg', e)}; {WANTED}") from e
         if not isinstance(record, dict):
             raise UserError(f"{shown(path)}, line {number}: not a JSON object; {WANTED}")
         yield Row(number, *_of_record(path, number, {str(k).lower(): v for k, v in record.items()}))
@@ -161,4 +168,10 @@ def _of_record(path: Path, number: int, record: dict[str, Any]) -> tuple[str, st
     value, parts = record[label], [record[name] for name in texts]
     if type(value) not in (int, str) or not all(part is None or isinstance(part, str) for part in parts):
         raise UserError(f"{shown(path)}, line {number}: the label must be a whole number or a text, the text a text")
-    return str(value).strip(), " ".join((part or "").strip() for part in parts).strip()
+    row = str(value).strip(), " ".join((part or "").strip() for part in parts).strip()
+    try:
+        "".join(row).encode()
+    except UnicodeEncodeError as e:
+        half = e.object[e.start]
+        raise UserError(f"{shown(path)}, line {number}: {half!a} is half a character; mend or remove it") from e
+    return row

@@ -77,12 +77,17 @@ def replacing(target: Path) -> Iterator[Scratch]:
         yield new
         new.sync()
         with _plainly(target.parent):
-            new.path.replace(target)
-            folder = os.open(target.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)  # else the new name may be lost when the power goes
-            finally:
-                os.close(folder)
+            rename(new.path, target)
+
+
+def rename(path: Path, target: Path) -> None:
+    """Durably: without the folder's own sync the new name may be lost when the power goes. Raises OSError."""
+    path.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def remove_stale(folder: Path) -> None:

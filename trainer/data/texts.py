@@ -1,8 +1,9 @@
 """Pack labelled texts: read once, tokenized once, into the file that every start maps into memory.
 
-A source is a CSV or JSON-lines file, of which every class's share of a thousand texts (a fifth of a small file) is held
-out for evaluation; or a folder with train.csv and test.csv (or .jsonl, or val); or "synthetic". Which texts are held
-out follows from their content alone: the lowest SHA-256 hashes. The tokenizer goes into the packed file too.
+A source is a CSV or JSON-lines file, of which a thousand texts (a fifth of a small file), and of each class one at
+least, are held out for evaluation; or a folder with train.csv and test.csv (or .jsonl, or val); or "synthetic". Which
+texts are held out follows from their content alone: the lowest SHA-256 hashes. The tokenizer goes into the packed file
+too.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def pack(source: str | None, folder: Path, options: Mapping[str, Any], pulse: Pu
     arrays, words = _tokenized(texts, files, model, pulse)
     rows_ = {name: (array, None) for name, array in arrays.items()}
     packed = write_arrays(folder, NAME, texts.classes, rows_, found.origin, synthetic=synthetic, pulse=pulse)
-    names = ", ".join(shown(name) for name in texts.classes[:8]) + (", ..." if len(texts.classes) > 8 else "")
+    names = ", ".join(f"{shown(name):.40}" for name in texts.classes[:8]) + (", ..." if len(texts.classes) > 8 else "")
     pulse.say(
         f"packed {len(texts.train):,} training and {len(texts.test):,} test texts"
         f"{' (SYNTHETIC)' if synthetic else ''} of {len(texts.classes)} classes ({names}), "
@@ -167,10 +168,21 @@ def read(files: Sequence[Path], pulse: Pulse) -> Texts:
     if len(labels) < 2:
         raise UserError(f"{name}: every label is {shown(*labels):.100}; there must be two classes or more")
     if len(parts) == 1:
-        held = min(HELD_OUT, len(parts[0]) // SHARE)
-        parts = [parts[0][held:], parts[0][:held]]
+        parts = _held_out(parts[0])
     _check(files, labels, *parts)
     return Texts(*_named(labels, *parts))
+
+
+def _held_out(rows: list[Row]) -> list[list[Row]]:
+    """[for training, for evaluation], of rows in the order of their hashes."""
+    held = set(range(min(HELD_OUT, len(rows) // SHARE)))
+    by_class: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        by_class.setdefault(row.label, []).append(i)
+    for first, *others in by_class.values():
+        if others:  # of a rare class too there is one in each part
+            held = held - {others[-1]} | {first}
+    return [[row for i, row in enumerate(rows) if (i in held) == test] for test in (False, True)]
 
 
 def _hash(row: Row) -> bytes:
