@@ -52,7 +52,9 @@ def missing(name: str) -> UserError:
         return UserError(f"--model {shown(name)}: no folder with a config.json; it wants {WEIGHTS} and {TOKENIZER} too")
     return UserError(
         f"--model {shown(name)}: not on this machine, neither in weights/ nor in the Hugging Face cache. Get it: "
-        f"{download(name)}; or give --model FOLDER, or begin from chance: --model {'|'.join(SIZES)} --weights none"
+        f"{download(name)} (into an image: with --local-dir weights/{shown(name)}, then make image "
+        f"WEIGHTS=bert:{shown(name)}); or give --model FOLDER, or begin from chance: --model {'|'.join(SIZES)} "
+        "--weights none"
     )
 
 
