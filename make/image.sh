@@ -3,7 +3,8 @@
 #   FLAVOUR     cuda or cpu
 #   BASE_IMAGE  what to build on; empty for the flavour's own
 #   CIFAR10     archive, folder, packed.safetensors, address, or `synthetic`; empty for what `make cifar10` packed
-#   WEIGHTS     pretrained weights to bake in, JOB:MODEL JOB:MODEL ...; what lies in weights/ is taken from there
+#   WEIGHTS     pretrained weights to bake in, JOB:MODEL JOB:MODEL ...; what lies in weights/ is taken from there, and
+#               imagenet's is fetched otherwise
 #   IMAGE       the tag
 # Your pip settings and certificates go in as build secrets: no layer and no image history holds them.
 set -euo pipefail
@@ -12,9 +13,9 @@ cd "$(dirname "$0")/.."
 # shellcheck source=make/docker.sh
 . make/docker.sh
 
-# A hard link where one can be made (the build context then costs no disk), else a copy.
+# A hard link where one can be made (the build context then costs no disk), else a copy; of the file, where $1 is a link.
 lay() {
-    ln -f "$1" "$2" 2>/dev/null || cp -f "$1" "$2"
+    ln -fL "$1" "$2" 2>/dev/null || cp -f "$1" "$2"
 }
 
 # The source as one file in .build/source/, from where the Dockerfile packs it; an address is left to the build itself.
@@ -35,18 +36,26 @@ lay_source() {
     fi
 }
 
+# Of a model's folder, what a run reads (trainer/pretrained.py): a hub's repository holds the weights in five formats.
+FILES="config.json model.safetensors tokenizer.json tokenizer_config.json"
+
 # Weights that are here already, as files or folders in .build/weights/; the build fetches the others.
 lay_weights() {
     mkdir -p .build/weights
-    local wanted model
+    local wanted model file
     for wanted in $WEIGHTS; do
         model=${wanted#*:}
         [[ $wanted == *:* ]] || die "WEIGHTS: write JOB:MODEL, for example imagenet:resnet18, not $wanted"
         mkdir -p "$(dirname ".build/weights/$model")" # a name may have a folder in it: google/bert_uncased
         if [[ -d weights/$model ]]; then
-            cp -rL "weights/$model" "$(dirname ".build/weights/$model")/"
+            mkdir -p ".build/weights/$model"
+            for file in $FILES; do
+                [[ ! -f weights/$model/$file ]] || lay "weights/$model/$file" ".build/weights/$model/$file"
+            done
         elif [[ -f weights/$model.safetensors ]]; then
             lay "weights/$model.safetensors" ".build/weights/$model.safetensors"
+        elif [[ $wanted == bert:* ]]; then # now, not after minutes of building
+            die "WEIGHTS: weights/$model isn't there. Get it: hf download $model $FILES --local-dir weights/$model"
         fi
     done
     build+=(--build-arg "WEIGHTS=$WEIGHTS")

@@ -14,6 +14,7 @@ from trainer.exits import UserError
 
 BAKED_IN = Path(__file__).resolve().parent.parent / "weights"  # one folder for each name
 WEIGHTS, TOKENIZER, TOKENIZER_CONFIG = "model.safetensors", "tokenizer.json", "tokenizer_config.json"
+FILES = ("config.json", WEIGHTS, TOKENIZER, TOKENIZER_CONFIG)  # make/image.sh takes the same into an image
 # BERT's published miniatures (Turc et al., 2019, arXiv:1908.08962) and its base size, to be trained from chance:
 # layers, width; a head for each 64
 SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "base": (12, 768)}
@@ -51,9 +52,15 @@ def missing(name: str) -> UserError:
         return UserError(f"--model {shown(name)}: no folder with a config.json; it wants {WEIGHTS} and {TOKENIZER} too")
     return UserError(
         f"--model {shown(name)}: not on this machine, neither in weights/ nor in the Hugging Face cache. Get it: "
-        f"hf download {shown(name)} config.json {WEIGHTS} {TOKENIZER} {TOKENIZER_CONFIG}; or give --model FOLDER, or "
-        f"begin from chance: --model {'|'.join(SIZES)} --weights none"
+        f"{download(name)} (into an image: with --local-dir weights/{shown(name)}, then make image "
+        f"WEIGHTS=bert:{shown(name)}); or give --model FOLDER, or begin from chance: --model {'|'.join(SIZES)} "
+        "--weights none"
     )
+
+
+def download(name: str) -> str:
+    """The command that gets the model `name`: all of its files that a run reads."""
+    return f"hf download {shown(name)} {' '.join(FILES)}"
 
 
 def described(model: str) -> tuple[dict[str, Any], Path | None]:

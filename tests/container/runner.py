@@ -34,7 +34,8 @@ class Runner:
         mounts = ["-v", f"{self.halt}:/halt", "-v", f"{self.store}:/store"] if mounted else []
         if data is not None:
             mounts += ["-v", f"{data}:/data:ro"]
-        options = (*mounts, *self.way, "-e", "BATON_CLOUD=none")  # no test asks a real cloud's metadata service
+        # no test asks a real cloud's metadata service; on a busy machine whoever runs the tests may want one thread
+        options = (*mounts, *self.way, "-e", "BATON_CLOUD=none", "-e", "OMP_NUM_THREADS")
         return self.engine.run(self.image, *(command or LONG), options=options)
 
     def checkpoints(self, run: str = "cifar10") -> list[str]:

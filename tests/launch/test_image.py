@@ -18,7 +18,7 @@ from tests.bert_makers import small_model
 from tests.launch.parsers import REPOSITORY
 from tests.launch.stand_ins import StandIns
 from tests.runs import environment
-from trainer import weights
+from trainer import pretrained, weights
 
 NETWORK = "shufflenet_v2_x0_5"
 WEIGHTS = f"bert:google/bert_uncased imagenet:{NETWORK}"
@@ -56,21 +56,34 @@ def staged(root: Path, laid: Path, **variables: str) -> subprocess.CompletedProc
     )  # fmt: skip
 
 
+def make_image(tree: Path, weights: str) -> subprocess.CompletedProcess[str]:
+    """make/image.sh in a tree of its own, up to where docker would build."""
+    shutil.copytree(REPOSITORY / "make", tree / "make")
+    stand_ins = StandIns(tree / "bin")
+    stand_ins.add("docker", "echo docker was asked")
+    variables = stand_ins.environment | {"DOCKER": "docker", "WEIGHTS": weights, "CIFAR10": "synthetic"}
+    return subprocess.run(["make/image.sh"], cwd=tree, capture_output=True, text=True, env=variables)
+
+
 def test_weights_whose_name_has_a_folder_in_it_keep_it_all_the_way_into_the_image(tmp_path: Path):
     tree = tmp_path / "tree"
-    shutil.copytree(REPOSITORY / "make", tree / "make")
     kept_weights(tree / "weights")
-    for name in (f"{NETWORK}-other.safetensors", "google/another/config.json"):
+    model = "google/bert_uncased"  # as a whole repository of the hub's, downloaded; and as its cache has it, by links
+    for name in (
+        *(f"{NETWORK}-other.safetensors", "google/another/config.json"),
+        *(f"{model}/pytorch_model.bin", f"{model}/onnx/model.onnx", f"{model}/.cache/huggingface/config.json.lock"),
+    ):
         path = tree / "weights" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
-    stand_ins = StandIns(tmp_path / "bin")
-    stand_ins.add("docker")
-    variables = stand_ins.environment | {"DOCKER": "docker", "WEIGHTS": WEIGHTS, "CIFAR10": "synthetic"}
-    done = subprocess.run(["make/image.sh"], cwd=tree, capture_output=True, text=True, env=variables)
+    linked = tree / "weights" / model / "model.safetensors"
+    linked.symlink_to(linked.rename(tmp_path / "blob"))
+    done = make_image(tree, WEIGHTS)
     assert done.returncode == 0, done.stderr
+    assert "docker was asked" in done.stdout
     laid = tree / ".build" / "weights"
     assert files_in(laid) == FILES
+    assert not (laid / model / "model.safetensors").is_symlink()
 
     done = staged(tmp_path / "stage", laid, WEIGHTS=WEIGHTS)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -88,3 +101,11 @@ def test_weights_that_have_changed_stop_the_build_with_a_line(tmp_path: Path):
         "source/shufflenet_v2_x0_5.safetensors: its bytes have changed since it was written; get it again"
     )
     assert files_in(tmp_path / "layer") == []
+
+
+def test_a_model_that_the_build_cannot_fetch_is_missed_before_it_begins_with_the_command_that_gets_it(tmp_path: Path):
+    done = make_image(tmp_path, "bert:bert-base-uncased")
+    assert done.returncode == 78
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert f"{pretrained.download('bert-base-uncased')} --local-dir weights/bert-base-uncased" in line

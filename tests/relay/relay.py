@@ -134,7 +134,7 @@ class Relay:
         made = outcome.finals["undisturbed"].ledger[-1]["seconds"]
         assert isinstance(made, float)
         self._steps_per_s = self.options.steps / made
-        self._say("Google", f"it took {leg.seconds:.1f} s, {self._steps_per_s:.1f} steps a second")
+        self._say("Google", f"it took {leg.seconds:.1f} s; in training it makes {self._steps_per_s:.1f} steps a second")
         return leg
 
     def _hand_over(self, outcome: Outcome) -> None:

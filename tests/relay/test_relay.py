@@ -21,14 +21,17 @@ from tests.relay.telling import Story, comparison, table
 pytestmark = pytest.mark.timeout(1800)  # the first one also builds the image
 
 soak = pytest.mark.skipif("BATON_SOAK" not in os.environ, reason="in `make soak`")
+HAS_TORCHVISION = os.environ.get("BATON_TEST_FLAVOUR", "cpu") != "cpu"
 SEED = int(os.environ.get("BATON_SOAK_SEED", "1"))  # `make soak` sets others
 
 
-@pytest.mark.parametrize("job", ["cifar10", pytest.param("bert", marks=soak)])
+@pytest.mark.parametrize(
+    "job", ["cifar10", *(pytest.param(job, marks=soak) for job in ("bert", *["imagenet"] * HAS_TORCHVISION))]
+)
 def test_handed_over_five_times_a_run_loses_nothing_but_what_a_kill_takes_and_no_bit(
-    job: str, engine: Engine, image: str
+    job: str, engine: Engine, image: str, tmp_path: Path
 ):
-    options = Options(image, job, seed=SEED)
+    options = Options(image, job, seed=SEED, data=packed(job, tmp_path) if job == "imagenet" else None)
     print(f"seed {SEED}")
     outcome = Relay(options, engine, Story()).run()
     assert not outcome.wrong, "\n".join(outcome.wrong)
@@ -41,6 +44,7 @@ def test_handed_over_five_times_a_run_loses_nothing_but_what_a_kill_takes_and_no
         assert "Traceback" not in leg.machine.log.text
 
 
+@pytest.mark.skipif(HAS_TORCHVISION, reason="this image has torchvision")
 def test_a_job_that_the_image_or_its_data_lack_is_one_line(engine: Engine, image: str, tmp_path: Path):
     """Photographs are nowhere to be had, and the CPU image has no torchvision."""
     arguments = [sys.executable, "-m", "tests.relay", "--image", image, "--docker", engine.client, "--job", "imagenet"]

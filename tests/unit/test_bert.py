@@ -149,6 +149,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path: Path, change:
 def test_a_model_that_is_not_here_is_said_with_what_gets_it(tmp_path: Path) -> None:
     for model, said in (
         ("bert-base-uncased-of-mine", "hf download bert-base-uncased-of-mine config.json model.safetensors"),
+        ("bert-base-uncased-of-mine", "then make image WEIGHTS=bert:bert-base-uncased-of-mine"),
         ("./no-such-folder", "no folder with a config.json"),
     ):
         with pytest.raises(UserError, match=said):

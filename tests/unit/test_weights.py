@@ -73,6 +73,8 @@ def test_what_an_image_brings_along_is_whole_and_what_it_says_it_is(tmp_path: Pa
             weights.examine("imagenet", "resnet18", tmp_path, nothing)
     with pytest.raises(UserError, match="nobody publishes weights"):
         weights.examine("mnist", "quick", tmp_path, nothing)
+    with pytest.raises(UserError, match=r"hf download bert-base-uncased .* --local-dir weights/bert-base-uncased"):
+        weights.published("bert", "")
 
 
 def test_missing_ones_name_the_command_that_gets_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,14 @@ WARM_UP = 0.1  # of the steps: the learning rate rises from zero to its peak, th
 POOL = 50  # batches whose texts are sorted by length together
 
 
+def published_url(model: str) -> str:
+    """No address of the hub's is fetched from here: raises `UserError` with the command that gets a model."""
+    raise UserError(
+        f"{shown(model)}'s weights are on the Hugging Face hub, and nothing is fetched from there; get them: "
+        f"{pretrained.download(model)} --local-dir weights/{shown(model)}"
+    )
+
+
 def examine_folder(folder: Path, check: Callable[[], None]) -> None:
     """Raise `UserError` unless all that a run with this `--model` begins with is there and can be read."""
     pretrained.config_of(folder)
