@@ -236,6 +236,16 @@ def test_the_page_shows_the_ledgers_figures_on_every_screen_and_asks_for_nothing
     assert shown >= {"instance", "rate $/h", "seconds", "cost $", "epochs", "learning rate", "momentum", "accuracy"}
 
 
+def test_runs_whose_samples_have_other_names_stand_side_by_side(ledger: Ledger) -> None:
+    texts = replace(ledger, run="bert", unit="texts")
+    text = page.render([ledger, texts], prices.load(), "file:///runs", 2e9)
+    table = text[text.index('<section id="runs">') : text.index('<section class="run"')]
+    columns = [table.count(f'<th scope="col" class="n">{unit}/s</th>') for unit in ("samples", "images", "texts")]
+    assert columns == [1, 0, 0]
+    assert table.count('<td data-column="samples/s" data-value="') == 2
+    assert text.count('<th scope="col" class="n">texts/s</th>') == 1, "of the run by itself"
+
+
 def test_the_command_writes_all_of_it(tmp_path: Path, records: Records) -> None:
     store = tmp_path / "store"
     for name in ("one", "two"):
