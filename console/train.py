@@ -19,7 +19,7 @@ from console.commands import DATA, stop_grace_s
 from storage import PATIENCE_S, open_store
 from storage.retry import Retrying
 from trainer import ranks
-from trainer.exits import ExitCode, UserError
+from trainer.exits import ExitCode, OtherRun, UserError
 from trainer.names import check_preset, dataset_of, of_preset, presets_of
 from trainer.settings import Settings
 from watchers import HaltWatcher, Mailbox, Stopped, Watch, Watcher, drill, signals
@@ -149,6 +149,9 @@ def lead(
             curves=curves,
         )
         return run.train(request)
+    except OtherRun as e:
+        logs.say_synthetic(on=e.synthetic)  # what is said of it is not about the data here
+        raise
     finally:
         if curves is not None:
             curves.close()

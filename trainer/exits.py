@@ -49,3 +49,11 @@ class UserError(Exception):
     def __init__(self, message: str, code: ExitCode = ExitCode.SETUP) -> None:
         super().__init__(message)
         self.code = code
+
+
+class OtherRun(UserError):
+    """The store's run of this name is another than was meant. `synthetic`: it, whatever was to be trained on here."""
+
+    def __init__(self, message: str, *, synthetic: bool) -> None:
+        super().__init__(message)
+        self.synthetic = synthetic

@@ -11,6 +11,10 @@ import pytest
 
 from tests.disks import fill_up
 from tests.runs import REPOSITORY, Lab, environment
+from trainer.data.dataset import named
+from trainer.data.packed import Origin, write_packed
+from trainer.data.pulse import Pulse
+from trainer.data.synthetic import generate
 
 MISTAKES = [
     (["cifr10"], 64, "no job or command 'cifr10'; did you mean cifar10?"),
@@ -114,6 +118,20 @@ def test_other_settings_than_the_runs_are_refused_with_the_difference_and_both_w
     assert lab.status()["step"] == 40
     other = lab.start("--epochs", "2", "--batch-size", "50", "--allow-change", "batch_size")
     assert other.wait() == 78, "the place in the data is counted in batches"
+
+
+def test_a_refusal_speaks_of_the_runs_data_and_not_of_those_here(tmp_path: Path) -> None:
+    for kind, count in (("real", 200), ("synthetic", 300)):
+        splits, synthetic = generate(named("cifar10"), Pulse(), count, 100), kind == "synthetic"
+        write_packed(tmp_path / kind, named("cifar10"), splits, Origin(kind, "", ""), synthetic=synthetic)
+    lab = Lab(tmp_path, tmp_path / "real", "--preset", "tutorial", "--steps", "1")
+    lab.finish()
+    lab.data = tmp_path / "synthetic"
+    other = lab.start()
+    assert other.wait() == 78, other.text
+    assert "error: run 'cifar10' in" in other.lines[-1], "it isn't SYNTHETIC"
+    assert "real data there and SYNTHETIC data here" in other.lines[-1]
+    assert "`data cifar10 --source`" in other.lines[-1]
 
 
 def test_an_unwritable_store_is_found_before_the_first_step(tmp_path: Path, small_cifar: Path) -> None:
