@@ -69,6 +69,9 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...], comman
         except Stopped as e:
             return exit_code_for(e, settings)
 
+    if "halt" in given and not os.path.isdir(settings.halt):
+        what = "is a file, not a folder" if os.path.exists(settings.halt) else "is not there"
+        log.warning("--halt %s %s: a file in it stops the run once it is a folder", settings.halt, what)
     gc.disable()  # until all is imported, see trainer/startup.py
     watched: list[Watcher] = [halt] if rank.local == 0 else []  # one process of a machine listens for all
     if rank.number == 0:

@@ -103,6 +103,15 @@ def test_errors_are_json_lines_where_json_is_asked_for() -> None:
     assert [json.loads(line)["severity"] for line in lines] == ["ERROR"]
 
 
+@pytest.mark.parametrize(("kind", "words"), [("gone", "is not there"), ("file", "is a file, not a folder")])
+def test_a_halt_folder_that_is_none_is_warned_of(kind: str, words: str, tmp_path: Path) -> None:
+    halt = tmp_path / kind
+    (tmp_path / "file").touch()
+    got, lines = run("cifar10", "--store", f"file://{tmp_path}/store", "--halt", str(halt), "--data", "/nowhere/at/all")
+    assert (got, len(lines)) == (78, 2), lines
+    assert f"warning: --halt {halt} {words}" in lines[0]
+
+
 def test_other_settings_than_the_runs_are_refused_with_the_difference_and_both_ways_on(
     tmp_path: Path, small_cifar: Path
 ) -> None:
