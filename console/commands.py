@@ -62,8 +62,15 @@ class Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, names in (("Jobs", job_names()), ("Commands", self.others())):
             with formatter.section(title):
-                commands = [self.get_command(ctx, name) for name in names]
-                formatter.write_dl([(c.name or "", c.get_short_help_str(90)) for c in commands if c is not None])
+                formatter.write_dl([(name, self._told(ctx, name)) for name in names])
+
+    def _told(self, ctx: click.Context, name: str) -> str:
+        """A command in a line; of a job that one is just writing, what is wrong with it."""
+        try:
+            command = self.get_command(ctx, name)
+        except UserError as e:
+            return f"({e})"
+        return command.get_short_help_str(90) if command is not None else ""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("To begin"):
