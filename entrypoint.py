@@ -29,6 +29,7 @@ from console import logs
 from console.commands import (
     DATA,
     Commands,
+    Unwritten,
     help_command,
     options,
     program,
@@ -303,6 +304,12 @@ def main(arguments: list[str]) -> int:
         return ExitCode.NOT_DURABLE if isinstance(e, Transient) else ExitCode.SETUP
     except click.Abort:
         return ExitCode.INTERRUPTED
+    except Unwritten as e:
+        if e.is_unread:  # `| head`
+            return ExitCode.UNREAD
+        with suppress(OSError):
+            sys.stderr.write(f"error: standard output can't be written to: {e}\n")
+        return ExitCode.SETUP
     except Exception:
         log.exception("this is a defect in Baton or in the job; the run's checkpoints are as they were")
         return ExitCode.DEFECT

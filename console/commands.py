@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,33 @@ _BEGIN = (
 )
 
 
+class Unwritten(Exception):
+    """What was asked for can't be written to standard output. No OSError: of these click makes an end of its own."""
+
+    def __init__(self, why: OSError) -> None:
+        super().__init__(why.strerror or str(why))
+        self.is_unread = isinstance(why, BrokenPipeError)
+
+
+@contextmanager
+def written() -> Iterator[None]:
+    """Raises `Unwritten` where it is standard output that an error came from: it takes no empty line either."""
+    try:
+        yield
+    except OSError:
+        finish("\n")
+        raise
+
+
+def finish(rest: str = "") -> None:
+    """Write all that standard output has yet to write. Raises `Unwritten`."""
+    try:
+        sys.stdout.write(rest)
+        sys.stdout.flush()
+    except OSError as e:
+        raise Unwritten(e) from e
+
+
 class Commands(click.Group):
     """Jobs and commands in one namespace; a wrong name gets the nearest right one.
 
@@ -35,6 +64,17 @@ class Commands(click.Group):
     """
 
     build_job: Callable[[str], click.Command]
+
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        with written():
+            return super().make_context(*args, **more)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with written():
+            code = super().invoke(ctx)
+        if ctx.invoked_subcommand not in job_names():  # a run is more than what is said of it
+            finish()
+        return code
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*job_names(), *self.others()]
