@@ -117,7 +117,7 @@ def _facts(ledger: Ledger, run: Row, prices: Prices) -> list[tuple[str, str, str
         ("state", run["state"].text, f"step {run['step'].text}, {lost}"),
         ("accuracy", run["accuracy"].text, f"after {run['epochs'].text} epochs"),
         ("cost", tables.UNKNOWN if cost is None else f"${run['cost $'].text}", told),
-        ("goodput", run["goodput"].text, "useful seconds of all that were paid for"),
+        ("goodput", run["goodput"].text, "useful seconds of all machine seconds"),
         ("machines' time", duration(ledger.wall_s), f"{duration(elapsed)} from first to last" if elapsed else ""),
         ("attempts", run["attempts"].text, f"on {clouds} cloud{'s' * (clouds != 1)}" if clouds else "on no cloud"),
     ]
