@@ -241,9 +241,13 @@ def _check_room(history: History, ready: Prepared) -> None:
     need = 4 * state  # two optimizer moments beside the weights, and the checkpoint before
     if free is not None and free < need:
         raise UserError(
-            f"store {history.store.url} has {free / 1e6:.1f} MB free and a checkpoint needs up to "
-            f"{need / 1e6:.1f} MB: make room, or choose another --store"
+            f"store {history.store.url} has {_amount(free)} free and a checkpoint needs up to {_amount(need)}: make "
+            "room, or choose another --store"
         )
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def _begin(request: Request, ready: Prepared, prefetched: Restored | None, together: Together | None) -> Attempt:

@@ -57,6 +57,8 @@ MISTAKES = [
     (["data", "cifar11"], 64, "no job 'cifar11'; there are: bert, cifar10"),
     (["cifar10", "--store", "gs:/bucket/runs"], 78, "for example gs://bucket/runs"),
     (["data", "cifar10", "--source", "/nowhere.tar"], 78, "/nowhere.tar"),
+    (["data", "mnist", "--out", "{tmp}/out", "--source", "/nowhere"], 78, "/nowhere: no such folder"),
+    (["data", "mnist", "--out", "{tmp}/out", "--source", "/dev/null"], 78, "/dev/null: is no folder"),
 ]
 
 
