@@ -33,6 +33,7 @@ from console.commands import (
     help_command,
     options,
     program,
+    show_version,
     those_given,
     variable_of,
     wants_json,
@@ -53,6 +54,14 @@ COMMAND_TRY_S = 30.0  # how long a store that is away is waited for
 
 
 @click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=show_version,
+    help="the commit of this program",
+)
 @click.pass_context
 def baton(ctx: click.Context) -> None:
     """Train a model on cheap machines that may go at any time, and never lose the place.

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,27 @@ def wants_json(arguments: list[str]) -> bool:
         if argument.startswith("--log=") or (argument == "--log" and i + 1 < len(arguments)):
             return (argument.partition("=")[2] or arguments[i + 1]) == "json"
     return os.environ.get("BATON_LOG") == "json"
+
+
+def version() -> str:
+    """The commit that this is of, as far as anything here knows."""
+    root = DATA.parent
+    if revision := os.environ.get("BATON_REVISION"):
+        return revision
+    if (root / ".git").exists():
+        import subprocess
+
+        with suppress(OSError):
+            git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--tags"]
+            if told := subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip():
+                return told
+    return "unknown"
+
+
+def show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(f"baton {version()}")
+        ctx.exit()
 
 
 def program() -> str:

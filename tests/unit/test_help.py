@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,13 @@ def test_a_misspelt_job_gets_the_nearest_right_one(words: tuple[str, ...]):
     assert code == 64
     assert "did you mean cifar10?" in text
     assert len(text.splitlines()) == 1
+
+
+def test_the_version_is_the_images_commit_or_the_checkouts():
+    assert command("--version", BATON_REVISION="abc123") == (0, "baton abc123\n")
+    code, text = command("--version")
+    assert code == 0
+    assert re.fullmatch(r"baton \S+\n", text)
 
 
 def test_a_job_that_is_no_python_is_named_with_its_line_and_hides_no_other(tmp_path: Path):
