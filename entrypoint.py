@@ -29,9 +29,11 @@ from console import logs
 from console.commands import (
     DATA,
     Commands,
+    Unwritten,
     help_command,
     options,
     program,
+    show_version,
     those_given,
     variable_of,
     wants_json,
@@ -52,6 +54,14 @@ COMMAND_TRY_S = 30.0  # how long a store that is away is waited for
 
 
 @click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=show_version,
+    help="the commit of this program",
+)
 @click.pass_context
 def baton(ctx: click.Context) -> None:
     """Train a model on cheap machines that may go at any time, and never lose the place.
@@ -303,6 +313,12 @@ def main(arguments: list[str]) -> int:
         return ExitCode.NOT_DURABLE if isinstance(e, Transient) else ExitCode.SETUP
     except click.Abort:
         return ExitCode.INTERRUPTED
+    except Unwritten as e:
+        if e.is_unread:  # `| head`
+            return ExitCode.UNREAD
+        with suppress(OSError):
+            sys.stderr.write(f"error: standard output can't be written to: {e}\n")
+        return ExitCode.SETUP
     except Exception:
         log.exception("this is a defect in Baton or in the job; the run's checkpoints are as they were")
         return ExitCode.DEFECT

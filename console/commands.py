@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,33 @@ _BEGIN = (
 )
 
 
+class Unwritten(Exception):
+    """What was asked for can't be written to standard output. No OSError: of these click makes an end of its own."""
+
+    def __init__(self, why: OSError) -> None:
+        super().__init__(why.strerror or str(why))
+        self.is_unread = isinstance(why, BrokenPipeError)
+
+
+@contextmanager
+def written() -> Iterator[None]:
+    """Raises `Unwritten` where it is standard output that an error came from: it takes no empty line either."""
+    try:
+        yield
+    except OSError:
+        finish("\n")
+        raise
+
+
+def finish(rest: str = "") -> None:
+    """Write all that standard output has yet to write. Raises `Unwritten`."""
+    try:
+        sys.stdout.write(rest)
+        sys.stdout.flush()
+    except OSError as e:
+        raise Unwritten(e) from e
+
+
 class Commands(click.Group):
     """Jobs and commands in one namespace; a wrong name gets the nearest right one.
 
@@ -35,6 +64,17 @@ class Commands(click.Group):
     """
 
     build_job: Callable[[str], click.Command]
+
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        with written():
+            return super().make_context(*args, **more)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with written():
+            code = super().invoke(ctx)
+        if ctx.invoked_subcommand not in job_names():  # a run is more than what is said of it
+            finish()
+        return code
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*job_names(), *self.others()]
@@ -62,8 +102,15 @@ class Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, names in (("Jobs", job_names()), ("Commands", self.others())):
             with formatter.section(title):
-                commands = [self.get_command(ctx, name) for name in names]
-                formatter.write_dl([(c.name or "", c.get_short_help_str(90)) for c in commands if c is not None])
+                formatter.write_dl([(name, self._told(ctx, name)) for name in names])
+
+    def _told(self, ctx: click.Context, name: str) -> str:
+        """A command in a line; of a job that one is just writing, what is wrong with it."""
+        try:
+            command = self.get_command(ctx, name)
+        except UserError as e:
+            return f"({e})"
+        return command.get_short_help_str(90) if command is not None else ""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("To begin"):
@@ -116,6 +163,27 @@ def wants_json(arguments: list[str]) -> bool:
         if argument.startswith("--log=") or (argument == "--log" and i + 1 < len(arguments)):
             return (argument.partition("=")[2] or arguments[i + 1]) == "json"
     return os.environ.get("BATON_LOG") == "json"
+
+
+def version() -> str:
+    """The commit that this is of, as far as anything here knows."""
+    root = DATA.parent
+    if revision := os.environ.get("BATON_REVISION"):
+        return revision
+    if (root / ".git").exists():
+        import subprocess
+
+        with suppress(OSError):
+            git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--tags"]
+            if told := subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip():
+                return told
+    return "unknown"
+
+
+def show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(f"baton {version()}")
+        ctx.exit()
 
 
 def program() -> str:

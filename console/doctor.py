@@ -62,23 +62,29 @@ def _print(found: list[Found]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    terminal = sys.stdout.isatty()
-    console = Console(highlight=False, soft_wrap=not terminal)
+    console = Console(highlight=False)
+
+    def say(line: Text) -> None:
+        if sys.stdout.isatty():
+            console.print(line)
+        else:
+            print(line.plain)
+
     looks = {"ok": "green", "warning": "yellow", "failed": "bold red", "not tried": "dim"}
     group = ""
     for f in found:
         if f.group != group:
             group = f.group
-            console.print(Text(group, style="bold"))
-        console.print(Text.assemble("  ", (f"{f.status:<10}", looks[f.status]), f"{f.check:<12} {one_line(f.detail)}"))
+            say(Text(group, style="bold"))
+        say(Text.assemble("  ", (f"{f.status:<10}", looks[f.status]), f"{f.check:<12} {one_line(f.detail)}"))
         if f.mend:
-            console.print(Text(f"{'':<12}{'':<12} to mend it: {f.mend}"))
+            say(Text(f"{'':<12}{'':<12} to mend it: {f.mend}"))
     failed = sum(f.status == "failed" for f in found)
     warned = sum(f.status == "warning" for f in found)
     if failed:
-        console.print(Text(f"{failed} of {len(found)} checks failed: not ready to train", style="bold red"))
+        say(Text(f"{failed} of {len(found)} checks failed: not ready to train", style="bold red"))
     else:
-        console.print(
+        say(
             Text(
                 "ready to train" + (f", with {warned} warning{'s' * (warned > 1)}" if warned else ""),
                 style="bold green",

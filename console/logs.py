@@ -139,9 +139,9 @@ def say_only_errors(who: str) -> None:
     logger.handlers[0].addFilter(named)
 
 
-def say_synthetic() -> None:
-    """From now on every line says that the data is SYNTHETIC."""
-    _synthetic.on = True
+def say_synthetic(*, on: bool = True) -> None:
+    """From now on every line says that the data is SYNTHETIC, or none does."""
+    _synthetic.on = on
 
 
 def marked(line: str) -> str:

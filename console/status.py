@@ -146,7 +146,9 @@ def _metrics(metrics: Json) -> str:
     values = metrics if isinstance(metrics, dict) else {}
     told = []
     for name, value in values.items():
-        if isinstance(value, float):
+        if value is None:
+            told.append(f"{name.replace('_', ' ')} not a number")
+        elif isinstance(value, float):
             accuracy = name in ("accuracy", "macro_f1")
             told.append(f"{name.replace('_', ' ')} " + (f"{100 * value:.2f} %" if accuracy else f"{value:.4f}"))
     return ", ".join(told[:2]) or "-"

@@ -19,7 +19,7 @@ from console.commands import DATA, stop_grace_s
 from storage import PATIENCE_S, open_store
 from storage.retry import Retrying
 from trainer import ranks
-from trainer.exits import ExitCode, UserError
+from trainer.exits import ExitCode, OtherRun, UserError
 from trainer.names import check_preset, dataset_of, of_preset, presets_of
 from trainer.settings import Settings
 from watchers import HaltWatcher, Mailbox, Stopped, Watch, Watcher, drill, signals
@@ -69,6 +69,9 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...], comman
         except Stopped as e:
             return exit_code_for(e, settings)
 
+    if "halt" in given and not os.path.isdir(settings.halt):
+        what = "is a file, not a folder" if os.path.exists(settings.halt) else "is not there"
+        log.warning("--halt %s %s: a file in it stops the run once it is a folder", settings.halt, what)
     gc.disable()  # until all is imported, see trainer/startup.py
     watched: list[Watcher] = [halt] if rank.local == 0 else []  # one process of a machine listens for all
     if rank.number == 0:
@@ -149,6 +152,9 @@ def lead(
             curves=curves,
         )
         return run.train(request)
+    except OtherRun as e:
+        logs.say_synthetic(on=e.synthetic)  # what is said of it is not about the data here
+        raise
     finally:
         if curves is not None:
             curves.close()

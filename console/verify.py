@@ -59,8 +59,17 @@ def _print(history: History, verdicts: list[Verdict]) -> None:
     if not verdicts:
         print(f"{history.run} has no checkpoint yet")
     elif bad == len(verdicts):
-        print(f"no checkpoint of {history.run} is good: a start ends with exit code 78 and changes nothing")
+        print(
+            f"no checkpoint of {history.run} is good: a start ends with exit code 78 and changes nothing; "
+            "begin anew with --run NAME"
+        )
     elif bad:
-        print(f"{bad} of {len(verdicts)} checkpoints of {history.run} are bad; a start takes the newest good one")
+        are = "is" if bad == 1 else "are"
+        print(
+            f"{bad} of {len(verdicts)} checkpoints of {history.run} {are} bad; go on as ever: a start takes the newest "
+            "good one, and leaves the bad alone"
+        )
+    elif len(verdicts) == 1:
+        print(f"the 1 checkpoint of {history.run} is good")
     else:
         print(f"all {len(verdicts)} checkpoints of {history.run} are good")

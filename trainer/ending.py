@@ -207,9 +207,10 @@ def _record(notice: Notice, mailbox: Mailbox, attempt: Attempt | None) -> dict[s
 
 
 def told(metrics: Json) -> str:
-    """Metrics for people: names and values."""
+    """Metrics for people: names and values. One that is no number any more is null on record."""
     pairs = metrics.items() if isinstance(metrics, dict) else ()
-    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in pairs if isinstance(value, float))
+    figures = {n: "not a number" if v is None else f"{v:.4f}" for n, v in pairs if v is None or isinstance(v, float)}
+    return ", ".join(f"{name.replace('_', ' ')} {figure}" for name, figure in figures.items())
 
 
 def table(matrix: Json, classes: Sequence[str]) -> list[str]:

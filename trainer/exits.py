@@ -13,6 +13,7 @@ class ExitCode(IntEnum):
     PREEMPTED = 75  # told to go by the machine; start it again anywhere (EX_TEMPFAIL)
     SETUP = 78  # a person must act before it can run (EX_CONFIG)
     INTERRUPTED = 130  # Ctrl-C
+    UNREAD = 141  # as of a program that SIGPIPE ends
 
 
 # code -> what it means, what whoever restarts containers should do; for people
@@ -39,6 +40,7 @@ MEANINGS = {
     ),
     ExitCode.USAGE: ("the command line can't be understood", "not restart"),
     ExitCode.INTERRUPTED: ("Ctrl-C, last checkpoint durable", "leave it"),
+    ExitCode.UNREAD: ("whoever read what a command prints has gone; of no training", "leave it"),
     ExitCode.DEFECT: ("a defect in Baton or in the job", "look"),
 }
 
@@ -49,3 +51,11 @@ class UserError(Exception):
     def __init__(self, message: str, code: ExitCode = ExitCode.SETUP) -> None:
         super().__init__(message)
         self.code = code
+
+
+class OtherRun(UserError):
+    """The store's run of this name is another than was meant. `synthetic`: it, whatever was to be trained on here."""
+
+    def __init__(self, message: str, *, synthetic: bool) -> None:
+        super().__init__(message)
+        self.synthetic = synthetic

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -137,11 +139,13 @@ def tensor_of(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
 
 
 def load(name: str) -> Job:
-    """Raises `UserError` where the image lacks a library that the job needs: the slim CPU one has no torchvision."""
+    """Raises `UserError` where a library that the job needs is lacking: the slim CPU image has no torchvision."""
     try:
         job: Job = import_module(f"trainer.jobs.{name}")
     except ModuleNotFoundError as e:
-        raise UserError(f"{name} needs {e.name}, which is not installed here: use the image of flavour cuda") from e
+        in_image = "BATON_REVISION" in os.environ  # which the image sets
+        way = "use the image of flavour cuda" if in_image else f"install it for {sys.executable}"
+        raise UserError(f"{name} needs {e.name}, which is not installed here: {way}") from e
     return job
 
 

@@ -57,4 +57,10 @@ def check_preset(name: str, presets: Collection[str]) -> None:
 
 @cache
 def _parsed(job: str) -> ast.Module:
-    return ast.parse((JOBS / f"{job}.py").read_text())
+    """Raises `UserError` where the file is no Python."""
+    path = JOBS / f"{job}.py"
+    try:
+        return ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as e:
+        at, why = (f", line {e.lineno},", e.msg) if isinstance(e, SyntaxError) and e.lineno else ("", str(e))
+        raise UserError(f"{path.relative_to(JOBS.parents[1])}{at} can't be read: {why}") from e

@@ -8,7 +8,9 @@ from typing import Any
 
 from trainer.settings import fields_of
 
-_KEPT = ("data", "checkpoint_every", "keep")  # beside what shapes the run; the rest is each machine's own
+# Beside what shapes the run; the rest is each machine's own. The halt folder too, if one was named: whoever stops a run
+# by a file in it would do so again, in vain
+_KEPT = ("data", "halt", "checkpoint_every", "keep")
 _MAY_HOLD_A_SECRET = re.compile(r"[?@]")  # an address with a token or a password in it
 
 

@@ -22,7 +22,7 @@ from trainer.checkpoint import Position, restore, take
 from trainer.commit import RunFacts
 from trainer.early import Early
 from trainer.ending import exit_code_for, fail, finish, record_end, stop, told
-from trainer.exits import ExitCode, UserError
+from trainer.exits import ExitCode, OtherRun, UserError
 from trainer.history import Checkpoint, History, Sign
 from trainer.loop import Loop, Plan
 from trainer.manifest import Manifest
@@ -152,7 +152,7 @@ def _prepare(request: Request, begun: Start, together: Together | None) -> tuple
     if newest is None:
         ready.task.begin(ready.settings.weights, request.mailbox.check)
     else:
-        _check_same_run(newest.manifest, request, shape, ready.plan, request.allow_change)
+        _check_same_run(newest.manifest, request, ready, request.allow_change)
         restored = Restored(newest, restore(ready.task, newest))
     if together is not None:
         others = together.wait_for_others()
@@ -180,13 +180,17 @@ def _check_share(request: Request, plan: Plan) -> None:
     log.warning("%s: %d of %d processes have nothing to do; %s", what, count - micro_batches, count, way)
 
 
-def _check_same_run(
-    manifest: Manifest, request: Request, shape: dict[str, Json], plan: Plan, allow_change: Sequence[str]
-) -> None:
-    """Raise `UserError` where these settings are not the run's, and nobody said that this is meant."""
-    where = f"run {request.history.run!r} in {request.history.store.url}"
+def _check_same_run(manifest: Manifest, request: Request, ready: Prepared, allow_change: Sequence[str]) -> None:
+    """Raise `OtherRun` where these settings are not the run's, and nobody said that this is meant."""
+    plan, shape = ready.plan, ready.shape
+
+    def other(what: str) -> OtherRun:
+        return OtherRun(
+            f"run {request.history.run!r} in {request.history.store.url} {what}", synthetic=manifest.synthetic
+        )
+
     if manifest.job != request.job:
-        raise UserError(f"{where} is one of job {manifest.job}; give this one another name with --run NAME")
+        raise other(f"is one of job {manifest.job}; give this one another name with --run NAME")
     # a setting that is newer than the run's image was not given to it
     changed = difference(shape, {**Settings().that_shape_the_run(), **manifest.settings})
     refused = {name: pair for name, pair in changed.items() if name not in allow_change or name in UNCHANGEABLE}
@@ -195,15 +199,16 @@ def _check_same_run(
         ways = "use --run NAME for a new run"
         if not any(name in UNCHANGEABLE for name in refused):
             ways += ", or " + " ".join(f"--allow-change {name}" for name in refused) + " to go on with the new value"
-        raise UserError(f"{where} was started with other settings ({told}): {ways}")
+        if "data_sha256" in refused:
+            had, here = (("SYNTHETIC" if made else "real") for made in (manifest.synthetic, ready.data.synthetic))
+            kinds = f", {had} data there and {here} data here" if had != here else ""
+            told += kinds
+            ways += f", or give it the data that it had: --data, or `data {request.job} --source`"
+        raise other(f"was started with other settings ({told}): {ways}")
     if manifest.steps_per_epoch != plan.steps_per_epoch:
-        raise UserError(
-            f"{where} has epochs of {manifest.steps_per_epoch} steps, not {plan.steps_per_epoch}: use --run NAME"
-        )
+        raise other(f"has epochs of {manifest.steps_per_epoch} steps, not {plan.steps_per_epoch}: use --run NAME")
     if manifest.step > plan.steps:
-        raise UserError(
-            f"{where} is at step {manifest.step} already, beyond {plan.steps}: use --run NAME for a new run"
-        )
+        raise other(f"is at step {manifest.step} already, beyond {plan.steps}: use --run NAME for a new run")
     for name, (mine, theirs) in changed.items():
         log.warning("%s changed from %s to %s, as --allow-change says", name, _short(theirs), _short(mine))
 
@@ -236,9 +241,13 @@ def _check_room(history: History, ready: Prepared) -> None:
     need = 4 * state  # two optimizer moments beside the weights, and the checkpoint before
     if free is not None and free < need:
         raise UserError(
-            f"store {history.store.url} has {free / 1e6:.1f} MB free and a checkpoint needs up to "
-            f"{need / 1e6:.1f} MB: make room, or choose another --store"
+            f"store {history.store.url} has {_amount(free)} free and a checkpoint needs up to {_amount(need)}: make "
+            "room, or choose another --store"
         )
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def _begin(request: Request, ready: Prepared, prefetched: Restored | None, together: Together | None) -> Attempt:
@@ -303,7 +312,7 @@ def _load(
         position = prefetched.position
     elif newest is not None:
         if prefetched is None:
-            _check_same_run(newest.manifest, request, ready.shape, plan, ())
+            _check_same_run(newest.manifest, request, ready, ())
         position = restore(ready.task, newest)
     if together is not None:
         from trainer.follow import hand_over

@@ -84,7 +84,7 @@ def _files(ledgers: list[Ledger], prices: Prices, url: str) -> dict[str, bytes]:
         "attempts.csv": tables.as_csv(rows).encode(),
     }
     for ledger in ledgers:
-        files[f"relay-{ledger.run}.png"] = picture.palette_png(picture.relay(ledger, form="png"))
+        files[f"relay-{ledger.run}.png"] = picture.palette_png(picture.relay(ledger, form="png", titled=True))
     if len(ledgers) > 1 and (side_by_side := comparison.picture(ledgers, prices, form="png")) is not None:
         files["runs.png"] = picture.palette_png(side_by_side)
     return files

@@ -59,7 +59,7 @@ def picture(
         return None
     longest = max(at for points in by_seconds for at, _ in points)
     _, per_unit, unit = next(u for u in UNITS if longest >= u[0])
-    panels = [([[(x / per_unit, y) for x, y in points] for points in by_seconds], f"{unit} paid for")]
+    panels = [([[(x / per_unit, y) for x, y in points] for points in by_seconds], f"machine {unit}")]
     if any(by_cost):
         panels.append((by_cost, "US dollars"))
     with drawn_in(theme, small=small):
@@ -70,8 +70,8 @@ def picture(
             for i, points in enumerate(lines):
                 if points:
                     color = theme.others[(i + 1) % len(theme.others)]
-                    name = one_line(ledgers[i].run)[:30]
-                    axis.plot(*zip(*points, strict=True), color=color, linewidth=1.8, marker="o", ms=4, label=name)
+                    label_ = one_line(ledgers[i].run)[:30] + " SYNTHETIC" * ledgers[i].synthetic
+                    axis.plot(*zip(*points, strict=True), color=color, linewidth=1.8, marker="o", ms=4, label=label_)
             axis.set_xlabel(label)
             axis.set_xlim(left=0)
             axis.xaxis.set_major_locator(MaxNLocator(4 if small else 6))

@@ -59,21 +59,29 @@ def render(ledgers: list[Ledger], prices: Prices, store: str, now: float) -> str
         loader=PackageLoader("console.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     both = len(ledgers) > 1
+    units = {ledger.unit for ledger in ledgers}
+    unit = units.pop() if len(units) == 1 else "samples"  # of all runs: they share their columns
     return environment.get_template("page.html").render(
         store=one_line(store),
         made=datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        runs=tables.runs(ledgers, prices) if both else [],
+        runs=[_with_speed(ledger, prices, unit) for ledger in ledgers] if both else [],
         compared=_pictures(lambda small: comparison.picture(ledgers, prices, small=small)) if both else {},
         sections=[_section(ledger, prices) for ledger in ledgers],
         run_columns={
-            "The bill": _columns(RUNS_BILL, ledgers[0]),
-            "Where the time went": _columns(RUNS_TIME, ledgers[0]),
+            "The bill": _columns(RUNS_BILL, unit),
+            "Where the time went": RUNS_TIME,
         },
     )
 
 
-def _columns(titles: list[str], ledger: Ledger) -> list[str]:
-    return [f"{ledger.unit}/s" if title == UNIT else title for title in titles]
+def _columns(titles: list[str], unit: str) -> list[str]:
+    return [f"{unit}/s" if title == UNIT else title for title in titles]
+
+
+def _with_speed(ledger: Ledger, prices: Prices, unit: str) -> Row:
+    """A run's row, its speed in the column of this unit too."""
+    (row,) = tables.runs([ledger], prices)
+    return {**row, f"{unit}/s": row[f"{ledger.unit}/s"]}
 
 
 def _section(ledger: Ledger, prices: Prices) -> Section:
@@ -84,7 +92,7 @@ def _section(ledger: Ledger, prices: Prices) -> Section:
         synthetic=ledger.synthetic,
         facts=_facts(ledger, run, prices),
         pictures=_pictures(lambda small: picture.relay(ledger, small=small)),
-        columns={"The bill": _columns(BILL, ledger), "Where the time went": _columns(TIME, ledger)} if rows else {},
+        columns={"The bill": _columns(BILL, ledger.unit), "Where the time went": TIME} if rows else {},
         rows=rows,
         sources=list(dict.fromkeys(row["rate from"].text for row in rows if row["rate from"].value is not None)),
         problems=[one_line(problem) for problem in ledger.problems],
@@ -109,7 +117,7 @@ def _facts(ledger: Ledger, run: Row, prices: Prices) -> list[tuple[str, str, str
         ("state", run["state"].text, f"step {run['step'].text}, {lost}"),
         ("accuracy", run["accuracy"].text, f"after {run['epochs'].text} epochs"),
         ("cost", tables.UNKNOWN if cost is None else f"${run['cost $'].text}", told),
-        ("goodput", run["goodput"].text, "useful seconds of all that were paid for"),
+        ("goodput", run["goodput"].text, "useful seconds of all machine seconds"),
         ("machines' time", duration(ledger.wall_s), f"{duration(elapsed)} from first to last" if elapsed else ""),
         ("attempts", run["attempts"].text, f"on {clouds} cloud{'s' * (clouds != 1)}" if clouds else "on no cloud"),
     ]

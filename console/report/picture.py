@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from console.logs import one_line
 from console.report.looks import LIGHT, Theme, drawn_in
-from console.report.tables import cloud_of
+from console.report.tables import cloud_of, told_name
 from trainer.curve import is_number
 from trainer.ledger import Entry, Ledger
 
@@ -20,9 +20,12 @@ UNITS = ((3 * 86400, 86400, "days"), (3 * 3600, 3600, "hours"), (300, 60, "minut
 FEW = 14  # attempts that still have room for words
 
 
-def relay(ledger: Ledger, theme: Theme = LIGHT, *, small: bool = False, form: str = "svg") -> bytes:
-    """One run's picture, as SVG or PNG. `small`: for a phone."""
+def relay(
+    ledger: Ledger, theme: Theme = LIGHT, *, small: bool = False, form: str = "svg", titled: bool = False
+) -> bytes:
+    """One run's picture, as SVG or PNG. `small`: for a phone. `titled`: with the run's name, to stand by itself."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     with drawn_in(theme, small=small):
         lanes = _Lanes(ledger)
@@ -40,7 +43,10 @@ def relay(ledger: Ledger, theme: Theme = LIGHT, *, small: bool = False, form: st
             for step in handovers if len(handovers) <= 4 * FEW else ():
                 axis.axvline(step, color=theme.quiet, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
             axis.set_xlim(0, max(ledger.step, 1) * 1.02)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
             axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        if titled:
+            figure.suptitle(told_name(ledger), x=0.01, ha="left", fontweight="bold")
         axes[-1].set_xlabel("step" + ("; dashed: another machine goes on" if handovers else ""))
         return rendered(figure, form)
 

@@ -7,12 +7,11 @@ import io
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from console.endings import CLOUDS, how
 from console.logs import one_line
-from console.progress import duration
 from console.report.prices import Prices, Rate, machines
 from trainer.ledger import Entry, Ledger
 from trainer.records import Record
@@ -93,7 +92,8 @@ def _run(ledger: Ledger, prices: Prices) -> Row:
     settings = ledger.settings
     epochs = ledger.useful_steps / ledger.steps_per_epoch if ledger.steps_per_epoch else None
     return {
-        "run": words(ledger.run + (" SYNTHETIC" if ledger.synthetic else "")),
+        "run": replace(words(ledger.run), text=told_name(ledger)),
+        "synthetic": words("yes" if ledger.synthetic else "no"),
         "job": words(ledger.job),
         "state": words(ledger.state),
         "attempts": number(len(ledger.entries)),
@@ -118,6 +118,11 @@ def _run(ledger: Ledger, prices: Prices) -> Row:
         "goodput": share(ledger.goodput),
         "elapsed s": seconds(ledger.elapsed_s),
     }
+
+
+def told_name(ledger: Ledger) -> str:
+    """A run's name for people, who are told of a stand-in wherever they look."""
+    return words(ledger.run).text + (" SYNTHETIC" if ledger.synthetic else "")
 
 
 def total(ledger: Ledger, rate: Callable[[Record], Rate | None], *, unseen: bool = False) -> float | None:
@@ -171,11 +176,7 @@ def number(value: Json, form: str = "{:,}", none: str = UNKNOWN) -> Cell:
 
 
 def seconds(value: float | None, none: str = UNKNOWN) -> Cell:
-    return (
-        Cell(None, none)
-        if value is None
-        else Cell(round(value, 3), f"{value:,.1f}" if value < 600 else duration(value))
-    )
+    return Cell(None, none) if value is None else Cell(round(value, 3), f"{value:,.1f}")
 
 
 def money(value: float | None) -> Cell:

@@ -11,6 +11,10 @@ import pytest
 
 from tests.disks import fill_up
 from tests.runs import REPOSITORY, Lab, environment
+from trainer.data.dataset import named
+from trainer.data.packed import Origin, write_packed
+from trainer.data.pulse import Pulse
+from trainer.data.synthetic import generate
 
 MISTAKES = [
     (["cifr10"], 64, "no job or command 'cifr10'; did you mean cifar10?"),
@@ -53,6 +57,8 @@ MISTAKES = [
     (["data", "cifar11"], 64, "no job 'cifar11'; there are: bert, cifar10"),
     (["cifar10", "--store", "gs:/bucket/runs"], 78, "for example gs://bucket/runs"),
     (["data", "cifar10", "--source", "/nowhere.tar"], 78, "/nowhere.tar"),
+    (["data", "mnist", "--out", "{tmp}/out", "--source", "/nowhere"], 78, "/nowhere: no such folder"),
+    (["data", "mnist", "--out", "{tmp}/out", "--source", "/dev/null"], 78, "/dev/null: is no folder"),
 ]
 
 
@@ -99,6 +105,15 @@ def test_errors_are_json_lines_where_json_is_asked_for() -> None:
     assert [json.loads(line)["severity"] for line in lines] == ["ERROR"]
 
 
+@pytest.mark.parametrize(("kind", "words"), [("gone", "is not there"), ("file", "is a file, not a folder")])
+def test_a_halt_folder_that_is_none_is_warned_of(kind: str, words: str, tmp_path: Path) -> None:
+    halt = tmp_path / kind
+    (tmp_path / "file").touch()
+    got, lines = run("cifar10", "--store", f"file://{tmp_path}/store", "--halt", str(halt), "--data", "/nowhere/at/all")
+    assert (got, len(lines)) == (78, 2), lines
+    assert f"warning: --halt {halt} {words}" in lines[0]
+
+
 def test_other_settings_than_the_runs_are_refused_with_the_difference_and_both_ways_on(
     tmp_path: Path, small_cifar: Path
 ) -> None:
@@ -114,6 +129,20 @@ def test_other_settings_than_the_runs_are_refused_with_the_difference_and_both_w
     assert lab.status()["step"] == 40
     other = lab.start("--epochs", "2", "--batch-size", "50", "--allow-change", "batch_size")
     assert other.wait() == 78, "the place in the data is counted in batches"
+
+
+def test_a_refusal_speaks_of_the_runs_data_and_not_of_those_here(tmp_path: Path) -> None:
+    for kind, count in (("real", 200), ("synthetic", 300)):
+        splits, synthetic = generate(named("cifar10"), Pulse(), count, 100), kind == "synthetic"
+        write_packed(tmp_path / kind, named("cifar10"), splits, Origin(kind, "", ""), synthetic=synthetic)
+    lab = Lab(tmp_path, tmp_path / "real", "--preset", "tutorial", "--steps", "1")
+    lab.finish()
+    lab.data = tmp_path / "synthetic"
+    other = lab.start()
+    assert other.wait() == 78, other.text
+    assert "error: run 'cifar10' in" in other.lines[-1], "it isn't SYNTHETIC"
+    assert "real data there and SYNTHETIC data here" in other.lines[-1]
+    assert "`data cifar10 --source`" in other.lines[-1]
 
 
 def test_an_unwritable_store_is_found_before_the_first_step(tmp_path: Path, small_cifar: Path) -> None:

@@ -7,6 +7,7 @@ import io
 import itertools
 import math
 import random
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from console.report import page, prices, tables
+from console.report import comparison, page, picture, prices, tables
 from tests.browser import look
 from tests.histories import Copy, live
 from tests.runs import command
@@ -234,6 +235,39 @@ def test_the_page_shows_the_ledgers_figures_on_every_screen_and_asks_for_nothing
         assert cell["value"] == (None if wanted.value is None else str(wanted.value))
     shown = {cell["column"] for cell in cells}
     assert shown >= {"instance", "rate $/h", "seconds", "cost $", "epochs", "learning rate", "momentum", "accuracy"}
+
+
+def test_runs_whose_samples_have_other_names_stand_side_by_side(ledger: Ledger) -> None:
+    texts = replace(ledger, run="bert", unit="texts")
+    text = page.render([ledger, texts], prices.load(), "file:///runs", 2e9)
+    table = text[text.index('<section id="runs">') : text.index('<section class="run"')]
+    columns = [table.count(f'<th scope="col" class="n">{unit}/s</th>') for unit in ("samples", "images", "texts")]
+    assert columns == [1, 0, 0]
+    assert table.count('<td data-column="samples/s" data-value="') == 2
+    assert text.count('<th scope="col" class="n">texts/s</th>') == 1, "of the run by itself"
+
+
+def test_of_the_stand_in_the_page_and_each_picture_say_so_and_the_table_has_a_column(ledger: Ledger) -> None:
+    made = replace(ledger, run="made", synthetic=True)
+    (row,) = tables.runs([made], prices.load())
+    assert (row["run"].value, row["synthetic"].value) == ("made", "yes")
+    assert '<td data-column="run" data-value="made" class="">made SYNTHETIC</td>' in page.render(
+        [ledger, made], prices.load(), "x", 2e9
+    )
+    assert "made SYNTHETIC" in texts(picture.relay(made, titled=True))
+    assert "made SYNTHETIC" in texts(comparison.picture([ledger, made], prices.load()) or b"")
+
+
+def test_a_run_of_few_steps_has_each_step_once_below_its_picture(ledger: Ledger) -> None:
+    short = replace(ledger, step=2, losses=[(1, 2.0, 1), (2, 1.0, 1)], evaluations=[])
+    shown = texts(picture.relay(short))
+    end = shown.index("step; dashed: another machine goes on")
+    assert shown[end - 4 : end] == ["3", "0", "1", "2"], "the last attempt's number, then the steps"
+
+
+def texts(svg: bytes) -> list[str]:
+    """The words of a picture whose letters are drawn: matplotlib puts each beside its drawing."""
+    return re.findall(r"<!-- (.*?) -->", svg.decode())
 
 
 def test_the_command_writes_all_of_it(tmp_path: Path, records: Records) -> None:

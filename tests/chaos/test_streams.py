@@ -30,6 +30,25 @@ def test_training_does_not_need_to_be_heard(streams: str, tmp_path: Path, small_
     assert command("verify", "--store", lab.url)[0] == 0
 
 
+@pytest.mark.parametrize("words", ["status", "status --json", "verify", "doctor", "help", "status --help"])
+def test_what_a_command_prints_is_written_or_said_not_to_be(words: str, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    line = f'"$0" entrypoint.py {words}'
+    for streams, code, said in (
+        (">/dev/full", 78, "error: standard output can't be written to: No space left on device\n"),
+        ("| true", 141, ""),
+    ):
+        done = subprocess.run(
+            ["bash", "-c", f"{{ sleep 0.2; {line}; }} {streams}; exit ${{PIPESTATUS[0]}}", sys.executable],
+            capture_output=True,
+            text=True,
+            env=environment(BATON_STORE=f"file://{tmp_path}/store"),
+            cwd=REPOSITORY,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (code, said)
+
+
 def test_files_do_not_become_the_streams_that_are_missing(tmp_path: Path) -> None:
     script = (
         "import os, sys; from console import logs; logs.keep_streams();"

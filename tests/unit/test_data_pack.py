@@ -60,6 +60,15 @@ class TestOnce:
         assert pack(dataset, str(path), tmp_path / "out", say=quiet).origin.kind == "python archive"
         assert [p.name for p in (tmp_path / "out").iterdir()] == [FILE_NAME]
 
+    def test_the_stand_in_takes_the_place_of_real_data_with_a_word(self, source: str, tmp_path: Path) -> None:
+        said: list[str] = []
+        pack(SMALL, "synthetic", tmp_path / "out", say=said.append)
+        pack(SMALL, source, tmp_path / "out", say=said.append)
+        assert not [line for line in said if "takes the place" in line]
+        assert pack(SMALL, "synthetic", tmp_path / "out", say=said.append).synthetic
+        (word,) = [line for line in said if "SYNTHETIC stand-in takes the place of the real" in line]
+        assert "(from image tar pictures.tar.xz)" in word
+
     def test_a_rotten_packed_file_is_packed_again(self, source: str, tmp_path: Path) -> None:
         first = pack(SMALL, source, tmp_path / "out", say=quiet)
         raw = bytearray(first.path.read_bytes())

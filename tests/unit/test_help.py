@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +37,36 @@ def test_a_misspelt_job_gets_the_nearest_right_one(words: tuple[str, ...]):
     assert code == 64
     assert "did you mean cifar10?" in text
     assert len(text.splitlines()) == 1
+
+
+def test_the_version_is_the_images_commit_or_the_checkouts():
+    assert command("--version", BATON_REVISION="abc123") == (0, "baton abc123\n")
+    code, text = command("--version")
+    assert code == 0
+    assert re.fullmatch(r"baton \S+\n", text)
+
+
+def test_a_job_that_is_no_python_is_named_with_its_line_and_hides_no_other(tmp_path: Path):
+    jobs = tmp_path / "trainer" / "jobs"
+    shutil.copytree(REPOSITORY / "trainer" / "jobs", jobs)
+    (jobs / "broken.py").write_text('"""Mine."""\nx = 1\ndef (:\n')
+    script = (
+        "import pathlib, sys, trainer.names\n"
+        "trainer.names.JOBS = pathlib.Path(sys.argv[1])\n"
+        "import entrypoint\n"
+        "sys.exit(entrypoint.main(sys.argv[2:]))"
+    )
+    words = [sys.executable, "-c", script, str(jobs)]
+    helped, named = (
+        subprocess.run([*words, *more], capture_output=True, text=True, cwd=REPOSITORY)
+        for more in (["help"], ["broken"])
+    )
+    assert helped.returncode == 0, helped.stderr
+    assert "cifar10" in helped.stdout
+    assert "(trainer/jobs/broken.py, line 3, can't be read: " in helped.stdout
+    assert named.returncode == 78
+    assert len(named.stdout.splitlines()) == 1, named.stdout
+    assert "trainer/jobs/broken.py, line 3, can't be read: " in named.stdout
 
 
 def test_a_python_without_the_environment_says_which_one_to_use():

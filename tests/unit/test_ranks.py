@@ -14,7 +14,7 @@ from trainer.loop import Plan
 from trainer.prepare import shape_of
 from trainer.processes import code_of
 from trainer.ranks import Rank
-from trainer.run import _check_share
+from trainer.run import _amount, _check_share
 from trainer.settings import Settings
 
 MASTER = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
@@ -109,3 +109,8 @@ def test_all_end_with_what_process_0_says_but_for_a_defect_or_what_a_person_must
     assert code_of({0: 74, 1: 78}) == 78
     assert code_of({0: -9, 1: 75}) == 75
     assert code_of({0: -9}) == 74
+
+
+@pytest.mark.parametrize(("size", "words"), [(0, "0.0 kB"), (46_912, "46.9 kB"), (2_500_000_000, "2,500.0 MB")])
+def test_room_that_is_too_little_is_told_in_a_unit_that_shows_it(size: int, words: str):
+    assert _amount(size) == words

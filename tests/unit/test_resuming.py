@@ -25,9 +25,9 @@ def test_it_has_what_shapes_the_run_and_nothing_of_this_machine() -> None:
     words = arguments("cifar10", "mine", given)
     assert words[:3] == ("cifar10", "--run", "mine")
     options = " ".join(words)
-    for expected in ("--lr 0.5", "--steps 40", "--freeze", "--keep 5"):
+    for expected in ("--lr 0.5", "--steps 40", "--freeze", "--keep 5", "--halt /h"):
         assert expected in options
-    for other in ("store", "device", "halt", "drill"):
+    for other in ("store", "device", "drill"):
         assert f"--{other}" not in options
     assert arguments("cifar10", "cifar10", {"freeze": False}) == ("cifar10",)
 

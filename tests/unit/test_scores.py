@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
-from trainer.ending import table
+from console.status import _metrics
+from trainer.attempt import finite
+from trainer.ending import table, told
 from trainer.scores import confusion, of_confusion
 
 
@@ -26,3 +30,10 @@ def test_the_table_lines_up_and_what_is_no_matrix_gives_none() -> None:
     assert lines[0].split() == ["taken", "for", "cat", "hippopotamus", "..."] or len({len(x) for x in lines}) == 1
     assert lines[1].split() == ["cat", "8", "1234"]
     assert table(None, ["a"]) == table([[1]], ["a", "b"]) == []
+
+
+def test_a_metric_that_is_no_number_any_more_is_called_so() -> None:
+    metrics = finite({"loss": math.nan, "accuracy": 0.5, "train_loss": math.inf})
+    words = "loss not a number, accuracy 0.5000, train loss not a number"
+    assert told({"step": 3, **metrics}) == words
+    assert _metrics(metrics) == "loss not a number, accuracy 50.00 %"

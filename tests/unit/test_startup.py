@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import trainer.jobs
 from tests.runs import REPOSITORY, environment
+from trainer.exits import UserError
+from trainer.job import load
 
 OPTIMIZE = """
 import sys, torch
@@ -78,3 +82,16 @@ def test_torchs_libraries_are_loaded_before_its_import() -> None:
 @pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
 def test_no_store_waits_for_them(scheme: str) -> None:
     run(IMPORT_STORE.replace("SCHEME", scheme))
+
+
+@pytest.mark.parametrize(("image", "way"), [(True, "use the image of flavour cuda"), (False, f"for {sys.executable}")])
+def test_a_library_that_a_job_lacks_is_named_with_what_helps_where_this_is(
+    image: bool, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "needy.py").write_text("import nosuch\n")
+    monkeypatch.setattr(trainer.jobs, "__path__", [str(tmp_path)])
+    monkeypatch.setenv("BATON_REVISION", "1")
+    if not image:
+        monkeypatch.delenv("BATON_REVISION")
+    with pytest.raises(UserError, match=f"needy needs nosuch, which is not installed here: .*{way}"):
+        load("needy")

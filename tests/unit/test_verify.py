@@ -183,6 +183,7 @@ def test_the_command_says_it_in_a_line_each_and_in_its_exit_code(run: History) -
     code, text = command("verify", *place)
     assert code == 78
     assert f"run {made[1].name} BAD: part {made[1].parts[0].sha256[:12]} is damaged" in text
+    assert "1 of 2 checkpoints of run is bad; go on as ever: a start takes the newest good one" in text
     code, text = command("verify", *place, "--json", BATON_STOER="this warning is no JSON")
     assert code == 78
     assert [told["good"] for told in json.loads(text)] == [True, False]
@@ -228,5 +229,6 @@ def test_a_run_whose_claims_are_lost_is_looked_at_too_and_no_run_is_said(run: Hi
     code, out = command("verify", "--store", run.store.url)
     assert code == 78
     assert "BAD" in out
-    assert out.endswith(f"no checkpoint of {run.run} is good: a start ends with exit code 78 and changes nothing\n")
+    way = "a start ends with exit code 78 and changes nothing; begin anew with --run NAME"
+    assert out.endswith(f"no checkpoint of {run.run} is good: {way}\n")
     assert command("verify", "--store", f"{run.store.url}/nothing") == (0, f"no runs in {run.store.url}/nothing\n")

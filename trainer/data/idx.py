@@ -64,7 +64,8 @@ def pack(
         return _from_address(source.rstrip("/"), folder, pulse, files)
     path = local_path(source, ACCEPTED)
     if not path.is_dir():
-        raise UserError(f"{shown(source)}: no such folder; {ACCEPTED}")
+        what = "is no folder" if path.exists() else "no such folder"
+        raise UserError(f"{shown(source)}: {what}; {ACCEPTED}")
     return _from_files({name: path / name for name in files}, path.resolve().name, mark, folder, pulse, files)
 
 

@@ -256,6 +256,8 @@ def write_arrays(
     counts = len(sources["train_labels"][0]), len(sources["test_labels"][0])
     meta = metadata(name, classes, counts, origin, synthetic=synthetic)
     total = sum(array.nbytes for array, _ in sources.values())
+    if synthetic:
+        _tell_what_goes(folder, pulse)
     with replacing(folder / FILE_NAME) as scratch:
         digest, written = hashlib.sha256(), 0
         # The header comes last, in the space left for it: without one, no unfinished file is taken for whole.
@@ -271,6 +273,19 @@ def write_arrays(
         scratch.write(_header(sources, meta))
         pulse.check()
     return open_packed(folder)
+
+
+def _tell_what_goes(folder: Path, pulse: Pulse) -> None:
+    """Say so where the stand-in takes the place of real data: runs on these go on only once they are back."""
+    try:
+        before = open_packed(folder)
+    except UserError:
+        return  # none is lost
+    if not before.synthetic:
+        pulse.say(
+            f"the SYNTHETIC stand-in takes the place of the real {shown(before.name)} packed in {shown(before.path)} "
+            f"(from {shown(before.origin.kind)} {shown(before.origin.name)}); to have it back, pack that again"
+        )
 
 
 def metadata(
