@@ -52,7 +52,7 @@ def on_a_terminal(command: list[str], cwd: Path = REPOSITORY, **variables: str) 
     child, terminal = pty.fork()
     if child == 0:
         os.chdir(cwd)
-        os.execve(command[0], command, {**environment(**variables), "COLUMNS": "200", "TERM": "xterm"})
+        os.execve(command[0], command, {**environment(), "COLUMNS": "200", "TERM": "xterm", **variables})
     shown = b""
     try:
         while piece := os.read(terminal, 1 << 16):
@@ -143,6 +143,32 @@ def test_the_readmes_transcript_is_what_such_a_run_prints(told_twice: tuple[Path
     transcript = re.findall(r"^    (\d\d:\d\d:\d\d .+)$", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
     assert len(transcript) > 5
     assert [line for line in transcript if form(line) not in printed] == []
+
+
+SHOW_ONE = """if True:
+    import time
+    from console.progress import Live
+    from trainer.progress import Progress
+    from trainer.saver import Durable
+    live = Live()
+    live.show(Progress(
+        step=346, steps=975, epoch=2, epochs=5, loss=1.531, samples_per_s=2080.0, seconds_left=2003.0,
+        durable=Durable("000001-00000340", 340, time.time() - 5, False, "", "", "", ()), save_error="disk full",
+        evaluating=False, unit="images",
+    ))
+    live.close()
+"""
+
+
+@pytest.mark.parametrize("columns", ["200", "100", "80", "40"])
+def test_a_narrow_terminal_hides_nothing_of_the_progress(columns: str) -> None:
+    shown = on_a_terminal([sys.executable, "-c", SHOW_ONE], COLUMNS=columns)
+    words = " ".join(re.sub("[\u2500-\u257f]", " ", shown).split())
+    ahead = "33 min 23 s left, SAVING FAILS, saved: step 340, 5 s ago"
+    line = f"epoch 2/5, step 346/975, loss 1.531, 2,080 images/s, {ahead}"
+    assert line.replace(",", "") in words.replace(",", "")
+    if columns == "80":
+        assert re.search(rf"^\s+{ahead}", shown, re.MULTILINE)
 
 
 def deep(level: int, words: str) -> None:
