@@ -79,9 +79,9 @@ def done(progress: Progress) -> list[str]:
 def ahead(progress: Progress) -> list[str]:
     """How long it will take, and how much would be lost now."""
     words = []
-    if progress.evaluating:
-        words.append("evaluating")
-    elif progress.seconds_left is not None:
+    if progress.evaluated is not None:
+        words.append(f"evaluating: {100 * progress.evaluated:.0f} %")
+    if progress.seconds_left is not None:
         words.append(f"{duration(progress.seconds_left)} left")
     if progress.save_error is not None:
         words.append("SAVING FAILS")
@@ -102,7 +102,8 @@ def facts(progress: Progress) -> dict[str, float | str | bool | None]:
         "steps": progress.steps,
         "loss": progress.loss,
         "samples_per_s": progress.samples_per_s,
-        "evaluating": progress.evaluating,
+        "evaluating": progress.evaluated is not None,
+        "evaluated": progress.evaluated,
         "seconds_left": progress.seconds_left,
         "save_error": progress.save_error,
         "durable_step": progress.durable.step if progress.durable else None,

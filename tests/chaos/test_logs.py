@@ -154,7 +154,7 @@ SHOW_ONE = """if True:
     live.show(Progress(
         step=346, steps=975, epoch=2, epochs=5, loss=1.531, samples_per_s=2080.0, seconds_left=2003.0,
         durable=Durable("000001-00000340", 340, time.time() - 5, False, "", "", "", ()), save_error="disk full",
-        evaluating=False, unit="images",
+        evaluated=None, unit="images",
     ))
     live.close()
 """
