@@ -6,6 +6,7 @@ What wins, in this order: flag, environment, the job's preset, the default here.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -105,6 +106,8 @@ class Settings:
         """The user's settings, the preset's where they say nothing. Raises `UserError` (wrong command line)."""
         for name, value in given.items():
             check(name, value)
+        if "steps" in given and "epochs" in given:
+            raise UserError("--steps and --epochs both say how long the run is: give one of them", ExitCode.USAGE)
         return cls(**{**(preset or {}), **given})
 
     def that_shape_the_run(self) -> dict[str, Json]:
@@ -156,6 +159,16 @@ def check(name: str, value: Any) -> None:
             "begins with a letter or digit, and is 100 characters long at most",
             ExitCode.USAGE,
         )
+
+
+def check_changes(names: Sequence[str]) -> None:
+    """Raise `UserError` (wrong command line) where --allow-change names what is no setting of a run."""
+    known = [f.name for f in fields(Settings) if f.metadata["shapes_run"]] + ["data_sha256"]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
+            raise UserError(f"--allow-change {name!a:.60}: a run has no such setting; {hint}", ExitCode.USAGE)
 
 
 def _is_text(value: str) -> bool:
