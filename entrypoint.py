@@ -249,6 +249,8 @@ def data(job: str, source: str | None, out: Path | None, halt: str | None, **val
 
     dataset, chosen = dataset_of(known(job)), those_given(values)
     settings = Settings.of({**chosen, **those_given({"halt": halt})})
+    if dataset is None:
+        raise UserError(f"{job} takes no data: its DATASET is None", ExitCode.USAGE)
 
     def work(check: Callable[[], None]) -> None:
         from trainer.data.pack import pack

@@ -159,8 +159,13 @@ def lead(
 def packed_data(job: str, settings: Settings, rank: ranks.Rank, mailbox: Mailbox) -> Packed:
     """The job's data, whole: one process of a machine checks that. Raises `UserError`."""
     from trainer.data.pack import locate
+    from trainer.data.packed import no_data
 
     dataset = dataset_of(job)
+    if dataset is None:
+        if settings.data:
+            raise UserError(f"--data {settings.data}: {job} takes no data: its DATASET is None", ExitCode.USAGE)
+        return no_data()
     packed = locate(
         dataset,
         settings.data or None,

@@ -95,6 +95,12 @@ class Packed:
             raise _unusable(self.path, f"its bytes have changed since: SHA-256 {digest.hexdigest()}", self.name)
 
 
+def no_data() -> Packed:
+    """What a job gets that makes its own data, or wants none."""
+    nothing = hashlib.sha256().hexdigest()
+    return Packed(Path(), "none", (), nothing, False, Origin("none", "", ""), {}, np.empty(0, np.uint8))
+
+
 class _Bad(Exception):
     """Why a file is no packed one."""
 
