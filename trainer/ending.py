@@ -67,8 +67,9 @@ def stop(request: Request, settings: Settings, attempt: Attempt) -> int:
         )
     if outcome != "superseded":
         log.info(
-            "to go on: %sstart it again, here or anywhere (exit code %d)",
+            "to go on: %sstart it again, %s (exit code %d)",
             "remove that file, then " if notice is not None else "",
+            "here" if request.history.store.url.startswith("file:") else "here or anywhere",
             code,
             extra={"fields": {"exit": int(code)}},
         )

@@ -69,9 +69,10 @@ def say_start(request: Request, ready: Prepared, number: int, newest: Manifest |
         )
         _warn_of_other_machine(newest.machine, ready.machine)
     # the image has such a folder, which nobody outside sees unless it is mounted
-    outside = os.path.isdir(settings.halt) and ("BATON_REVISION" not in os.environ or os.path.ismount(settings.halt))
+    image = "BATON_REVISION" in os.environ
+    outside = os.path.isdir(settings.halt) and (not image or os.path.ismount(settings.halt))
     touch = f"touch {settings.halt}/halt, or " if outside else ""
-    log.info("to stop: %sCtrl-C, or docker stop; the place is kept", touch)
+    log.info("to stop: %sCtrl-C%s; the place is kept", touch, ", or docker stop" if image else "")
 
 
 def _warn_of_other_machine(theirs: dict[str, Json], mine: dict[str, Json]) -> None:
