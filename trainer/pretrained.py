@@ -51,8 +51,9 @@ def missing(name: str) -> UserError:
         return UserError(f"--model {shown(name)}: no folder with a config.json; it wants {WEIGHTS} and {TOKENIZER} too")
     return UserError(
         f"--model {shown(name)}: not on this machine, neither in weights/ nor in the Hugging Face cache. Get it: "
-        f"hf download {shown(name)} config.json {WEIGHTS} {TOKENIZER} {TOKENIZER_CONFIG}; or give --model FOLDER, or "
-        f"begin from chance: --model {'|'.join(SIZES)} --weights none"
+        f"hf download {shown(name)} config.json {WEIGHTS} {TOKENIZER} {TOKENIZER_CONFIG}, and pack the "
+        f"texts with its tokenizer: data bert --source FILE --model {shown(name)}; or give --model FOLDER; or begin "
+        f"from chance: --preset scratch, or --model {'|'.join(SIZES)} --weights none"
     )
 
 

@@ -109,7 +109,7 @@ def test_what_does_not_fit_stops_before_the_run_is_touched(tmp_path: Path, data:
             (bare / file.name).write_bytes(file.read_bytes())
     lab = Lab(tmp_path / "lab", data)
     for options, wanted in (
-        (["--model", "bert-base-uncased"], "hf download bert-base-uncased"),
+        (["--model", "bert-base-uncased"], "data bert --source FILE --model bert-base-uncased;"),
         (["--model", str(other)], "tokenized by another tokenizer"),
         (["--model", str(bare)], "weights are taken from safetensors files alone"),
         (["--model", "tiny"], "--weights none begins from chance"),
