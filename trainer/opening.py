@@ -37,7 +37,9 @@ def say_start(request: Request, ready: Prepared, number: int, newest: Manifest |
     )
     store, every = request.history.store, re.sub(r"(?<=[0-9])(?=[a-z])", " ", settings.checkpoint_every)
     every = "as often as pays" if every == "auto" else f"every {every}"
-    log.info("checkpoints: %s/%s, %s", store.url, request.history.run, every)
+    # from another folder the same command would begin another run
+    url = f"file://{os.path.abspath(store.url[7:])}" if store.url.startswith("file://") else store.url
+    log.info("checkpoints: %s/%s, %s", url, request.history.run, every)
     if (caveat := store.caveat()) is not None:
         log.warning("%s", caveat)
     if newest is None:

@@ -131,6 +131,11 @@ def test_of_the_stand_in_every_line_the_manifests_and_the_result_say_synthetic(
     assert all(record["synthetic"] is True for record in records)
 
 
+def test_a_start_says_which_folder_its_checkpoints_go_to(told_twice: tuple[Path, list[str], list[str]]) -> None:
+    folder, lines, _ = told_twice
+    assert any(f" checkpoints: file://{folder}/store/cifar10, every 20 steps" in line for line in lines), lines
+
+
 def test_the_readmes_transcript_is_what_such_a_run_prints(told_twice: tuple[Path, list[str], list[str]]) -> None:
     def form(line: str) -> str:
         """Without clock and figures."""
