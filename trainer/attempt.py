@@ -282,7 +282,7 @@ class Attempt:
             f"a save costs {1000 * cost_s:.0f} ms of training and takes {self.saver.expected_s or 0.0:.1f} s, "
             f"a machine is expected to last {lifetime / 3600:.1f} h"
         )
-        if changed:
+        if changed and self.position.step < self.plan.steps and self._mailbox.stop is None:  # there is a next save
             log.info("saving every %.0f s from now on: %s", interval, self.interval_why)
 
     def _clean_up(self, newest: Durable) -> None:
