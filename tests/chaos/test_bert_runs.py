@@ -50,7 +50,7 @@ def test_a_result_is_what_transformers_loads(tmp_path: Path, data: Path) -> None
     metrics = json.loads(result.with_suffix(".json").read_bytes())["metrics"]
     assert metrics["accuracy"] > 0.4, "a third would be chance"
     assert sum(map(sum, metrics["confusion"])) == 36
-    assert "taken for  bad  good  odd" in container.text
+    assert "truth | taken for  bad  good  odd" in container.text
     done = subprocess.run(
         [sys.executable, "-c", LOAD, str(result), str(data / "packed.safetensors")],
         capture_output=True, text=True, check=False, env=environment(),

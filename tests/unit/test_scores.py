@@ -26,3 +26,9 @@ def test_the_table_lines_up_and_what_is_no_matrix_gives_none() -> None:
     assert lines[0].split() == ["taken", "for", "cat", "hippopotamus", "..."] or len({len(x) for x in lines}) == 1
     assert lines[1].split() == ["cat", "8", "1234"]
     assert table(None, ["a"]) == table([[1]], ["a", "b"]) == []
+
+
+def test_the_table_says_which_way_it_is_read_and_its_columns_stand_below_their_names() -> None:
+    head, *rows = table([[3, 10], [0, 1]], ["cat", "a dog"])
+    assert head == "truth | taken for  cat  a dog"
+    assert rows == ["cat                  3     10", "a dog                0      1"]
