@@ -267,7 +267,7 @@ def write_arrays(
         # The header comes last, in the space left for it: without one, no unfinished file is taken for whole.
         scratch.write(bytes(len(_header(sources, meta))))
         for chunk in _chunks(sources):
-            pulse.beat(f"writing: {written >> 20} of {total >> 20} MB")
+            pulse.beat(f"writing: {written / 1e6:.1f} of {total / 1e6:.1f} MB")
             digest.update(chunk)
             scratch.write(chunk)
             scratch.sync()  # piece by piece, because one long sync at the end couldn't be stopped
