@@ -69,7 +69,7 @@ def stop(request: Request, settings: Settings, attempt: Attempt) -> int:
         log.info(
             "to go on: %sstart it again, %s (exit code %d)",
             "remove that file, then " if notice is not None else "",
-            "here" if request.history.store.url.startswith("file:") else "here or anywhere",
+            "here" if attempt.history.store.url.startswith("file:") else "here or anywhere",
             code,
             extra={"fields": {"exit": int(code)}},
         )
