@@ -31,6 +31,7 @@ class Live:
     """A bar that redraws itself, with log lines above it."""
 
     every_s = 0.25
+    BAR = 5 + 1 + 12 + 1  # columns before the words: the share, the bar, and a blank after each
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -41,7 +42,7 @@ class Live:
         self._bar = Bar(
             TextColumn("{task.percentage:>3.0f} %", table_column=Column(min_width=5)),
             BarColumn(bar_width=12, table_column=Column(min_width=12)),
-            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            TextColumn("{task.description}", table_column=Column(ratio=1)),
             console=Console(soft_wrap=True),
             expand=True,
             transient=True,
@@ -51,6 +52,8 @@ class Live:
 
     def show(self, progress: Progress) -> None:
         line = logs.marked(describe(progress))
+        if len(line) > self._bar.console.width - self.BAR:  # what is to come has a line of its own, in one place
+            line = logs.marked("\n".join(map(", ".join, (done(progress), ahead(progress)))))
         self._bar.update(self._task, completed=progress.step, total=progress.steps, description=line)
 
     def close(self) -> None:
@@ -60,14 +63,25 @@ class Live:
 
 def describe(progress: Progress) -> str:
     """Everything about a run's progress in one line."""
+    return ", ".join([*done(progress), *ahead(progress)])
+
+
+def done(progress: Progress) -> list[str]:
+    """How far it is."""
     words = [f"epoch {progress.epoch}/{progress.epochs}", f"step {progress.step}/{progress.steps}"]
     if progress.loss is not None:
         words.append(f"loss {progress.loss:.3f}")
     if progress.samples_per_s is not None:
         words.append(f"{progress.samples_per_s:,.0f} {progress.unit}/s")
-    if progress.evaluating:
-        words.append("evaluating")
-    elif progress.seconds_left is not None:
+    return words
+
+
+def ahead(progress: Progress) -> list[str]:
+    """How long it will take, and how much would be lost now."""
+    words = []
+    if progress.evaluated is not None:
+        words.append(f"evaluating: {100 * progress.evaluated:.0f} %")
+    if progress.seconds_left is not None:
         words.append(f"{duration(progress.seconds_left)} left")
     if progress.save_error is not None:
         words.append("SAVING FAILS")
@@ -76,7 +90,7 @@ def describe(progress: Progress) -> str:
         words.append(f"saved: step {progress.durable.step}, {duration(age)} ago")
     else:
         words.append("nothing saved yet")
-    return ", ".join(words)
+    return words
 
 
 def facts(progress: Progress) -> dict[str, float | str | bool | None]:
@@ -88,7 +102,8 @@ def facts(progress: Progress) -> dict[str, float | str | bool | None]:
         "steps": progress.steps,
         "loss": progress.loss,
         "samples_per_s": progress.samples_per_s,
-        "evaluating": progress.evaluating,
+        "evaluating": progress.evaluated is not None,
+        "evaluated": progress.evaluated,
         "seconds_left": progress.seconds_left,
         "save_error": progress.save_error,
         "durable_step": progress.durable.step if progress.durable else None,

@@ -21,7 +21,7 @@ from storage.retry import Retrying
 from trainer import ranks
 from trainer.exits import ExitCode, OtherRun, UserError
 from trainer.names import check_preset, dataset_of, of_preset, presets_of
-from trainer.settings import Settings
+from trainer.settings import Settings, check_changes
 from watchers import HaltWatcher, Mailbox, Stopped, Watch, Watcher, drill, signals
 from watchers.drill import DrillWatcher
 
@@ -42,6 +42,7 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...], comman
     from trainer.ending import exit_code_for
 
     settings = Settings.of(given)
+    check_changes(allow_change)
     check_preset(settings.preset, presets_of(job))
     if not settings.no_deterministic:
         # CUDA's matrix library computes the same way twice only with this (docs: cuBLAS, results reproducibility)
@@ -164,8 +165,13 @@ def lead(
 def packed_data(job: str, settings: Settings, rank: ranks.Rank, mailbox: Mailbox) -> Packed:
     """The job's data, whole: one process of a machine checks that. Raises `UserError`."""
     from trainer.data.pack import locate
+    from trainer.data.packed import no_data
 
     dataset = dataset_of(job)
+    if dataset is None:
+        if settings.data:
+            raise UserError(f"--data {settings.data}: {job} takes no data: its DATASET is None", ExitCode.USAGE)
+        return no_data()
     packed = locate(
         dataset,
         settings.data or None,

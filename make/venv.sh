@@ -52,6 +52,11 @@ command -v "$python" >/dev/null || die "$python isn't there: install Python 3.11
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     die "$python can't make virtual environments (on Debian and Ubuntu: apt-get install python3-venv)"
 
+if [ -e "$venv" ] && ! "$venv/bin/python" -m pip --version >/dev/null 2>&1 &&
+    [ -z "$(find "$venv/." -prune -user "$(id -u)")" ]; then
+    die "$venv is another user's and can't be used by this one: have it as your own (chown), or remove it"
+fi
+
 began=$(date +%s)
 printf 'setting up %s from %s (about 5 GB with CUDA, minutes) ... ' "$venv" "$(basename "$lock")"
 "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$venv"

@@ -36,9 +36,10 @@ def open_store(url: str, *, patience: Callable[[], float] = lambda: PATIENCE_S) 
         )
     if not separator:
         scheme, _, rest = url.partition(":/")
-        meant = (
-            f"{scheme}://{rest}" if scheme in _STORES else f"file://{url}" if url.startswith("/") else "file:///store"
-        )
+        if scheme in _STORES:
+            meant = f"{scheme}://{rest}"
+        else:  # a folder, most likely
+            meant = f"file://{url}" if url.startswith(("/", "./", "../")) else f"file://./{url or 'store'}"
         raise InvalidURL(f"{url!r} is no store: write its URL, for example {meant}")
     if scheme not in _STORES:
         near = difflib.get_close_matches(scheme, _STORES, n=1)

@@ -25,7 +25,7 @@ from trainer.history import History, Superseded
 from trainer.job import Task
 from trainer.loop import Plan, seen_this_epoch
 from trainer.manifest import Manifest
-from trainer.progress import Pace, Progress
+from trainer.progress import Evaluating, Pace, Progress
 from trainer.result import write_result
 from trainer.retention import Retention
 from trainer.saver import CLOCK, Durable, Saver, durable
@@ -108,7 +108,7 @@ class Attempt:
         self._saves = 0
         self._evaluation_s = 0.0
         self._evaluation_began: float | None = None
-        self.pace = Pace(plan, task.unit, position.step)
+        self.pace = Pace(plan, task, position.step)
         self._retention = Retention(self.history, keep)
         self.saver = Saver(
             self.history,
@@ -123,7 +123,7 @@ class Attempt:
 
     # -- what the loop tells ----------------------------------------------------------------------------------
 
-    def boundary(self, *, evaluating: bool) -> None:
+    def boundary(self, *, evaluating: bool, evaluated: float = 0.0) -> None:
         now = CLOCK()
         self.tally.worked(evaluating=False)
         if evaluating:
@@ -138,7 +138,8 @@ class Attempt:
         if now - self.pace.told >= self._show_every_s:
             self._read_points()
             loss = self.position.sums.get("loss")
-            self._show(self.pace.tell(self.position.step, loss, self.saver, evaluating=evaluating))
+            part = Evaluating(evaluated, now - self._evaluation_began) if self._evaluation_began is not None else None
+            self._show(self.pace.tell(self.position.step, loss, self.saver, part))
         if self._is_due(now, evaluating):
             if self.saver.busy:
                 self._owed = True
@@ -192,7 +193,7 @@ class Attempt:
         began = now if self._evaluation_began is None else self._evaluation_began
         self._evaluation_s += now - began
         self._evaluation_began = None
-        self.pace.leave_out(began, now)
+        self.pace.evaluated(began, now)
         epoch = -(-step // self.plan.steps_per_epoch)
         line: dict[str, Json] = {
             **self.metrics,
@@ -281,7 +282,7 @@ class Attempt:
             f"a save costs {1000 * cost_s:.0f} ms of training and takes {self.saver.expected_s or 0.0:.1f} s, "
             f"a machine is expected to last {lifetime / 3600:.1f} h"
         )
-        if changed:
+        if changed and self.position.step < self.plan.steps and self._mailbox.stop is None:  # there is a next save
             log.info("saving every %.0f s from now on: %s", interval, self.interval_why)
 
     def _clean_up(self, newest: Durable) -> None:

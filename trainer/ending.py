@@ -67,8 +67,9 @@ def stop(request: Request, settings: Settings, attempt: Attempt) -> int:
         )
     if outcome != "superseded":
         log.info(
-            "to go on: %sstart it again, here or anywhere (exit code %d)",
+            "to go on: %sstart it again, %s (exit code %d)",
             "remove that file, then " if notice is not None else "",
+            "here" if attempt.history.store.url.startswith("file:") else "here or anywhere",
             code,
             extra={"fields": {"exit": int(code)}},
         )
@@ -219,10 +220,11 @@ def table(matrix: Json, classes: Sequence[str]) -> list[str]:
         return []
     rows = [list(map(str, row)) for row in matrix if isinstance(row, list)]
     names = [name if len(name) <= 16 else f"{name[:13]}..." for name in classes]
-    left = max(map(len, names))
+    corner = "truth | taken for"
+    left = max(map(len, (corner, *names)))
     widths = [max(len(name), *(len(row[i]) for row in rows)) for i, name in enumerate(names)]
     head = "  ".join(name.rjust(width) for name, width in zip(names, widths, strict=True))
-    lines = [f"{'taken for':<{left}}  {head}"]
+    lines = [f"{corner:<{left}}  {head}"]
     for name, row in zip(names, rows, strict=True):
         lines.append(f"{name:<{left}}  " + "  ".join(n.rjust(width) for n, width in zip(row, widths, strict=True)))
     return lines

@@ -25,7 +25,7 @@ log = logging.getLogger("baton")
 class Quiet:
     """Boundaries concern process 0."""
 
-    def boundary(self, *, evaluating: bool) -> None:
+    def boundary(self, *, evaluating: bool, evaluated: float = 0.0) -> None:
         pass
 
     def evaluated(self, metrics: dict[str, Metric]) -> None:

@@ -21,7 +21,7 @@ from trainer.data.packed import Packed
 from trainer.exits import ExitCode, UserError
 from trainer.names import check_preset
 from trainer.scores import Metric
-from trainer.settings import Json, Settings
+from trainer.settings import Json, Settings, fields_of
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Task:
 class Job(Protocol):
     """A module in trainer/jobs/. The first preset is the default one."""
 
-    DATASET: str  # read without importing the module, so a plain string
+    DATASET: str | None  # read without importing the module, so a plain string; None: it wants no data
     PRESETS: Mapping[str, Mapping[str, Any]]
 
     def build(self, settings: Settings, data: Packed, device: torch.device) -> Task: ...
@@ -146,7 +146,23 @@ def load(name: str) -> Job:
         in_image = "BATON_REVISION" in os.environ  # which the image sets
         way = "use the image of flavour cuda" if in_image else f"install it for {sys.executable}"
         raise UserError(f"{name} needs {e.name}, which is not installed here: {way}") from e
+    _check(name, job)
     return job
+
+
+def _check(name: str, job: Job) -> None:
+    """Raise `UserError` where a job's module lacks what a job has."""
+    presets, settings = getattr(job, "PRESETS", None), [f.name for f in fields_of()]
+    if not callable(getattr(job, "build", None)):
+        raise UserError(f"trainer/jobs/{name}.py: no function build(settings, data, device) in it")
+    if not isinstance(presets, Mapping) or not presets:
+        raise UserError(f'trainer/jobs/{name}.py: no PRESETS in it, such as {{"plain": {{"epochs": 3, "lr": 0.1}}}}')
+    for preset, values in presets.items():
+        if unknown := [key for key in values if key not in settings]:
+            raise UserError(
+                f"trainer/jobs/{name}.py: preset {preset} has {unknown[0]!r}, which is no setting; there are: "
+                f"{', '.join(settings)}; what is the job's own is a constant there, or another --model"
+            )
 
 
 def preset(job: Job, name: str) -> tuple[str, Mapping[str, Any]]:

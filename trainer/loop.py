@@ -37,7 +37,8 @@ class Plan:
 class Events(Protocol):
     """Who is told at each boundary; may save the state, which is whole then."""
 
-    def boundary(self, *, evaluating: bool) -> None: ...
+    def boundary(self, *, evaluating: bool, evaluated: float = 0.0) -> None:
+        """`evaluated`: the share of the running evaluation that is done."""
 
     def evaluated(self, metrics: dict[str, Metric]) -> None: ...
 
@@ -148,7 +149,9 @@ class Loop:
         task.model.eval()
         try:
             for first in range(0, len(pieces), group.count):
-                self._events.boundary(evaluating=True)  # may save, so not in inference mode
+                self._events.boundary(
+                    evaluating=True, evaluated=first / len(pieces)
+                )  # may save, so not in inference mode
                 group.check()
                 side_by_side = pieces[first : first + group.count]
                 mine: Mapping[str, torch.Tensor] = {}

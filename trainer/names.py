@@ -23,11 +23,11 @@ def summary(job: str) -> str:
     return told.splitlines()[0].partition(";")[0].rstrip(".")
 
 
-def dataset_of(job: str) -> str:
-    """The data set that a job trains on: its DATASET, or its own name where it says none."""
+def dataset_of(job: str) -> str | None:
+    """The data set that a job trains on: its DATASET, or its own name where it has none; None: it wants no data."""
     for statement in _parsed(job).body:
         match statement:
-            case ast.Assign(targets=[ast.Name("DATASET")], value=ast.Constant(str(name))):
+            case ast.Assign(targets=[ast.Name("DATASET")], value=ast.Constant(str() | None as name)):
                 return name
     return job
 
@@ -42,7 +42,10 @@ def presets_of(job: str) -> dict[str, dict[str, object]]:
     """A job's presets, the default one first."""
     for statement in _parsed(job).body:
         match statement:
-            case ast.AnnAssign(target=ast.Name("PRESETS"), value=ast.Dict() as presets):
+            case (
+                ast.AnnAssign(target=ast.Name("PRESETS"), value=ast.Dict() as presets)
+                | ast.Assign(targets=[ast.Name("PRESETS")], value=ast.Dict() as presets)
+            ):
                 return dict(ast.literal_eval(presets))
     return {}
 

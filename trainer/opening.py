@@ -37,7 +37,9 @@ def say_start(request: Request, ready: Prepared, number: int, newest: Manifest |
     )
     store, every = request.history.store, re.sub(r"(?<=[0-9])(?=[a-z])", " ", settings.checkpoint_every)
     every = "as often as pays" if every == "auto" else f"every {every}"
-    log.info("checkpoints: %s/%s, %s", store.url, request.history.run, every)
+    # from another folder the same command would begin another run
+    url = f"file://{os.path.abspath(store.url[7:])}" if store.url.startswith("file://") else store.url
+    log.info("checkpoints: %s/%s, %s", url, request.history.run, every)
     if (caveat := store.caveat()) is not None:
         log.warning("%s", caveat)
     if newest is None:
@@ -69,9 +71,10 @@ def say_start(request: Request, ready: Prepared, number: int, newest: Manifest |
         )
         _warn_of_other_machine(newest.machine, ready.machine)
     # the image has such a folder, which nobody outside sees unless it is mounted
-    outside = os.path.isdir(settings.halt) and ("BATON_REVISION" not in os.environ or os.path.ismount(settings.halt))
+    image = "BATON_REVISION" in os.environ
+    outside = os.path.isdir(settings.halt) and (not image or os.path.ismount(settings.halt))
     touch = f"touch {settings.halt}/halt, or " if outside else ""
-    log.info("to stop: %sCtrl-C, or docker stop; the place is kept", touch)
+    log.info("to stop: %sCtrl-C%s; the place is kept", touch, ", or docker stop" if image else "")
 
 
 def _warn_of_other_machine(theirs: dict[str, Json], mine: dict[str, Json]) -> None:

@@ -53,7 +53,8 @@ def missing(name: str) -> UserError:
     return UserError(
         f"--model {shown(name)}: not on this machine, neither in weights/ nor in the Hugging Face cache. Get it: "
         f"{download(name)} (into an image: with --local-dir weights/{shown(name)}, then make image "
-        f"WEIGHTS=bert:{shown(name)}); or give --model FOLDER, or begin from chance: --model {'|'.join(SIZES)} "
+        f"WEIGHTS=bert:{shown(name)}), and pack the texts with its tokenizer: data bert --source FILE --model "
+        f"{shown(name)}; or give --model FOLDER; or begin from chance: --preset scratch, or --model {'|'.join(SIZES)} "
         "--weights none"
     )
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
+from trainer.job import Task
 from trainer.loop import Plan, seen_this_epoch
 from trainer.saver import CLOCK, Durable, Saver
 
@@ -21,30 +25,47 @@ class Progress:
     seconds_left: float | None
     durable: Durable | None
     save_error: str | None
-    evaluating: bool
+    evaluated: float | None  # the share of the running evaluation that is done; None outside one
     unit: str  # what a sample is
 
 
+SMOOTH_S = 20.0  # over about so long the speed is taken by which the time that is left is told
+
+
+class Evaluating(NamedTuple):
+    """An evaluation that goes on."""
+
+    share: float  # of it that is done
+    seconds: float  # that it has taken so far
+
+
 class Pace:
-    """The speed from one telling to the next."""
+    """The speed from one telling to the next, and how long the rest will take by it, evaluations included."""
 
-    def __init__(self, plan: Plan, unit: str, step: int) -> None:
+    def __init__(self, plan: Plan, task: Task, step: int, clock: Callable[[], float] = CLOCK) -> None:
         self.last: Progress | None = None
-        self.told = CLOCK()  # when
+        self._clock = clock
+        self.told = clock()  # when
         self._plan = plan
-        self._unit = unit
+        self._task = task
         self._step = step
+        self._sample_s: float | None = None  # what a sample takes in training, of late
+        self._evaluation_s: float | None = None  # what the last evaluation took
 
-    def leave_out(self, began: float, ended: float) -> None:
+    def evaluated(self, began: float, ended: float) -> None:
         """An evaluation is no time in which steps were made."""
         self.told += ended - max(began, self.told)
+        self._evaluation_s = ended - began
 
-    def tell(self, step: int, loss: Tensor | None, saver: Saver, *, evaluating: bool) -> Progress:
+    def tell(self, step: int, loss: Tensor | None, saver: Saver, evaluating: Evaluating | None) -> Progress:
         """`loss`: the sum of the running epoch."""
-        plan, now = self._plan, CLOCK()
-        seconds, steps = now - self.told, step - self._step
-        rate = steps * plan.batch_size / seconds if steps and seconds > 0 else None
-        if rate is None and self.last is not None:
+        plan, now = self._plan, self._clock()
+        seconds, samples = now - self.told, (step - self._step) * plan.batch_size
+        rate = samples / seconds if samples and seconds > 0 else None
+        if rate is not None:
+            new = 1.0 if self._sample_s is None else 1 - math.exp(-seconds / SMOOTH_S)
+            self._sample_s = new / rate + (1 - new) * (self._sample_s or 0.0)
+        elif self.last is not None:
             rate = self.last.samples_per_s
         self.last = Progress(
             step=step,
@@ -53,11 +74,25 @@ class Pace:
             epochs=-(-plan.steps // plan.steps_per_epoch),
             loss=float(loss) / seen_this_epoch(plan, step) if loss is not None and step else None,
             samples_per_s=rate,
-            seconds_left=(plan.steps - step) * plan.batch_size / rate if rate else None,
+            seconds_left=self._seconds_left(step, evaluating),
             durable=saver.durable,
             save_error=saver.error,
-            evaluating=evaluating,
-            unit=self._unit,
+            evaluated=None if evaluating is None else evaluating.share,
+            unit=self._task.unit,
         )
         self.told, self._step = now, step
         return self.last
+
+    def _seconds_left(self, step: int, evaluating: Evaluating | None) -> float | None:
+        """None: not known yet."""
+        plan, each = self._plan, self._evaluation_s
+        if evaluating is not None and evaluating.share:
+            each = evaluating.seconds / evaluating.share
+        elif each is None and self._sample_s is not None:  # as long as it takes to train on as many, until one is over
+            each = self._sample_s * self._task.eval_size
+        if each is None or (self._sample_s is None and step < plan.steps):
+            return None
+        training = (plan.steps - step) * plan.batch_size * (self._sample_s or 0.0)
+        later = -(-plan.steps // plan.steps_per_epoch) - step // plan.steps_per_epoch if step < plan.steps else 0
+        now = max(0.0, each - evaluating.seconds) if evaluating is not None else 0.0
+        return training + later * each + now

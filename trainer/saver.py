@@ -153,7 +153,7 @@ class Saver:
         or for `try_s` seconds where it is infinite, because nobody said. `evaluated`: the checkpoint must hold its
         step's evaluation. Raises the defect that this save met, but no earlier one's.
         """
-        began, mine = CLOCK(), None
+        began, mine, told = CLOCK(), None, False
         while not self._superseded:
             if self._is_durable(save.snapshot.step, evaluated=evaluated):
                 return True
@@ -168,6 +168,9 @@ class Saver:
                 if mine is None:
                     self._defect = None  # an earlier save's: this state is tried all the same
                 elif self._defect is None:
+                    if not told:  # the same fault may have been told of long ago
+                        told, more = True, left if left < math.inf else try_s - (CLOCK() - began)
+                        log.warning("trying for another %.0f s to save the last state: %s", more, self.error)
                     time.sleep(min(1.0, left))
                 self.start(save)
                 mine = self._flight

@@ -6,6 +6,7 @@ What wins, in this order: flag, environment, the job's preset, the default here.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -57,7 +58,7 @@ class Settings:
         "auto", "for imagenet; auto: adamw for networks with layer norms, sgd for others", shapes_run=True
     )
     epochs: int = setting(0, "passes over the training data", shapes_run=True, low=1)
-    steps: int = setting(0, "length of the run in steps, instead of --epochs", shapes_run=True, low=1)
+    steps: int = setting(0, "length of the run in steps, whatever --epochs says", shapes_run=True, low=1)
     batch_size: int = setting(0, "samples in a step (the global batch)", shapes_run=True, low=1)
     micro_batch_size: int = setting(
         0,
@@ -156,6 +157,16 @@ def check(name: str, value: Any) -> None:
             "begins with a letter or digit, and is 100 characters long at most",
             ExitCode.USAGE,
         )
+
+
+def check_changes(names: Sequence[str]) -> None:
+    """Raise `UserError` (wrong command line) where --allow-change names what is no setting of a run."""
+    known = [f.name for f in fields(Settings) if f.metadata["shapes_run"]] + ["data_sha256"]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
+            raise UserError(f"--allow-change {name!a:.60}: a run has no such setting; {hint}", ExitCode.USAGE)
 
 
 def _is_text(value: str) -> bool:

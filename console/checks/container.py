@@ -19,7 +19,7 @@ UNLIMITED = 1 << 60  # cgroup v1 says so with a number near 2^63
 
 
 def halt_folder(patient: Patient) -> str:
-    folder = Path(patient.halt)
+    folder = Path(patient.halt).absolute()  # docker mounts nothing on a relative path
     mount = f"docker run -v FOLDER:{folder} with a folder of the host's"
     if not patient.in_container:
         mount = f"mkdir {folder}, or name another: --halt FOLDER"

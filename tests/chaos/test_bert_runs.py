@@ -55,7 +55,7 @@ def test_a_result_is_what_transformers_loads(tmp_path: Path, data: Path) -> None
     assert sum(map(sum, metrics["confusion"])) == 36
     with safe_open(result / "model.safetensors", "pt") as file:
         assert file.metadata()["format"] == "pt", "without it older transformers take no such file"
-    assert "taken for  bad  good  odd" in container.text
+    assert "truth | taken for  bad  good  odd" in container.text
     done = subprocess.run(
         [sys.executable, "-c", LOAD, str(result), str(data / "packed.safetensors")],
         capture_output=True, text=True, check=False, env=environment(),
@@ -125,7 +125,7 @@ def test_what_does_not_fit_stops_before_the_run_is_touched(tmp_path: Path, data:
             (bare / file.name).write_bytes(file.read_bytes())
     lab = Lab(tmp_path / "lab", data)
     for options, wanted in (
-        (["--model", "bert-base-uncased"], "hf download bert-base-uncased"),
+        (["--model", "bert-base-uncased"], "data bert --source FILE --model bert-base-uncased;"),
         (["--model", str(other)], "tokenized by another tokenizer"),
         (["--model", str(bare)], "weights are taken from safetensors files alone"),
         (["--model", "tiny"], "--weights none begins from chance"),

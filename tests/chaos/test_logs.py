@@ -52,7 +52,7 @@ def on_a_terminal(command: list[str], cwd: Path = REPOSITORY, **variables: str) 
     child, terminal = pty.fork()
     if child == 0:
         os.chdir(cwd)
-        os.execve(command[0], command, {**environment(**variables), "COLUMNS": "200", "TERM": "xterm"})
+        os.execve(command[0], command, {**environment(), "COLUMNS": "200", "TERM": "xterm", **variables})
     shown = b""
     try:
         while piece := os.read(terminal, 1 << 16):
@@ -134,7 +134,7 @@ def test_of_the_stand_in_every_line_the_manifests_and_the_result_say_synthetic(
 def test_a_start_says_in_four_lines_what_runs_where_it_saves_whence_it_goes_on_and_how_to_stop_it(
     told_twice: tuple[Path, list[str], list[str]],
 ) -> None:
-    _, lines, shown = told_twice
+    folder, lines, shown = told_twice
     logged = [line for line in shown if re.match(r"\d\d:\d\d:\d\d ", line)]
     for said, whence in (
         (lines, "attempt 1 starts at step 0: the store has no checkpoint of this run"),
@@ -142,9 +142,9 @@ def test_a_start_says_in_four_lines_what_runs_where_it_saves_whence_it_goes_on_a
     ):
         wanted = (
             r"cifar10, preset tutorial: 320 steps of 50 samples on cpu \(.+\), data: cifar10",
-            r"checkpoints: file://\./store/cifar10, every 20 steps",
+            rf"checkpoints: file://{re.escape(str(folder))}/store/cifar10, every 20 steps",
             whence,
-            "to stop: touch halt/halt, or Ctrl-C, or docker stop; the place is kept",
+            "to stop: touch halt/halt, or Ctrl-C; the place is kept",
         )
         bare = [re.sub(r"^\S+ (SYNTHETIC )?", "", line).strip() for line in said[:4]]
         for line, pattern in zip(bare, wanted, strict=True):
@@ -163,6 +163,32 @@ def test_the_readmes_transcript_is_what_such_a_run_prints(told_twice: tuple[Path
     transcript = re.findall(r"^    (\d\d:\d\d:\d\d .+)$", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
     assert len(transcript) > 5
     assert [line for line in transcript if form(line) not in printed] == []
+
+
+SHOW_ONE = """if True:
+    import time
+    from console.progress import Live
+    from trainer.progress import Progress
+    from trainer.saver import Durable
+    live = Live()
+    live.show(Progress(
+        step=346, steps=975, epoch=2, epochs=5, loss=1.531, samples_per_s=2080.0, seconds_left=2003.0,
+        durable=Durable("000001-00000340", 340, time.time() - 5, False, "", "", "", ()), save_error="disk full",
+        evaluated=None, unit="images",
+    ))
+    live.close()
+"""
+
+
+@pytest.mark.parametrize("columns", ["200", "100", "80", "40"])
+def test_a_narrow_terminal_hides_nothing_of_the_progress(columns: str) -> None:
+    shown = on_a_terminal([sys.executable, "-c", SHOW_ONE], COLUMNS=columns)
+    words = " ".join(re.sub("[\u2500-\u257f]", " ", shown).split())
+    ahead = "33 min 23 s left, SAVING FAILS, saved: step 340, 5 s ago"
+    line = f"epoch 2/5, step 346/975, loss 1.531, 2,080 images/s, {ahead}"
+    assert line.replace(",", "") in words.replace(",", "")
+    if columns == "80":
+        assert re.search(rf"^\s+{ahead}", shown, re.MULTILINE)
 
 
 def deep(level: int, words: str) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from safetensors.numpy import load_file
 
 from tests.runs import REPOSITORY, environment
@@ -29,6 +30,70 @@ def newcomers(folder: Path) -> None:
         else:
             shutil.copy(source, folder)
     (folder / "trainer" / "jobs" / "linear.py").write_text(example[1])
+
+
+NO_DATA = '''
+"""Regression on random numbers."""
+
+import torch
+from torch import nn
+
+from trainer.job import Task
+
+DATASET = None
+PRESETS = {"plain": {"epochs": 2, "batch_size": 10, "lr": 0.1}}
+
+
+class Regression(Task):
+    train_size, eval_size, eval_batch = 200, 50, 50
+
+    def __init__(self, settings, data, device):
+        assert not data.arrays
+        self.x = torch.rand(250, 3, generator=torch.Generator().manual_seed(1))
+        self.y = self.x.sum(1, keepdim=True)
+        self.model = nn.Linear(3, 1)
+        self.optimizers = {"sgd": torch.optim.SGD(self.model.parameters(), lr=settings.lr)}
+
+    def loss(self, batch):
+        return nn.functional.mse_loss(self.model(self.x[batch.index]), self.y[batch.index]), {}
+
+    def evaluate(self, rows):
+        return {"error": (self.model(self.x[200:][rows]) - self.y[200:][rows]).abs().sum()}
+
+    def schedule(self, step, steps):
+        pass
+
+
+def build(settings, data, device):
+    return Regression(settings, data, device)
+'''
+_PRESET = '"lr": 0.1}'
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "code", "told"),
+    [
+        (("", ""), ["reg"], 0, "finished: 40 steps, error 0."),
+        (("", ""), ["reg", "--data", "x"], 64, "--data x: reg takes no data: its DATASET is None"),
+        (("", ""), ["data", "reg"], 64, "reg takes no data: its DATASET is None"),
+        (("", ""), ["reg", "--preset", "plane"], 64, "no such preset; did you mean plain?"),
+        (("DATASET = None", ""), ["reg"], 78, "no data set reg; there are: bert, cifar10, cifar100, imagenet, mnist;"),
+        ((_PRESET, '"lr": 0.1, "hidden": 3}'), ["reg"], 78, "reg.py: preset plain has 'hidden', which is no setting;"),
+        (("PRESETS", "PRESET"), ["reg"], 78, "trainer/jobs/reg.py: no PRESETS in it, such as"),
+        (("def build", "def built"), ["reg"], 78, "reg.py: no function build(settings, data, device) in it"),
+    ],
+)
+def test_a_job_may_have_no_data_and_what_it_lacks_is_told_in_a_line(
+    tmp_path: Path, change: tuple[str, str], words: list[str], code: int, told: str
+) -> None:
+    newcomers(tmp_path)
+    (tmp_path / "trainer" / "jobs" / "reg.py").write_text(NO_DATA.replace(*change))
+    done = subprocess.run(
+        [sys.executable, "entrypoint.py", *words], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (code, "")
+    assert told in done.stdout.splitlines()[-1], done.stdout
+    assert code == 0 or len(done.stdout.splitlines()) == 1
 
 
 def test_one_file_is_a_job_with_every_promise(tmp_path: Path, small_cifar: Path) -> None:

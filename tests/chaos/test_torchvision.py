@@ -93,7 +93,7 @@ class Saving:
         self.run, self.task, self.position, self.at = run, task, position, at
         self.saves: list[Committed] = []
 
-    def boundary(self, *, evaluating: bool) -> None:
+    def boundary(self, *, evaluating: bool, evaluated: float = 0.0) -> None:
         if self.position.step in self.at and not evaluating:
             fresh = frozenset(ref.sha256 for save in self.saves for ref in save.manifest.parts)
             state = take(self.task, self.position)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import random
+from pathlib import Path
 
 import pytest
 
+from tests.unit.test_gpu_trouble import attempt as training
 from trainer.cadence import PRIOR_S, SHORTEST_S, Cadence, best_interval_s, lifetime_s
+from watchers import Mailbox
 
 
 def attempt(seconds: float, exit_code: int | None) -> dict[str, object]:
@@ -61,3 +65,17 @@ def test_clouds_are_asked_no_oftener_than_every_15_s_nor_before_the_last_save_la
 def test_auto_is_written_auto() -> None:
     assert Cadence.parse("auto").auto
     assert Cadence.parse("Auto").seconds == 15.0
+
+
+@pytest.mark.parametrize("step", [5, 12])
+def test_the_interval_is_told_only_where_there_is_a_next_save(
+    step: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    mine = training(tmp_path, "cpu", Mailbox(), [], "auto")
+    mine.position.step = step
+    mine._saves = 1
+    mine._choose_interval()
+    mine.end(0, "finished")
+    assert mine.interval_why, "for the status, in any case"
+    assert ("saving every" in caplog.text) is (step < mine.plan.steps)

@@ -354,7 +354,9 @@ def test_the_same_trouble_is_warned_of_once_whichever_part_it_befalls(
     assert [r.levelname for r in caplog.records if "could not be saved" in r.getMessage()].count("WARNING") == 1
 
 
-def test_a_store_that_stays_away_is_given_up_and_the_reason_kept(store: Counting) -> None:
+def test_a_store_that_stays_away_is_given_up_and_the_reason_kept(
+    store: Counting, caplog: pytest.LogCaptureFixture
+) -> None:
     hearing = Hearing(store)
 
     def before_put(key: str) -> None:
@@ -363,6 +365,8 @@ def test_a_store_that_stays_away_is_given_up_and_the_reason_kept(store: Counting
     store.before_put = before_put
     assert not hearing.saver.save_now(save_of(HeadOnly(), 5), never, 0.0, 1.5, evaluated=False)
     assert hearing.saver.error == "no right to write"
+    waits = [r.getMessage() for r in caplog.records if "another" in r.getMessage()]
+    assert waits == [f"trying for another {waits[0].split()[3]} s to save the last state: no right to write"], "once"
 
 
 def test_a_final_checkpoint_must_hold_its_evaluation(store: Counting) -> None:

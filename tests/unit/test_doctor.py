@@ -19,9 +19,10 @@ from typing import Any
 import pytest
 import torch
 
+from console.checks import container as container_checks
 from console.checks import content as content_checks
 from console.checks import store as store_checks
-from console.checks.examination import Check, Found, Patient, examine
+from console.checks.examination import Check, Found, Patient, Warn, examine
 from console.doctor import LANES
 from storage import open_store
 from storage.errors import NotSetUp, PermissionDenied
@@ -432,6 +433,17 @@ def test_a_halt_folder_that_this_user_cant_read_is_found(machine: Machine) -> No
     finally:
         os.setreuid(user, -1)
     assert (found.status, "chmod a+rx" in found.mend) == ("failed", True)
+
+
+def test_a_halt_folder_is_named_as_docker_takes_it(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(machine.halt.parent)
+    patient = machine.patient
+    patient.halt = machine.halt.name
+    assert str(machine.halt) in container_checks.halt_folder(patient)  # by which it is found among the mounts
+    machine.halt.rmdir()
+    with pytest.raises(Warn) as told:
+        container_checks.halt_folder(patient)
+    assert f"docker run -v FOLDER:{machine.halt} " in told.value.mend
 
 
 # -- against the emulators, as the command ----------------------------------------------------------------------------

@@ -43,7 +43,7 @@ class SavesAtEveryBoundary:
         self.buffers = HostBuffers()
         self.states: dict[int, set[str]] = {}
 
-    def boundary(self, *, evaluating: bool) -> None:
+    def boundary(self, *, evaluating: bool, evaluated: float = 0.0) -> None:
         if self.waiting_for == "evaluation" and not evaluating:
             return
         self.waiting_for = ""

@@ -37,3 +37,9 @@ def test_a_metric_that_is_no_number_any_more_is_called_so() -> None:
     words = "loss not a number, accuracy 0.5000, train loss not a number"
     assert told({"step": 3, **metrics}) == words
     assert _metrics(metrics) == "loss not a number, accuracy 50.00 %"
+
+
+def test_the_table_says_which_way_it_is_read_and_its_columns_stand_below_their_names() -> None:
+    head, *rows = table([[3, 10], [0, 1]], ["cat", "a dog"])
+    assert head == "truth | taken for  cat  a dog"
+    assert rows == ["cat                  3     10", "a dog                0      1"]

@@ -76,6 +76,21 @@ def test_values_out_of_range_are_wrong_command_lines(wrong: dict[str, object]) -
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--allow-change step", "--allow-change 'step': a run has no such setting; did you mean steps?"),
+        ("--allow-change lr --allow-change batch-size", "no such setting; did you mean batch_size?"),
+        ("--allow-change keep", "no such setting; there are: preset, model, "),
+    ],
+)
+def test_what_would_be_ignored_is_refused(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import entrypoint
+
+    assert entrypoint.main(["cifar10", *words.split()]) == ExitCode.USAGE
+    assert told in capsys.readouterr().out
+
+
 def test_what_shapes_a_run_is_recorded_and_where_it_lives_is_not() -> None:
     shape = Settings(lr=0.1, store="file:///x").that_shape_the_run()
     assert shape["lr"] == 0.1

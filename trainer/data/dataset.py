@@ -105,6 +105,12 @@ CIFAR100 = Dataset(
 )
 
 DATASETS: Mapping[str, Dataset] = {d.name: d for d in (CIFAR10, CIFAR100)}
+# Data of other kinds, and the modules that pack it, imported where it is asked for
+PACKERS: Mapping[str, str] = {
+    "bert": "trainer.data.texts",
+    "imagenet": "trainer.data.photographs",
+    "mnist": "trainer.data.idx",
+}
 
 
 def named(name: str | Dataset) -> Dataset:
@@ -112,9 +118,9 @@ def named(name: str | Dataset) -> Dataset:
     if isinstance(name, Dataset):
         return name
     if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(DATASETS)}"
-        raise UserError(f"no data set {shown(name)}; {hint}")
+        near = difflib.get_close_matches(name, [*DATASETS, *PACKERS], n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted({*DATASETS, *PACKERS}))}"
+        raise UserError(f"no data set {shown(name)}; {hint}; a job names one as its DATASET, None where it wants none")
     return DATASETS[name]
 
 

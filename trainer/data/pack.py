@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from trainer.data import sources
-from trainer.data.dataset import Archive, Dataset, Splits, named, shown
+from trainer.data.dataset import PACKERS, Archive, Dataset, Splits, named, shown
 from trainer.data.download import DownloadError, fetch, name_of
 from trainer.data.held import already, held
 from trainer.data.packed import FILE_NAME, Packed, open_packed, remedy, write_packed
@@ -28,13 +28,6 @@ class Packer(Protocol):
     OPTIONS: tuple[str, ...]  # names of the settings that decide what is packed
 
     def pack(self, source: str | None, folder: Path, options: Mapping[str, Any], pulse: Pulse) -> Packed: ...
-
-
-PACKERS = {
-    "bert": "trainer.data.texts",
-    "imagenet": "trainer.data.photographs",
-    "mnist": "trainer.data.idx",
-}  # imported where it is asked for
 
 
 def packer(name: str | Dataset) -> Packer | None:

@@ -95,6 +95,12 @@ class Packed:
             raise _unusable(self.path, f"its bytes have changed since: SHA-256 {digest.hexdigest()}", self.name)
 
 
+def no_data() -> Packed:
+    """What a job gets that makes its own data, or wants none."""
+    nothing = hashlib.sha256().hexdigest()
+    return Packed(Path(), "none", (), nothing, False, Origin("none", "", ""), {}, np.empty(0, np.uint8))
+
+
 class _Bad(Exception):
     """Why a file is no packed one."""
 
@@ -263,7 +269,7 @@ def write_arrays(
         # The header comes last, in the space left for it: without one, no unfinished file is taken for whole.
         scratch.write(bytes(len(_header(sources, meta))))
         for chunk in _chunks(sources):
-            pulse.beat(f"writing: {written >> 20} of {total >> 20} MB")
+            pulse.beat(f"writing: {written / 1e6:.1f} of {total / 1e6:.1f} MB")
             digest.update(chunk)
             scratch.write(chunk)
             scratch.sync()  # piece by piece, because one long sync at the end couldn't be stopped

@@ -80,6 +80,7 @@ def build(settings: Settings, data: Packed, device: torch.device) -> Task:
 
 class Photographs(Task):
     eval_batch = 64
+    unit = "images"
 
     def __init__(self, settings: Settings, data: Packed, device: torch.device) -> None:
         self.settings, self.device = settings, device

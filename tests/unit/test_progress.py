@@ -1,0 +1,69 @@
+"""What a run still takes is told with its evaluations, and steadily."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from console.progress import describe, facts
+from trainer.loop import Plan
+from trainer.progress import Evaluating, Pace
+
+PLAN = Plan(
+    seed=0, batch_size=10, micro_batch_size=10, steps=95, steps_per_epoch=20, bf16=False, device=torch.device("cpu")
+)
+TASK: Any = SimpleNamespace(unit="images", eval_size=100)
+SAVER: Any = SimpleNamespace(durable=None, error=None)
+
+
+class Run:
+    """Told of at moments of one's own choice."""
+
+    def __init__(self, step: int = 0) -> None:
+        self.now = 0.0
+        self.pace = Pace(PLAN, TASK, step, lambda: self.now)
+
+    def tell(self, now: float, step: int, evaluating: Evaluating | None = None) -> Any:
+        self.now = now
+        return self.pace.tell(step, None, SAVER, evaluating)
+
+
+def test_the_time_left_has_the_evaluations_to_come() -> None:
+    run = Run()
+    assert run.tell(0.0, 0).seconds_left is None
+    # a second a step, so 10 s for as many samples as an evaluation has, five times
+    assert run.tell(10.0, 10).seconds_left == pytest.approx(85 + 5 * 10)
+    assert run.tell(20.0, 20, Evaluating(0.0, 0.0)).seconds_left == pytest.approx(75 + 5 * 10)
+    # it is slower than training: a quarter took 10 s
+    left = run.tell(30.0, 20, Evaluating(0.25, 10.0))
+    assert left.seconds_left == pytest.approx(75 + 5 * 40 - 10)
+    assert ", evaluating: 25 %, 4 min 25 s left, " in describe(left)
+    assert (facts(left)["evaluating"], facts(left)["evaluated"]) == (True, 0.25)
+    run.now = 60.0
+    run.pace.evaluated(20.0, 60.0)
+    assert run.tell(70.0, 30).seconds_left == pytest.approx(65 + 4 * 40)
+
+
+def test_the_last_evaluation_counts_down_to_nothing() -> None:
+    run = Run()
+    run.tell(95.0, 95)
+    assert run.tell(96.0, 95, Evaluating(0.1, 1.0)).seconds_left == pytest.approx(9)
+    assert run.tell(104.0, 95, Evaluating(0.9, 9.0)).seconds_left == pytest.approx(1)
+    run.pace.evaluated(95.0, 105.0)
+    assert run.tell(105.0, 95).seconds_left == 0
+    # a container that goes on when only the evaluation is to be done has seen no step
+    again = Run(95)
+    assert again.tell(1.0, 95, Evaluating(0.0, 0.0)).seconds_left is None
+    assert again.tell(3.0, 95, Evaluating(0.5, 2.0)).seconds_left == pytest.approx(2)
+
+
+def test_one_slow_moment_changes_the_time_left_little() -> None:
+    run = Run()
+    for step in range(1, 41):
+        before = run.tell(float(step), step)
+    slow = run.tell(40.0 + 2.0, 41)  # a step that took twice as long
+    assert slow.samples_per_s == pytest.approx(5)
+    assert slow.seconds_left == pytest.approx(before.seconds_left, rel=0.15)
