@@ -149,9 +149,8 @@ class Loop:
         task.model.eval()
         try:
             for first in range(0, len(pieces), group.count):
-                self._events.boundary(
-                    evaluating=True, evaluated=first / len(pieces)
-                )  # may save, so not in inference mode
+                # may save, so not in inference mode
+                self._events.boundary(evaluating=True, evaluated=first / len(pieces))
                 group.check()
                 side_by_side = pieces[first : first + group.count]
                 mine: Mapping[str, torch.Tensor] = {}
