@@ -171,7 +171,7 @@ class Tells(SavesAtEveryBoundary):
         super().__init__(task, position, "")
         self.told = task
 
-    def boundary(self, *, evaluating: bool) -> None:
+    def boundary(self, *, evaluating: bool, evaluated: float = 0.0) -> None:
         super().boundary(evaluating=evaluating)
         if evaluating:
             self.told.tell("evaluation", len(self.told.evaluated))
