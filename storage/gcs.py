@@ -21,7 +21,6 @@ An emulator (STORAGE_EMULATOR_HOST) may know the JSON API alone: what it doesn't
 from __future__ import annotations
 
 import base64
-import io
 import json
 import os
 import re
@@ -59,6 +58,7 @@ from storage.gcs_wire import (
     PIECE_BYTES,
     Body,
     Found,
+    Received,
     Session,
     crc32c,
     lanes,
@@ -94,10 +94,8 @@ class GoogleStore:
         self.url = url
         self._bucket = bucket
         self._emulated = bool(os.environ.get("STORAGE_EMULATOR_HOST"))
-        self._reads_xml, self._reads_json = (
-            not self._emulated,
-            False,
-        )  # neither: it is not known yet what is spoken here
+        # Neither: it is not known yet which of the two is spoken here.
+        self._reads_xml, self._reads_json = not self._emulated, False
         self._writes, self._reads = Room(WRITES), Room(READS)
         with self._translated("", ""):
             credentials = find_credentials(patience)
@@ -268,10 +266,13 @@ class GoogleStore:
 
     # --- many ranges down
 
-    def _ask_range(self, key: str, start: int, stop: int, generation: str | None = None) -> Found | None:
-        """Ask for [start, stop), of one generation only if it is given; None where the object ends before."""
+    def _ask_range(
+        self, key: str, start: int, stop: int, generation: str | None = None, into: memoryview | None = None
+    ) -> Found | None:
+        """Ask for [start, stop), of one generation only if it is given; None where the object ends before. What is
+        received here already is put `into` the caller's memory, if there is some."""
         if self._reads_json:
-            return self._ask_json(key, start, stop, generation)
+            return self._ask_json(key, start, stop, generation, into)
         headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         if generation is not None:
             headers["x-goog-if-generation-match"] = generation
@@ -294,14 +295,16 @@ class GoogleStore:
             answer.close()
             if self._reads_xml:
                 raise Unavailable(f"{self.url}: {key}: {_STRANGER}") from e
-        of_json = self._ask_json(key, start, stop, generation)
+        of_json = self._ask_json(key, start, stop, generation, into)
         self._reads_json = True
         return of_json
 
-    def _ask_json(self, key: str, start: int, stop: int, generation: str | None) -> Found | None:
+    def _ask_json(
+        self, key: str, start: int, stop: int, generation: str | None, into: memoryview | None
+    ) -> Found | None:
         """The same of the JSON API, which tells nothing of the object beside its bytes: it is asked before and after.
 
-        A range is read whole here, for only then is it known which generation it is of.
+        A range is received whole here, for only then is it known which generation it is of.
         """
         blob = self._client.bucket(self._bucket).blob(self._name(key))
         blob.reload(retry=None)
@@ -316,13 +319,16 @@ class GoogleStore:
                 headers={"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"},
                 stream=True,
             )
-            answer.raw = io.BytesIO(answer.raw.read())  # `content` would hold the bytes twice
+            if not answer.headers["Content-Range"].startswith(f"bytes {start}-"):
+                answer.close()
+                raise Unavailable(f"{self.url}: {key}: {_STRANGER}")
+            size = min(stop, info.size) - start
+            memory = memoryview(bytearray(size)) if into is None else into[:size]
+            answer.raw = Received(receive(answer, memory, threading.Event()))
             blob.reload(retry=None)
             if told == str(blob.generation):
-                if not answer.headers["Content-Range"].startswith(f"bytes {start}-"):
-                    raise Unavailable(f"{self.url}: {key}: {_STRANGER}")
                 info = replace(info, answered=moment_of(answer.headers.get("Date")))
-                return Found(answer, info, min(stop, info.size), told, crc)
+                return Found(answer, info, start + size, told, crc)
         raise Unavailable(f"{self.url}: {key}: was replaced while it was read")
 
     def _read(self, key: str, first: Found, start: int, stop: int) -> Generator[memoryview, None, None]:
@@ -336,7 +342,7 @@ class GoogleStore:
 
         def ask(buffer: memoryview, at: int) -> memoryview:
             with self._translated(key, "storage.objects.get"):
-                found = self._ask_range(key, at, min(stop, at + PART_BYTES), first.generation)
+                found = self._ask_range(key, at, min(stop, at + PART_BYTES), first.generation, buffer)
                 if found is None:
                     raise Unavailable(f"{self.url}: {key}: shrank while it was read")
                 return receive(found.answer, buffer[: found.stop - at], given_up)
