@@ -268,7 +268,8 @@ class S3Store:
         for item in page.get("Contents", ()):
             key = item["Key"].removeprefix(self._prefix)
             if is_key(key):
-                yield ObjectInfo(key, item["Size"], item["LastModified"].timestamp())
+                # whole seconds, as all that S3 tells: Ceph's lists tell more, unlike its other answers
+                yield ObjectInfo(key, item["Size"], float(int(item["LastModified"].timestamp())))
         for item in page.get("CommonPrefixes", ()):
             key = item["Prefix"].removeprefix(self._prefix)
             if is_key(key[:-1]):
