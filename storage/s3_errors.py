@@ -84,7 +84,8 @@ def _answered(error: Any, url: str, bucket: str, key: str) -> StoreError:
     """What an answer that is no success means."""
     code, operation = code_of(error), error.operation_name
     status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
-    said = f"{url}: {key or 'list'}: {code}: {one_line(error.response.get('Error', {}).get('Message', ''))}"
+    message = error.response.get("Error", {}).get("Message")  # Ceph's errors have none
+    said = f"{url}: {key or 'list'}: {code}{f': {one_line(message)}' if message else ''}"
     if operation.startswith("AssumeRole"):  # asked of the token service
         if status == 429 or status >= 500 or code in _NO_TOKEN_NOW:
             return Unavailable(f"{said} ({operation})")

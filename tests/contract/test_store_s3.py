@@ -164,11 +164,12 @@ def test_a_list_that_does_not_say_where_it_goes_on_is_a_fault_and_is_not_begun_a
 def test_what_a_person_must_mend_says_how(
     store: Store, proxy: Proxy, call: Callable[[Store], object], fault: Fault, hint: str
 ) -> None:
-    """Also for `stat`, though the answer to its HEAD has no words."""
+    """Also for `stat`, though the answer to its HEAD has no words; nor has any here a message, like Ceph's."""
     proxy.faults = [fault]
     with pytest.raises(NotSetUp) as caught:
         call(store)
     assert hint in str(caught.value)
+    assert ": None" not in str(caught.value)
     assert str(caught.value).isprintable()
 
 
