@@ -113,13 +113,29 @@ class History:
             # tried twice, which a list that tells of it late would have this do without an end
             used = self.attempts()[-1:] + [attempt for attempt, _ in self._usable()[:1]]
             number = max([number, *used]) + 1
+            key = self.key("attempts", f"{number:06d}.json")
             body = json.dumps(dict(mine, attempt=number), indent=1, sort_keys=True).encode()
             try:
-                self.create(self.key("attempts", f"{number:06d}.json"), body)
-                self._claims[number] = body
-                return number
+                self.create(key, body)
             except AlreadyExists:
                 log.info("attempt %d was claimed by another container at the same moment", number)
+                continue
+            self._claims[number] = body
+            self._try_twice(key, body)
+            return number
+
+    def _try_twice(self, key: str, body: bytes) -> None:
+        """Say so where the store lets a claim be made that is there: servers that don't know conditions ignore them."""
+        try:
+            self.store.put(key, body, if_absent=True)
+        except StoreError:  # as it should be, or nobody knows
+            return
+        log.warning(
+            "store %s lets two containers create one name, so that a second copy of run %r would not be told from this "
+            "one: never start two, or take another store; `doctor` says more",
+            self.store.url,
+            self.run,
+        )
 
     def clock_ahead_s(self, attempt: int) -> float | None:
         """How far this machine's clock is ahead of the store's, by the claim of `attempt` made here just now.

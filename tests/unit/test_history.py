@@ -43,6 +43,32 @@ def test_claims_that_a_list_does_not_tell_of_yet_are_passed_over(tmp_path: Path)
     assert run.attempts() == [1, 2, 3, 4, 5]
 
 
+class Unconditional:
+    """A store that writes whatever it is asked to create, as servers do that don't know the condition."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def put(self, key: str, source: Any, *, if_absent: bool = False) -> Any:
+        return self._store.put(key, source)
+
+
+def test_a_store_that_would_not_tell_two_copies_apart_is_told_of_at_the_claim(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = history(tmp_path)
+    assert run.claim({}) == 1
+    assert not caplog.records
+    blind = History(Unconditional(run.store), "run")  # type: ignore[arg-type]
+    assert blind.claim({}) == 2
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "never start two" in caplog.text
+    blind.check_fence(2)
+
+
 def test_a_checkpoint_that_no_start_could_read_is_not_committed(tmp_path: Path) -> None:
     """Its manifest has grown too long: each later start would find it bad, though it was told to be durable."""
     run = history(tmp_path)
