@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from trainer.exits import UserError
 from trainer.history import Checkpoint
@@ -14,6 +16,8 @@ from trainer.job import Task
 from trainer.order import NO_SAMPLES
 from trainer.parts import decode
 from trainer.settings import Json
+
+_GROUP = re.compile(r"[^.]+\.group[0-9]{1,6}\..+")  # as `written` names it; a parameter's state has its number there
 
 
 @dataclass
@@ -23,6 +27,7 @@ class Position:
     step: int = 0
     order: bytes = NO_SAMPLES  # hash of all sample indices so far
     sums: dict[str, Tensor] = field(default_factory=dict)  # metric sums of the running epoch; float64, 0-d
+    groups: dict[str, Json] = field(default_factory=dict)  # what optimizers themselves wrote into their `param_groups`
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,7 @@ def take(task: Task, position: Position, buffers: HostBuffers | None = None) -> 
     """The task's state now: with `buffers` a copy, while training goes on; without, the stopped task's memory."""
     model = {name: tensor.detach() for name, tensor in task.model.state_dict().items()}
     optimizer, scalars = _optimizer_state(task)
+    scalars |= position.groups
     gpus = {tensor.device for tensor in model.values() if tensor.is_cuda}
     if buffers is not None or gpus:
         buffers = buffers or HostBuffers()
@@ -102,16 +108,48 @@ def _optimizer_state(task: Task) -> tuple[dict[str, Tensor], dict[str, Json]]:
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Json] = {}
     for optimizer_name, optimizer in task.optimizers.items():
+        if "." in optimizer_name:
+            raise TypeError(f"optimizer {optimizer_name!r}: a name with a dot in it, by which keys are taken apart")
         for parameter, state in optimizer.state_dict()["state"].items():
+            if not isinstance(parameter, int):  # else it would be found out by whoever resumes
+                raise TypeError(f"optimizer {optimizer_name} has state of no parameter's, which no checkpoint can hold")
             for name, value in state.items():
                 key = f"{optimizer_name}.{parameter}.{name}"
                 if isinstance(value, Tensor):
                     tensors[key] = value.detach()
-                elif value is None or isinstance(value, bool | int | float | str):
-                    scalars[key] = value
                 else:
-                    raise TypeError(f"optimizer state {key} is a {type(value).__name__}, which no checkpoint can hold")
+                    scalars[key] = _scalar(key, value)
     return tensors, scalars
+
+
+def _scalar(key: str, value: object) -> Json:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"optimizer state {key} is a {type(value).__name__}, which no checkpoint can hold")
+
+
+Groups = dict[str, list[dict[str, object]]]  # an optimizer's name -> its `param_groups`
+
+
+def groups_of(task: Task) -> Groups:
+    """Every optimizer's groups as they are now."""
+    return {name: [dict(group) for group in optimizer.param_groups] for name, optimizer in task.optimizers.items()}
+
+
+def written(before: Groups, after: Groups) -> dict[str, Json]:
+    """What a step itself has written into the groups, by "optimizer.group0.name".
+
+    Optimizers that find their own learning rate do so: it is state like any other. The rest of a group comes from the
+    settings and the schedule.
+    """
+    return {
+        (place := f"{name}.group{i}.{key}"): _scalar(place, value)
+        for name, groups in after.items()
+        for i, (old, new) in enumerate(zip(before[name], groups, strict=True))
+        if old != new
+        for key, value in new.items()
+        if key not in old or value != old[key]
+    }
 
 
 def restore(task: Task, checkpoint: Checkpoint) -> Position:
@@ -127,13 +165,16 @@ def restore(task: Task, checkpoint: Checkpoint) -> Position:
         except ValueError as e:
             raise UserError(f"checkpoint {manifest.name}: part {ref.sha256[:12]} is {e}") from e
     _restore_model(task, sections["model"], manifest.name)
-    _restore_optimizers(task, sections["optimizer"], manifest.scalars, manifest.name)
+    groups = {key: value for key, value in manifest.scalars.items() if _GROUP.fullmatch(key)}
+    scalars = {key: value for key, value in manifest.scalars.items() if key not in groups}
+    _restore_optimizers(task, sections["optimizer"], scalars, manifest.name)
+    _restore_groups(task, groups, manifest.name)
     device = next(task.model.parameters()).device
     sums = {
         name: torch.tensor(float.fromhex(value), dtype=torch.float64, device=device)
         for name, value in manifest.sums.items()
     }
-    return Position(manifest.step, bytes.fromhex(manifest.order_sha256), sums)
+    return Position(manifest.step, bytes.fromhex(manifest.order_sha256), sums, groups)
 
 
 def _restore_model(task: Task, saved: Mapping[str, Tensor], name: str) -> None:
@@ -153,13 +194,34 @@ def _restore_model(task: Task, saved: Mapping[str, Tensor], name: str) -> None:
 
 def _restore_optimizers(task: Task, tensors: Mapping[str, Tensor], scalars: Mapping[str, Json], name: str) -> None:
     states: dict[str, dict[int, dict[str, object]]] = {key: {} for key in task.optimizers}
+    counts = {key: sum(len(group["params"]) for group in o.param_groups) for key, o in task.optimizers.items()}
     for key, value in (*tensors.items(), *scalars.items()):
         owner, _, rest = key.partition(".")
         parameter, _, field_name = rest.partition(".")
-        if owner not in states or not parameter.isdecimal():
+        if owner not in states or not parameter.isdecimal() or int(parameter) >= counts[owner]:
             raise UserError(f"checkpoint {name} holds optimizer state that this job has not: {key:.100}")
         states[owner].setdefault(int(parameter), {})[field_name] = value
     for key, optimizer in task.optimizers.items():
-        # the groups' own values (learning rates and the like) come from the settings and the schedule
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": states[key], "param_groups": groups})
+        _keep_types(optimizer, states[key])
+
+
+def _keep_types(optimizer: Optimizer, saved: Mapping[int, Mapping[str, object]]) -> None:
+    """`load_state_dict` gives most tensors the type of their parameter: float64 sums and counts would lose digits."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, fields in saved.items():
+        mine = optimizer.state[parameters[number]]
+        for name, value in fields.items():
+            if isinstance(value, Tensor) and isinstance(own := mine.get(name), Tensor) and own.dtype != value.dtype:
+                mine[name] = value.to(own.device)
+
+
+def _restore_groups(task: Task, saved: Mapping[str, Json], name: str) -> None:
+    for key, value in saved.items():
+        owner, group, field_name = key.split(".", 2)
+        groups = task.optimizers[owner].param_groups if owner in task.optimizers else []
+        number = int(group.removeprefix("group"))
+        if number >= len(groups):
+            raise UserError(f"checkpoint {name} holds optimizer state that this job has not: {key:.100}")
+        groups[number][field_name] = value

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from trainer import order
-from trainer.checkpoint import Position
+from trainer.checkpoint import Position, groups_of, written
 from trainer.group import Alone, Group
 from trainer.job import Batch, Task
 from trainer.scores import Metric
@@ -97,7 +97,9 @@ class Loop:
         except (Stopped, torch.OutOfMemoryError):
             self._give_up_step(buffers)
             raise
+        groups = groups_of(task)
         task.update()
+        position.groups |= written(groups, groups_of(task))
 
         if index == 0:
             position.sums = {}
