@@ -6,14 +6,22 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.bert_makers import TEXTS, small_model, small_texts
+from trainer.data import tokens
 from trainer.data.pack import locate, pack
 from trainer.data.packed import FILE_NAME, Packed
+from trainer.data.pulse import Pulse
 from trainer.exits import UserError
+
+
+class Told(Exception):
+    pass
+
 
 AG = "".join(f'"{1 + i % 4}","Title {i}","Words of it, with a ""quote"""\n' for i in range(60))
 
@@ -31,8 +39,6 @@ def file(folder: Path, content: str | bytes, name: str = "texts.csv") -> Path:
 
 
 def text_of(data: Packed, part: str, number: int) -> str:
-    from trainer.data import tokens
-
     files = json.loads(bytes(data.arrays["tokenizer"]))
     offsets = data.arrays[f"{part}_offsets"]
     ids = data.arrays[f"{part}_tokens"][offsets[number] : offsets[number + 1]].tolist()
@@ -88,9 +94,6 @@ def test_a_stop_in_the_midst_leaves_what_was_there(tmp_path: Path) -> None:
     source, left = small_texts(tmp_path), 0
     held = packed(tmp_path / "a", file(tmp_path, AG, "other.csv")).path.read_bytes()
 
-    class Told(Exception):
-        pass
-
     def check() -> None:
         nonlocal left
         left -= 1
@@ -113,6 +116,46 @@ def test_a_text_of_fifty_thousand_words_is_cut_and_an_empty_one_left_out_and_bot
     assert any("longer than 512 tokens: cut to their beginning" in line for line in said)
     assert max(int(np.diff(data.arrays[f"{part}_offsets"]).max()) for part in ("train", "test")) == 512
     assert sum(len(data.arrays[f"{part}_labels"]) for part in ("train", "test")) == 41
+
+
+LONG = " ".join(f"word{i % 977}" for i in range(150_000))  # which takes native code a second, and a busy machine more
+
+
+def test_a_stop_is_heard_while_native_code_learns_a_vocabulary_from_a_long_text() -> None:
+    looks = 0
+
+    def check() -> None:
+        nonlocal looks
+        looks += 1
+        if looks > 1:  # the text's own beat is one, before it goes in
+            raise Told
+
+    with pytest.raises(Told):
+        tokens.learn([LONG], Pulse(check))
+
+
+def test_a_stop_is_heard_while_native_code_tokenizes_a_long_text() -> None:
+    within = False
+    tokenizer = tokens.loaded(tokens.learn(["some words", "and others"], Pulse()), "")
+
+    class Watched:
+        """The tokenizer itself, and whether it is at work."""
+
+        enable_truncation = tokenizer.enable_truncation
+
+        def encode_batch(self, texts: list[str]) -> list[Any]:
+            nonlocal within
+            within = True
+            found = tokenizer.encode_batch(texts)
+            within = False
+            return found
+
+    def check() -> None:
+        if within:
+            raise Told
+
+    with pytest.raises(Told):
+        tokens.encoded(Watched(), [LONG], 512, Pulse(check), "train")
 
 
 def test_texts_are_cut_to_what_the_model_takes(tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import TypeVar
 
 from trainer.exits import UserError
 
+T = TypeVar("T")
 EVERY_S = 2.5  # between two progress lines: whole lines, so that container logs stay readable
 
 
@@ -30,6 +34,26 @@ class Pulse:
         if self._clock() - self._said >= EVERY_S:
             self.say(line)
             self._said = self._clock()
+
+
+def beside(work: Callable[[], T], pulse: Pulse) -> T:
+    """What `work` gives, made in a thread of its own: a call of native code that takes long lets no notice through.
+
+    Raises what `work` does, and what `pulse.check` does: then `work` is left to itself.
+    """
+    made: Future[T] = Future()
+
+    def make() -> None:
+        try:
+            made.set_result(work())
+        except BaseException as e:  # told to whoever waits
+            made.set_exception(e)
+
+    # a daemon: a process that is told to go must not wait for it
+    threading.Thread(target=make, name="beside", daemon=True).start()
+    while not wait((made,), timeout=0.1).done:
+        pulse.check()
+    return made.result()
 
 
 def told(error: OSError, what: str) -> UserError:

@@ -6,13 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from trainer.data.pulse import Pulse
+from trainer.data.pulse import Pulse, beside
 from trainer.exits import UserError
 from trainer.pretrained import TOKENIZER, TOKENIZER_CONFIG, config_of
 
@@ -27,6 +28,10 @@ Files = Mapping[str, str]  # a tokenizer's files, by name
 
 def learn(texts: Sequence[str], pulse: Pulse) -> Files:
     """A WordPiece tokenizer as BERT's uncased one, its vocabulary learned from `texts`; the same for the same texts."""
+    return beside(partial(_learn, texts, pulse), pulse)
+
+
+def _learn(texts: Sequence[str], pulse: Pulse) -> Files:
     blank = _as_bert({UNKNOWN: 0})
 
     def told() -> Iterator[str]:
@@ -97,7 +102,9 @@ def encoded(
     cut = 0
     for start in range(0, len(texts), BLOCK):
         pulse.beat(f"tokenizing: {start:,} of {len(texts):,} texts for {what}")
-        for number, encoding in enumerate(tokenizer.encode_batch(list(texts[start : start + BLOCK])), start + 1):
+        # a text of 10 MB alone takes half a minute
+        encodings = beside(partial(tokenizer.encode_batch, list(texts[start : start + BLOCK])), pulse)
+        for number, encoding in enumerate(encodings, start + 1):
             tokens.append(np.asarray(encoding.ids, np.int32))
             offsets[number] = len(encoding.ids)
             cut += bool(encoding.overflowing)
