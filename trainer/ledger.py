@@ -248,8 +248,7 @@ def _tallies(records: Records, number: int, link: _Link | None) -> Iterator[Reco
     for sign in [_object(claim.get("before")) for claim in records.claims.values()] + [records.status or {}]:
         if sign.get("attempt") == number:
             found.append(sign.get("tally"))
-    if number in records.heads:
-        found += [entry.get("tally") for entry in records.heads[number].ledger if entry.get("attempt") == number]
+    found += [entry.get("tally") for entry in records.own.get(number, ())]
     if link is not None:
         found.append(dict(link.tally))
     return (tally for tally in found if isinstance(tally, dict) and is_number(tally.get("seconds")))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -32,7 +32,7 @@ class Records:
     silent_s: float | None = None  # since the newest attempt's last sign of life, by the store's clock
     result: Record | None = None
     newest: Manifest | None = None  # the newest checkpoint that can be read
-    heads: Mapping[int, Manifest] = field(default_factory=dict)  # each attempt's newest checkpoint that can be read
+    own: Mapping[int, list[Record]] = field(default_factory=dict)  # each attempt's, in its newest checkpoint's ledger
     lines: Mapping[tuple[int, int], list[Record]] = field(default_factory=dict)  # metrics by (attempt, step) of a chunk
 
 
@@ -47,11 +47,14 @@ def read(history: History) -> Records | None:
     mine: dict[int, list[tuple[int, int]]] = {}
     for pair in checkpoints:
         mine.setdefault(pair[0], []).append(pair)
-    heads = _each(lambda n: _first_readable(history, mine[n]), mine)
+    newest: Manifest | None = None
+    own: dict[int, list[Record]] = {}
+    for n, head in _each_in_turn(lambda n: _first_readable(history, mine[n]), sorted(mine)):
+        if head is not None:  # all of each ledger would be the attempts' number squared
+            newest, own[n] = head, [entry for entry in head.ledger if entry.get("attempt") == n]
     folder = history.key("metrics", "")
     names = [info.key.removeprefix(folder).removesuffix(".jsonl") for info in history.store.list(folder)]
     chunks = _each(lambda pair: _lines(history, pair), sorted(p for p in map(parse_name, names) if p))
-    found = {n: head for n, head in heads.items() if head is not None}
     status = history.read_sign("status.json")
     last = claims[numbers[-1]] if numbers else None
     if status is not None and numbers and status.record.get("attempt") == numbers[-1]:
@@ -63,15 +66,18 @@ def read(history: History) -> Records | None:
         status=status.record if status is not None else None,
         silent_s=last.age_s if last is not None else None,
         result=history.read_record("result.json"),
-        newest=found[max(found)] if found else None,
-        heads=found,
+        newest=newest,
+        own=own,
         lines=chunks,
     )
 
 
 def _each(call: Callable[[T], R], of: Iterable[T]) -> dict[T, R]:
-    items = list(of)
-    return dict(zip(items, side_by_side(call, items, AT_ONCE), strict=True))
+    return dict(_each_in_turn(call, list(of)))
+
+
+def _each_in_turn(call: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[T, R]]:
+    return zip(items, side_by_side(call, items, AT_ONCE), strict=True)
 
 
 def _first_readable(history: History, newest_first: list[tuple[int, int]]) -> Manifest | None:

@@ -44,6 +44,9 @@ FIRST_LOOKS_S = 1.0  # a machine that is told to go takes no run; one whose meta
 # A run's place in the data is counted in its batches, and a checkpoint's tensors are those of its network.
 UNCHANGEABLE = ("model", "batch_size")
 
+# Of an attempt before in the ledger; its machine, and when it began, stand in its claim.
+CARRIED = ("attempt", "first_step", "last_step", "seconds", "exit", "tally")
+
 
 class Curves(Protocol):
     """Who draws what is measured while a run is trained."""
@@ -353,6 +356,10 @@ def _load(
 
 
 def _ledger(history: History, manifest: Manifest) -> list[dict[str, Json]]:
-    """The ledger so far, its newest entry completed by how that attempt ended; None: nobody heard of its end."""
+    """The ledger so far, its newest entry completed by how that attempt ended; None: nobody heard of its end.
+
+    Of each attempt what its own records don't tell: every checkpoint to come carries all of it.
+    """
     end = history.read_record("attempts", f"{manifest.attempt:06d}.end.json") or {}
-    return [*manifest.ledger[:-1], *({**entry, "exit": end.get("exit")} for entry in manifest.ledger[-1:])]
+    entries = [*manifest.ledger[:-1], *({**entry, "exit": end.get("exit")} for entry in manifest.ledger[-1:])]
+    return [{name: entry[name] for name in CARRIED if name in entry} for entry in entries]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from trainer.header import Head, tensor_names
 from trainer.history import READERS, Absent, Bad, History, add_tensors
@@ -18,7 +18,7 @@ class Verdict:
     """What was found of one checkpoint."""
 
     name: str
-    manifest: Manifest | None = None
+    manifest: Manifest | None = None  # without its ledger
     problems: list[str] = field(default_factory=list)  # none: every byte is what it should be
 
     @property
@@ -38,7 +38,8 @@ def verify(history: History, tell: Callable[[str], None] = lambda line: None) ->
     for name in [checkpoint_name(*pair) for pair in reversed(history.checkpoints())]:
         verdict = Verdict(name)
         try:
-            verdict.manifest = history.manifest(name)
+            # without the ledger: of many attempts and checkpoints all of them together fill the memory
+            verdict.manifest = replace(history.manifest(name), ledger=[])
             verdict.problems += _chain_problems(verdict.manifest)
         except Absent:
             continue

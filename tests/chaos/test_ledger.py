@@ -13,6 +13,7 @@ from trainer.curve import is_due
 from trainer.history import History
 from trainer.ledger import Entry, Ledger, account
 from trainer.records import read
+from trainer.run import CARRIED
 
 HISTORIES = 100
 
@@ -48,6 +49,14 @@ def check(ledger: Ledger, copies: list[Copy], folder: Path) -> None:
     ]
     assert steps == list(range(ledger.step)), "each step once, none left out"
     assert ledger.useful_steps == ledger.step
+
+
+def check_carried(folder: Path) -> None:
+    """A checkpoint carries the ledger of all attempts before, so of each no more than its own records don't tell."""
+    for file in (folder / "run" / "checkpoints").glob("*.json"):
+        *before, own = json.loads(file.read_bytes())["ledger"]
+        assert "host" in own
+        assert all(entry.keys() == set(CARRIED) for entry in before)
 
 
 def check_entry(entry: Entry, copy: Copy, link: tuple[int, int, bool] | None) -> None:
@@ -95,6 +104,7 @@ def test_all_seconds_and_steps_of_random_histories_are_accounted_for(tens: int, 
         ledger = ledger_of(history)
         try:
             check(ledger, copies, folder)
+            check_carried(folder)
             check_curve(ledger, steps)
             check_status(ledger, history)
             finished += ledger.state == "finished"

@@ -63,6 +63,7 @@ def test_all_good_ones_are_good_and_each_part_is_read_once(run: History) -> None
     assert [v.problems for v in verdicts] == [[], [], [], []]
     assert read["parts"] == 6
     assert read["checkpoints"] == 4
+    assert all(v.manifest and not v.manifest.ledger for v in verdicts), "which of many attempts fill the memory"
 
 
 def test_models_in_several_parts_some_of_them_shared(run: History, monkeypatch: pytest.MonkeyPatch) -> None:
