@@ -261,11 +261,9 @@ class History:
     def has_manifest(self, name: str) -> bool:
         """Whether the checkpoint has one, good or bad; one that was cleaned up has none."""
         try:
-            self.manifest(name)
-        except Absent:
+            self.store.stat(self.key("checkpoints", f"{name}.json"))
+        except NotFound:
             return False
-        except Bad:
-            return True
         return True
 
     def part(self, ref: PartRef) -> bytes:
@@ -339,8 +337,8 @@ class History:
                     return known
                 return self.load(manifest, known.data if known else None, check)
             except Bad as e:
-                left = self._usable_names()
-                if name not in left:
+                # asked for by its name: a list for each bad one would be their number squared
+                if not self.has_manifest(name) and name not in (left := self._usable_names()):
                     log.info("checkpoint %s was cleaned up while it was read; looking for the newest again", name)
                     names, parents = left, {}
                     order = fallback_order(names, parents)

@@ -334,6 +334,11 @@ class Direct:
         sink.write(self._state.objects[key][0][slice(*byte_range)])
         return self._state._info(key)
 
+    def stat(self, key: str) -> Any:
+        if key not in self._state.objects:
+            raise NotFound(f"{key}: not there")
+        return self._state._info(key)
+
     def list(self, prefix: str) -> list[Any]:
         return [self._state._info(key) for key in self._state.objects if key.startswith(prefix)]
 

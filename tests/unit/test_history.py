@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,3 +78,25 @@ def test_a_checkpoint_that_no_start_could_read_is_not_committed(tmp_path: Path) 
     with pytest.raises(ValueError, match="too long for a manifest"):
         save(run, 1, 20, "000001-00000010", long)
     assert keys(run, "checkpoints") == ["000001-00000010.json"]
+
+
+def test_going_back_past_many_bad_checkpoints_costs_each_the_same(tmp_path: Path) -> None:
+    """A list for each would be their number squared: hours on a cloud, of a run whose parts somebody's rule deleted."""
+    run = history(tmp_path)
+    made = chain(run, 1, list(range(10, 130, 10)))
+    for manifest in made[1:]:
+        for ref in manifest.parts:
+            if ref not in made[0].parts:
+                run.store.delete(run.key("parts", ref.sha256))
+    calls: collections.Counter[str] = collections.Counter()
+
+    class Counting:
+        def __getattr__(self, name: str) -> Any:
+            calls[name] += 1
+            return getattr(run.store, name)
+
+    newest = History(Counting(), "run").newest_good()  # type: ignore[arg-type]
+    assert newest is not None
+    assert newest.manifest == made[0]
+    assert calls["list"] == 1
+    assert calls["stat"] == len(made) - 1
