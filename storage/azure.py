@@ -26,8 +26,8 @@ from azure.storage.blob import BlobBlock, BlobClient, BlobPrefix, BlobProperties
 
 from storage.azure_errors import code_of, meaning, not_azures
 from storage.azure_login import log_in
-from storage.dates import moment_of
-from storage.errors import AlreadyExists, Damaged, InvalidKey, InvalidURL, NotFound, Unavailable
+from storage.errors import NONSENSE, AlreadyExists, Damaged, InvalidKey, InvalidURL, NotFound, Unavailable
+from storage.headers import moment_of, size_told
 from storage.pace_requests import PacedAdapter
 from storage.protocol import ObjectInfo, Source, check_key, check_prefix, is_key
 from storage.reader import Reader
@@ -212,6 +212,8 @@ class AzureStore:
         def heard(response: Any) -> None:
             # while errors are the request's own: later, the SDK would wait and ask again by itself
             response.http_response.body()
+            if response.http_response.status_code < 300:
+                size_told(response.http_response.headers["Content-Range"], start)
             answered.append(response.http_response.headers.get("Date"))
 
         with self._translated(key, "blobs/read", "r"):
@@ -225,8 +227,6 @@ class AzureStore:
                 if e.status_code == 412:
                     raise Unavailable(f"{key}: was replaced while being read") from e
                 raise
-            except ValueError as e:  # no Content-Range
-                raise not_azures(self._place, key) from e
 
     def stat(self, key: str) -> ObjectInfo:
         blob = self._blob(key)
@@ -239,14 +239,20 @@ class AzureStore:
         start = self._root + check_prefix(prefix)
         found = []
         with self._translated(prefix or ".", "blobs/read", "l"):
-            pages = self._container.walk_blobs if delimiter else self._container.list_blobs
-            for item in pages(start or None, include=["metadata"]):
-                key = item.name.removeprefix(self._root)
-                if isinstance(item, BlobPrefix):
-                    if is_key(key[:-1]):
-                        found.append(ObjectInfo(key, 0, 0.0))
-                elif is_key(key) and not _is_folder(item):  # else another program's object
-                    found.append(ObjectInfo(key, item.size, item.last_modified.timestamp()))
+            ask = self._container.walk_blobs if delimiter else self._container.list_blobs
+            pages: Any = ask(start or None, include=["metadata"]).by_page()
+            marker = None
+            for page in pages:
+                if marker is not None and marker == pages.continuation_token:  # it would tell the same again, for ever
+                    raise ValueError("the list goes on where it went on before")
+                marker = pages.continuation_token
+                for item in page:
+                    key = item.name.removeprefix(self._root)
+                    if isinstance(item, BlobPrefix):
+                        if is_key(key[:-1]):
+                            found.append(ObjectInfo(key, 0, 0.0))
+                    elif is_key(key) and not _is_folder(item):  # else another program's object
+                        found.append(ObjectInfo(key, item.size, item.last_modified.timestamp()))
         # Azure's manual says "alphabetical" of the order, not by what, so nothing is told before all is known
         yield from sorted(found, key=lambda info: info.key.encode())
 
@@ -280,7 +286,7 @@ class AzureStore:
             yield
         except (AzureError, requests.RequestException) as e:
             raise meaning(e, key, self._place, self._login, action, sas) from e
-        except (DeserializationError, AttributeError, KeyError, TypeError) as e:  # the SDK's, of what isn't Azure's
+        except (DeserializationError, *NONSENSE) as e:  # the SDK's, of what isn't Azure's
             raise not_azures(self._place, key) from e
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from datetime import datetime
-from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
 from azure.core.exceptions import HttpResponseError
 
 from storage.azure_login import Login, first_line
 from storage.errors import Damaged, NotFound, NotSetUp, PermissionDenied, StoreError, Unavailable
+from storage.headers import moment_of
 
 _ROLE = "the role Storage Blob Data Contributor"
 _UNKNOWN = ("AuthenticationFailed", "InvalidAuthenticationInfo", "NoAuthenticationInformation")  # who asks, that is
@@ -79,12 +77,9 @@ def code_of(error: HttpResponseError) -> str:
     return str(getattr(code, "value", code))
 
 
-def _date(error: HttpResponseError) -> datetime | None:
+def _date(error: HttpResponseError) -> float | None:
     """What the time is by the clock of Azure, or of the proxy that answered."""
-    date = getattr(error.response, "headers", {}).get("date")
-    with suppress(ValueError):
-        return parsedate_to_datetime(date) if date else None
-    return None
+    return moment_of(getattr(error.response, "headers", {}).get("date"))
 
 
 def _detail(error: HttpResponseError) -> str:

@@ -58,10 +58,10 @@ class Login:
     credential: Any = field(repr=False)  # as the SDK takes it
     name: str  # of what kind and whose; never its value
 
-    def why_refused(self, detail: str, azures_time: datetime | None) -> str:
+    def why_refused(self, detail: str, azures_time: float | None) -> str:
         """What to do about credentials that Azure doesn't take, for the reason `detail`, told at `azures_time`."""
         now = datetime.now(UTC)
-        off = azures_time is not None and abs(azures_time.timestamp() - now.timestamp()) > MOST_SKEW_S
+        off = azures_time is not None and abs(azures_time - now.timestamp()) > MOST_SKEW_S
         if off or "date header" in detail.lower():
             return "this machine's clock is wrong: set it (chronyc makestep, timedatectl set-ntp true)"
         end = _end(self.credential.signature) if isinstance(self.credential, AzureSasCredential) else None

@@ -65,6 +65,10 @@ class Unavailable(Transient, ConnectionError):
     pass
 
 
+# What reading an answer raises that is not what it should be; botocore's RuntimeError is for a time out of all bounds.
+NONSENSE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
 def one_line(text: object) -> str:
     """Another's words, for an error's text."""
     return " ".join(str(text).split())[:400]

@@ -30,7 +30,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
-from email.utils import parsedate_to_datetime
 from functools import partial
 from itertools import chain
 from typing import Any, BinaryIO
@@ -49,8 +48,7 @@ import requests
 from google.api_core.client_info import ClientInfo
 from google.cloud.storage import Client  # type: ignore[import-untyped]
 
-from storage.dates import moment_of
-from storage.errors import AlreadyExists, Damaged, InvalidKey, InvalidURL, NotFound, StoreError, Unavailable
+from storage.errors import NONSENSE, AlreadyExists, Damaged, InvalidKey, InvalidURL, NotFound, StoreError, Unavailable
 from storage.gcs_errors import SDK_ERRORS, meaning
 from storage.gcs_login import find_credentials
 from storage.gcs_wire import (
@@ -66,6 +64,7 @@ from storage.gcs_wire import (
     readable,
     receive,
 )
+from storage.headers import moment_of, size_told
 from storage.protocol import ObjectInfo, Source, check_key, check_prefix, is_key, views
 from storage.room import Room
 
@@ -142,17 +141,21 @@ class GoogleStore:
             raise ValueError(f"the delimiter can only be '/': {delimiter!r}")
         start = self._prefix + check_prefix(prefix)
         fields = "kind,nextPageToken,prefixes,items(name,size,timeCreated)"
-        pages = self._client.list_blobs(
+        listing = self._client.list_blobs(
             self._bucket, prefix=start or None, delimiter=delimiter, fields=fields, retry=None
-        ).pages
+        )
+        pages = listing.pages
         while True:
+            token = listing.next_page_token
             with self._translated(prefix, "storage.objects.list", absent=Unavailable):
                 page = next(pages, None)
                 if page is None:
                     return
                 page.raw_page["kind"]  # none: whatever answered, Google did not, and nothing is proven absent
+                if token is not None and token == listing.next_page_token:  # it would tell the same again, for ever
+                    raise ValueError("the list goes on where it went on before")
                 found = [self._info(blob) for blob in page if is_key(self._key(blob.name))]
-            found += [ObjectInfo(self._key(name), 0, 0.0) for name in page.prefixes if is_key(self._key(name)[:-1])]
+                found += [ObjectInfo(self._key(name), 0, 0.0) for name in page.prefixes if is_key(self._key(name)[:-1])]
             # Google gives a page's objects and prefixes apart
             yield from sorted(found, key=lambda info: info.key.encode())
 
@@ -283,10 +286,11 @@ class GoogleStore:
             return None
         told = answer.headers
         try:
-            size = int(told["Content-Range"].rpartition("/")[2])
-            modified = parsedate_to_datetime(told["Last-Modified"]).timestamp()
+            size, modified = size_told(told["Content-Range"], start), moment_of(told["Last-Modified"])
             hashes = dict(item.strip().split("=", 1) for item in told["x-goog-hash"].split(","))
             crc = int.from_bytes(base64.b64decode(hashes["crc32c"]), "big")
+            if modified is None:
+                raise ValueError("a date that is none")
             info = ObjectInfo(key, size, modified, moment_of(told.get("Date")))
             found = Found(answer, info, min(stop, size), told["x-goog-generation"], crc)
             self._reads_xml = True
@@ -319,9 +323,7 @@ class GoogleStore:
                 headers={"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"},
                 stream=True,
             )
-            if not answer.headers["Content-Range"].startswith(f"bytes {start}-"):
-                answer.close()
-                raise Unavailable(f"{self.url}: {key}: {_STRANGER}")
+            size_told(answer.headers["Content-Range"], start)
             size = min(stop, info.size) - start
             memory = memoryview(bytearray(size)) if into is None else into[:size]
             answer.raw = Received(receive(answer, memory, threading.Event()))
@@ -375,5 +377,5 @@ class GoogleStore:
             raise meaning(e, self.url, self._bucket, key, permission, absent, unmet) from e
         except StoreError:
             raise
-        except (KeyError, TypeError, AttributeError, ValueError) as e:  # in the reading of what came
+        except NONSENSE as e:
             raise Unavailable(f"{self.url}: {key}: {_STRANGER}") from e

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from contextlib import suppress
-from email.utils import parsedate_to_datetime
 from xml.sax.saxutils import unescape
 
 import requests
@@ -15,6 +13,7 @@ from google.auth.exceptions import GoogleAuthError, TransportError
 
 from storage.errors import AlreadyExists, Damaged, NotSetUp, PermissionDenied, StoreError, Unavailable, one_line
 from storage.gcs_login import CREDENTIALS_MEND
+from storage.headers import moment_of
 
 CLOCK_MEND = "set this machine's clock (chrony or systemd-timesyncd)"
 CLOCK_S = 240.0  # a token made by a clock that is 5 minutes off is refused
@@ -60,6 +59,8 @@ def _refusal(
     if status == 404 and "bucket does not exist" in words:
         make = f"gcloud storage buckets create gs://{bucket} --location=REGION --uniform-bucket-level-access"
         return NotSetUp(f"{where}: there is no bucket {bucket}; make it: {make}")
+    if status == 404 and re.search("(?i)<html|<!doctype", words):  # a login page, or a proxy's own
+        return Unavailable(f"{where}: something between here and Google answered in its stead")
     if status == 404:
         return absent(f"{where}: not there")
     if status == 412:
@@ -105,8 +106,8 @@ def _failure(e: Exception) -> str:
 
 def _clock(answer: requests.Response | None) -> str:
     """A hint where this machine's clock differs from Google's by more than tokens bear."""
-    with suppress(TypeError, ValueError, KeyError, AttributeError):
-        off = time.time() - parsedate_to_datetime(answer.headers["Date"]).timestamp()  # type: ignore[union-attr]
-        if abs(off) > CLOCK_S:
-            return f"this machine's clock is {abs(off):.0f} s {'ahead' if off > 0 else 'behind'}: set it; "
-    return ""
+    theirs = moment_of(answer.headers.get("Date")) if answer is not None else None
+    off = 0.0 if theirs is None else time.time() - theirs
+    if abs(off) <= CLOCK_S:
+        return ""
+    return f"this machine's clock is {abs(off):.0f} s {'ahead' if off > 0 else 'behind'}: set it; "

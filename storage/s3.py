@@ -25,8 +25,8 @@ from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 from s3transfer.manager import TransferManager  # type: ignore[import-untyped]
 from urllib3.exceptions import HTTPError
 
-from storage.dates import moment_of
-from storage.errors import Damaged, InvalidURL, StoreError, Unavailable
+from storage.errors import NONSENSE, Damaged, InvalidURL, StoreError, Unavailable
+from storage.headers import moment_of, size_told
 from storage.protocol import MAX_KEY_BYTES, ObjectInfo, Source, check_key, check_prefix, is_key
 from storage.reader import Reader
 from storage.room import Room
@@ -129,8 +129,11 @@ class S3Store:
                 page = self._s3().list_objects_v2(**query)
                 found = list(self._holdable(page))
                 more = page["IsTruncated"]
-                if more:  # none: asked for what comes after nothing, it would begin again, for ever
-                    query["ContinuationToken"] = page["NextContinuationToken"]
+                if more:  # none, or the same: asked on, it would tell the same again, for ever
+                    token = page["NextContinuationToken"]
+                    if token == query.get("ContinuationToken"):
+                        raise ValueError("the list goes on where it went on before")
+                    query["ContinuationToken"] = token
             # S3 lists in this order, but gives a page's objects and prefixes apart
             yield from sorted(found, key=lambda info: info.key.encode())
 
@@ -219,7 +222,9 @@ class S3Store:
         try:
             first = self._s3().get_object(Bucket=self._bucket, Key=self._prefix + key, **wanted)
             first["LastModified"], first["ETag"]
-            return first, int(first.get("ContentRange", "").rpartition("/")[2] or first["ContentLength"])
+            if stop is None and "ContentRange" not in first:
+                return first, first["ContentLength"]
+            return first, size_told(first["ContentRange"], start)
         except sdk.ClientError as e:
             if code_of(e) == "InvalidRange":
                 return None, 0
@@ -244,6 +249,7 @@ class S3Store:
             reply = self._s3().get_object(
                 Bucket=self._bucket, Key=self._prefix + key, Range=f"bytes={start}-{stop - 1}", IfMatch=etag
             )
+            size_told(reply["ContentRange"], start)
             return self._drained(key, reply, stop - start)
 
     def _drained(self, key: str, reply: Any, count: int) -> bytearray:
@@ -298,7 +304,7 @@ class S3Store:
             yield
         except (sdk.ClientError, sdk.BotoCoreError, ResponseParserError, HTTPError) as e:
             raise meaning(e, self.url, self._bucket, key) from e
-        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as e:  # what came isn't S3's
+        except NONSENSE as e:
             raise Unavailable(f"{self.url}: {key or 'list'}: what answered is not S3, but something in between") from e
 
 

@@ -92,7 +92,8 @@ def _answered(error: Any, url: str, bucket: str, key: str) -> StoreError:
         if code in _SET_UP:
             return NotSetUp(f"{said} ({operation}); {_SET_UP[code]}")
         return NotSetUp(f"{said} ({operation}); let the role's trust policy name this identity (sts:{operation})")
-    if code in ("NoSuchKey", "404") and operation in ("GetObject", "HeadObject", "DeleteObject"):
+    # not a mere 404, which a proxy gives as well while the server behind it is away
+    if code == "NoSuchKey" and operation in ("GetObject", "DeleteObject"):
         return NotFound(f"{url}: {key}: not there")
     if code in ("PreconditionFailed", "412"):
         if operation == "PutObject":
