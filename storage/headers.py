@@ -24,6 +24,6 @@ def size_told(content_range: str, start: int) -> int:
     Raises `ValueError`, also where the answer is another range: its bytes would be taken for those that were asked for.
     """
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", content_range)
-    if match is None or int(match[1]) != start or int(match[2]) <= start:
+    if match is None or int(match[1]) != start or int(match[2]) < start:
         raise ValueError(f"not the range from {start}: {content_range:.80}")
     return int(match[2])
