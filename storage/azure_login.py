@@ -89,7 +89,7 @@ def _by_secret(account: str, endpoint: str) -> Login | None:
         source = f"from {variable}"
         if "AccountName=" in secret or "BlobEndpoint=" in secret or variable.endswith("CONNECTION_STRING"):
             return _by_connection_string(account, secret, source)
-        if "sig=" in secret:
+        if re.search(r"(?:^|[?&])sig=", secret):  # a key may end in sig==, and would be sent in each address
             return Login(endpoint, AzureSasCredential(secret.lstrip("?")), f"SAS token {source}")
         return Login(endpoint, AzureNamedKeyCredential(account, _key(secret, source)), f"key of {account} {source}")
     return None

@@ -361,6 +361,12 @@ def test_what_can_be_seen_to_be_no_credentials_is_said_at_once(
         open_store(url)
 
 
+def test_a_key_that_ends_like_a_signature_is_a_key(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a SAS it would stand in the address of each request, which proxies write down."""
+    use_alone(monkeypatch, azurite, AZURE_STORAGE_KEY="A" * 83 + "sig==")
+    assert log_in(ACCOUNT).name == f"key of {ACCOUNT} from AZURE_STORAGE_KEY"
+
+
 def test_a_body_that_is_asked_for_again_with_another_token_is_sent_whole_again(proxy: Proxy) -> None:
     """By the store's transport, below the SDK's own policy for tokens, which it lets nobody use over plain HTTP."""
     challenge = (
