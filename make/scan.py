@@ -217,6 +217,10 @@ def main(image: str, docker: str = "docker") -> int:
             saving.kill()
             print(f"{image} can't be read: is there such an image? (make image)", file=sys.stderr)
             return 78
+        saving.stdout.read()  # what fills the last block up
+    if saving.returncode:  # it may have ended between two files, which looks like an image's end
+        print(f"{image} was not read to its end: {docker} save ended with {saving.returncode}", file=sys.stderr)
+        return 78
     print(f"{image}: {files} files in {len(layers - {'image'})} layers, {found or 'no'} secrets")
     if found:
         print("whoever has the image has them: take them back where they were made, then keep them out of the build")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tarfile
 import uuid
 from pathlib import Path
 
@@ -92,6 +93,21 @@ def test_what_only_looks_like_one_is_left_alone(engine: Engine, tmp_path: Path):
     code, said = scanned(engine, build(engine, tmp_path, HARMLESS))
     assert code == 0, said
     assert f"{len(HARMLESS) + 1} files" in said or "no secrets" in said
+
+
+def test_an_image_that_breaks_off_is_not_called_clean(tmp_path: Path):
+    """Between two files, where a tar that breaks off looks like one that ends."""
+    with tarfile.open(tmp_path / "image.tar", "w", format=tarfile.USTAR_FORMAT) as image:
+        for name in ("manifest.json", "layer.tar"):
+            (tmp_path / name).write_text("{}")
+            image.add(tmp_path / name, name)
+    docker = tmp_path / "docker"
+    docker.write_text(f"#!/bin/sh\nhead -c 1024 '{tmp_path}/image.tar'\nexit 1\n")
+    docker.chmod(0o755)
+    command = [sys.executable, "make/scan.py", "an-image", docker]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 78, done.stdout
+    assert "not read to its end" in done.stderr
 
 
 def test_an_image_that_is_not_there_is_one_line(engine: Engine):
