@@ -198,7 +198,7 @@ def test_after_its_hours_over_all_boots_it_is_stopped_and_off_for_good(machine: 
     assert "on for 2 hours" in said
     assert f"removed {machine.state / 'given-up'}" in said
     assert "to stay: systemctl stop baton-hours)" in said  # whose `off` it is
-    assert ["docker", "stop", "--time", "25", "baton"] in machine.stand_ins.calls
+    assert ["docker", "stop", "-t", "25", "baton"] in machine.stand_ins.calls
     said = machine.boot(0)
     assert machine.runs == []
     assert "to stay: systemctl stop baton)" in said
@@ -253,8 +253,43 @@ esac''',
         process.kill()
     assert process.returncode == 0
     assert "saved" in said
-    assert ["docker", "stop", "--time", "25", "baton"] in machine.stand_ins.calls
+    assert ["docker", "stop", "-t", "25", "baton"] in machine.stand_ins.calls
     assert machine.turned_off == 0
+
+
+def test_a_shutdown_while_the_image_is_fetched_ends_that(machine: Machine, tmp_path: Path):
+    """Else training would begin in a container that nobody stops any more."""
+    going = tmp_path / "going"
+    machine.stand_ins.add(
+        "docker", f'case $1 in\nrun) touch "{going}"; exec sleep 600 ;;\nstop) echo No such container; exit 1 ;;\nesac'
+    )
+    process = subprocess.Popen(["bash", machine.script], env=machine.environment())
+    try:
+        until = time.monotonic() + 60
+        while not going.exists():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+    assert machine.turned_off == 0
+
+
+def test_on_azure_an_answer_that_is_lost_leaves_no_vm_that_is_paid_for(machine: Machine, tmp_path: Path):
+    (machine.dmi / "chassis_asset_tag").write_text(AZURES_TAG + "\n")
+    machine.stand_ins.add(
+        "curl",
+        'case "$*" in\n*oauth2/token*) echo \'{"access_token": "a-token"}\' ;;\n*resourceId*) echo -n /vm ;;\n'
+        f"*deallocate*) echo >>{tmp_path}/asked; [[ $(wc -l <{tmp_path}/asked) -ge $(<{tmp_path}/good) ]] ;;\nesac",
+    )
+    for good, asked, told in ((3, 3, False), (9, 5, True)):
+        (tmp_path / "good").write_text(str(good))
+        (tmp_path / "asked").unlink(missing_ok=True)
+        said = machine.boot(0)
+        assert (tmp_path / "asked").read_text() == "\n" * asked
+        assert ("NOT deallocated" in said) == told
+    assert machine.turned_off == 2
 
 
 def test_on_azure_it_deallocates_itself_by_a_token_that_no_argument_holds(machine: Machine, tmp_path: Path):
