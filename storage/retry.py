@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
-from storage.errors import Damaged, Unavailable
+from storage.errors import Damaged, Unavailable, Unsupported
 from storage.protocol import ObjectInfo, Source, Store
 
 if TYPE_CHECKING:
@@ -101,8 +101,13 @@ class Retrying:
         told = b""
 
         def rest() -> Iterator[ObjectInfo]:
-            found = self.store.list(prefix, delimiter=delimiter)
-            return (info for info in found if info.key.encode("utf-8", "surrogateescape") > told)
+            had = told
+            for info in self.store.list(prefix, delimiter=delimiter):
+                key = info.key.encode("utf-8", "surrogateescape")
+                if had < key < told:  # goes on it can't, and what it leaves out may be the newest checkpoint
+                    raise Unsupported(f"{self.url}: lists {info.key} out of its keys' order: use another store")
+                if key > told:
+                    yield info
 
         left = rest()
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from storage import open_store
-from storage.errors import AlreadyExists, Damaged, NoSpace, NotFound, PermissionDenied, Unavailable
+from storage.errors import AlreadyExists, Damaged, NoSpace, NotFound, PermissionDenied, Unavailable, Unsupported
 from storage.retry import Retrying
 
 
@@ -106,6 +106,18 @@ def test_a_get_begins_anew_and_leaves_no_half(tmp_path: Path) -> None:
     sink.seek(7)
     retrying(store).get("key", sink)
     assert sink.getvalue() == b"before all the bytes"
+
+
+def test_a_store_that_lists_in_no_order_is_refused_and_hides_nothing(tmp_path: Path) -> None:
+    class Unordered(Failing):
+        def list(self, prefix: str, *, delimiter: str | None = None) -> Iterator[Any]:
+            return reversed(list(self.store.list(prefix, delimiter=delimiter)))
+
+    store = Unordered(tmp_path)
+    for key in ("a", "b"):
+        store.store.put(key, b"")
+    with pytest.raises(Unsupported, match="lists a out of"):
+        list(retrying(store).list(""))
 
 
 @pytest.mark.parametrize("delimiter", [None, "/"])
