@@ -8,13 +8,16 @@ import pickle
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
+from storage import open_store
 from tests.checkpoints import chain, history
+from tests.clouds import Cloud, reached
 from tests.runs import REPOSITORY, environment
 from trainer.exits import UserError
 from trainer.history import History
@@ -41,14 +44,14 @@ print(newest.manifest.step, peak() - before)
 """
 
 
-def start(run: History) -> tuple[int, int, list[str]]:
+def start(run: History, variables: Mapping[str, str] = MappingProxyType({})) -> tuple[int, int, list[str]]:
     """What a start finds: the step of the checkpoint taken, MB that it took, and the lines said."""
     done = subprocess.run(
         [sys.executable, "-c", PEAK + SCRIPT, run.store.url],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
-        env=environment(),
+        env={**environment(), **variables},
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -168,6 +171,21 @@ def test_is_refused_in_a_line_and_the_parent_taken_in_little_memory(what: str, t
     assert megabytes < 400, "far less than what is claimed; most for 8 MB of JSON, or for a part of 50 MB"
     assert any(words in problem for problem in verify(run)[1].problems)
     assert not Path("/tmp/unpickled").exists()
+
+
+def test_in_a_clouds_store_it_takes_no_more_memory(cloud: Cloud) -> None:
+    """Of the cases above, those that would."""
+    cases = [HOSTILE[what] for what in ("100 MB of JSON", "8 EB", "a header bomb")]
+    with reached(cloud.emulator.env):
+        run = History(open_store(cloud.url()), "run")
+        made = chain(run, 1, [10, 20, 30, 40])
+        for (harm, _), manifest in zip(cases, made[1:], strict=True):
+            harm(run, manifest)
+    step, megabytes, lines = start(run, cloud.emulator.env)
+    assert step == 10
+    for (_, words), manifest in zip(cases, made[1:], strict=True):
+        assert any(f"checkpoint {manifest.name} is bad" in line and words in line for line in lines)
+    assert megabytes < 400
 
 
 def test_folders_in_the_manifests_places_begin_no_run_anew(tmp_path: Path) -> None:
