@@ -28,7 +28,6 @@ import threading
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from itertools import chain
@@ -49,6 +48,7 @@ from google.api_core.client_info import ClientInfo
 from google.cloud.storage import Client  # type: ignore[import-untyped]
 
 from storage.errors import NONSENSE, AlreadyExists, Damaged, InvalidKey, InvalidURL, NotFound, StoreError, Unavailable
+from storage.gcs_emulated import NOT_KNOWN, ask_json
 from storage.gcs_errors import SDK_ERRORS, meaning
 from storage.gcs_login import find_credentials
 from storage.gcs_wire import (
@@ -56,7 +56,6 @@ from storage.gcs_wire import (
     PIECE_BYTES,
     Body,
     Found,
-    Received,
     Session,
     crc32c,
     lanes,
@@ -71,8 +70,6 @@ from storage.room import Room
 WRITES = 8  # parts sent at once; they take no memory here, but a connection each
 READS = 4  # parts of what is read in memory; with those of four callers at once, seven
 MAX_PREFIX_BYTES = 100  # a name may have 1,024 bytes, 900 of which are the key's
-
-NOT_KNOWN = (400, 404, 405, 501)  # how an emulator refuses a kind of request that it has no code for
 
 _STRANGER = "something between here and Google answered in its stead"
 
@@ -160,7 +157,7 @@ class GoogleStore:
             yield from sorted(found, key=lambda info: info.key.encode())
 
     def delete(self, key: str) -> None:
-        blob = self._client.bucket(self._bucket).blob(self._name(key))
+        blob = self._blob(key)
         with suppress(NotFound), self._translated(key, "storage.objects.delete"):
             blob.delete(retry=None)
 
@@ -178,6 +175,9 @@ class GoogleStore:
     def _key(self, name: str) -> str:
         return name.removeprefix(self._prefix)
 
+    def _blob(self, key: str) -> Any:
+        return self._client.bucket(self._bucket).blob(self._name(key))
+
     def _address(self, key: str) -> str:
         """The object's URL in the XML API."""
         return f"{self._client.api_endpoint}/{self._bucket}/{quote(self._name(key), safe='/~')}"
@@ -187,7 +187,7 @@ class GoogleStore:
         return ObjectInfo(self._key(blob.name), int(blob.size), float(int(created.timestamp())))
 
     def _stat(self, key: str, *, absent: type[StoreError]) -> ObjectInfo:
-        blob = self._client.bucket(self._bucket).blob(self._name(key))
+        blob = self._blob(key)
         with self._translated(key, "storage.objects.get", absent=absent):
             blob.reload(retry=None)
             return self._info(blob)
@@ -275,7 +275,7 @@ class GoogleStore:
         """Ask for [start, stop), of one generation only if it is given; None where the object ends before. What is
         received here already is put `into` the caller's memory, if there is some."""
         if self._reads_json:
-            return self._ask_json(key, start, stop, generation, into)
+            return ask_json(self._session, self._blob(key), self._info, start, stop, generation, into)
         headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         if generation is not None:
             headers["x-goog-if-generation-match"] = generation
@@ -299,39 +299,9 @@ class GoogleStore:
             answer.close()
             if self._reads_xml:
                 raise Unavailable(f"{self.url}: {key}: {_STRANGER}") from e
-        of_json = self._ask_json(key, start, stop, generation, into)
+        of_json = ask_json(self._session, self._blob(key), self._info, start, stop, generation, into)
         self._reads_json = True
         return of_json
-
-    def _ask_json(
-        self, key: str, start: int, stop: int, generation: str | None, into: memoryview | None
-    ) -> Found | None:
-        """The same of the JSON API, which tells nothing of the object beside its bytes: it is asked before and after.
-
-        A range is received whole here, for only then is it known which generation it is of.
-        """
-        blob = self._client.bucket(self._bucket).blob(self._name(key))
-        blob.reload(retry=None)
-        while generation in (None, told := str(blob.generation)):
-            info, crc = self._info(blob), int.from_bytes(base64.b64decode(blob.crc32c), "big")
-            if start >= info.size:
-                return None
-            answer = self._session.ask(
-                "GET",
-                f"{self._client.api_endpoint}/download/storage/v1/b/{self._bucket}/o/{quote(blob.name, safe='')}",
-                params={"alt": "media"},
-                headers={"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"},
-                stream=True,
-            )
-            size_told(answer.headers["Content-Range"], start)
-            size = min(stop, info.size) - start
-            memory = memoryview(bytearray(size)) if into is None else into[:size]
-            answer.raw = Received(receive(answer, memory, threading.Event()))
-            blob.reload(retry=None)
-            if told == str(blob.generation):
-                info = replace(info, answered=moment_of(answer.headers.get("Date")))
-                return Found(answer, info, start + size, told, crc)
-        raise Unavailable(f"{self.url}: {key}: was replaced while it was read")
 
     def _read(self, key: str, first: Found, start: int, stop: int) -> Generator[memoryview, None, None]:
         """The bytes of [start, stop), the beginning of which `first` brings. A piece holds until the next one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -87,19 +86,6 @@ class Body:
                 if self._given_up and self._given_up.is_set():
                     raise Unavailable("given up")
                 yield view[at : at + PIECE_BYTES]
-
-
-class Received(io.RawIOBase):
-    """Bytes that an answer has brought, to be read as if it still did; they may lie where they are read to."""
-
-    def __init__(self, memory: memoryview) -> None:
-        self._left = memory
-
-    def readinto(self, into: memoryview) -> int:  # type: ignore[override]
-        count = min(into.nbytes, self._left.nbytes)
-        into[:count] = self._left[:count]
-        self._left = self._left[count:]
-        return count
 
 
 def receive(answer: requests.Response, into: memoryview, given_up: threading.Event) -> memoryview:
