@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import stat as modes
 import tempfile
@@ -301,9 +302,10 @@ def _file_system(path: Path) -> tuple[str, str]:
     """Mount point and type of the file system that holds `path` (Linux: proc(5), mountinfo)."""
     best = ("/", "")
     try:
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
-            before, _, after = line.partition(" - ")
-            point = before.split()[4].encode().decode("unicode_escape")
+        for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+            before, _, after = os.fsdecode(line).partition(" - ")
+            # blanks and their like are written in octal digits
+            point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), before.split(" ")[4])
             if len(point) >= len(best[0]) and path.is_relative_to(point):
                 best = (point, after.split()[0])
     except OSError:

@@ -508,3 +508,15 @@ def test_a_store_that_goes_with_its_container_or_machine_is_warned_of(monkeypatc
         assert re.match(said, store.caveat() or "")
     monkeypatch.setattr("storage.local._file_system", lambda path: ("/store", "ext4"))
     assert store.caveat() is None
+
+
+def test_a_file_system_is_known_whatever_its_folder_is_called(tmp_path: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("mounting a file system needs root")
+    folder = tmp_path / "données d'un\u00a0été \u65e5"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], check=True)
+    try:
+        assert "is in memory" in str(open_store(f"file://{folder}/store").caveat())
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
