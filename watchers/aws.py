@@ -95,9 +95,10 @@ class AwsWatcher:
 def interruption(document: Any, now: float) -> Notice:
     """The notice in a spot/instance-action. Raises `Odd`."""
     match document:
-        case {"action": str(action), "time": when}:
+        case {"action": str(action)}:
+            when = document.get("time")
             deadline = plannable(_seconds(when), now)
-            detail = f"AWS takes this machine away: {short(action)} at {short(when)}"
+            detail = f"AWS takes this machine away: {short(action)}{f' at {short(when)}' if when else ''}"
             return Notice("aws", "stop", detail, "aws:spot", now, deadline)
     raise Odd(f"its spot/instance-action is odd: {short(document)}")
 

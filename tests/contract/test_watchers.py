@@ -209,6 +209,8 @@ def test_a_notice_without_a_readable_time_is_one_all_the_same() -> None:
         notice = aws.AwsWatcher(service.url).check()
         assert notice is not None
         assert (notice.action, notice.deadline) == ("stop", None)
+    notice = aws.interruption({"action": "hibernate"}, time.time())
+    assert (notice.action, notice.deadline) == ("stop", None)
 
 
 def test_a_rebalance_recommendation_is_a_save_once_for_each_time_that_it_is_given() -> None:
