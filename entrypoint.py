@@ -22,7 +22,9 @@ try:
 except ModuleNotFoundError as e:  # the system's own Python, most likely
     if __name__ != "__main__" or e.name != "click":
         raise
-    sys.stderr.write(f"{sys.executable} lacks click: `make cifar10` sets up .venv; use .venv/bin/python\n")
+    sys.stderr.write(
+        f"{sys.executable or 'this Python'} lacks click: `make cifar10` sets up .venv; use .venv/bin/python\n"
+    )
     sys.exit(78)
 
 from console import logs

@@ -40,11 +40,15 @@ class Unwritten(Exception):
 
 @contextmanager
 def written() -> Iterator[None]:
-    """Raises `Unwritten` where it is standard output that an error came from: it takes no empty line either."""
+    """Raises `Unwritten` where it is standard output that an error came from: it takes no empty line either.
+
+    Only the system's own errors that name no file can be its: a store's have no number.
+    """
     try:
         yield
-    except OSError:
-        finish("\n")
+    except OSError as e:
+        if e.errno is not None and e.filename is None:
+            finish("\n")
         raise
 
 

@@ -45,7 +45,12 @@ def of_one(told: Told) -> list[tuple[str, list[str]]]:
     elif told["state"] == "stopped" and (words := going_on(told)):
         steps.append(("to go on with it", words))
     steps.append(("to check its checkpoints", ["verify", "--run", run]))
-    steps.append(("to see its bill and picture", ["report", "--run", run, "--out", f"out/{run}"]))
+    if in_container():
+        steps.append(
+            ('to see its bill and picture, with -v "$PWD/out:/out"', ["report", "--run", run, "--out", "/out"])
+        )
+    else:
+        steps.append(("to see its bill and picture", ["report", "--run", run, "--out", f"out/{run}"]))
     return steps
 
 

@@ -128,4 +128,5 @@ secrets
 stamp_revision
 # The whole output, not a moving picture: the build's own words, such as what is missing, stay to be read.
 DOCKER_BUILDKIT=1 "$docker" build --progress plain "${build[@]}" .
-"$docker" image inspect -f '{{index .RepoTags 0}}: {{.Size}} bytes, {{len .RootFS.Layers}} layers' "$IMAGE"
+printf '%s: ' "$IMAGE" # not by its inspection: of an image with several tags that tells the first one
+"$docker" image inspect -f '{{.Size}} bytes, {{len .RootFS.Layers}} layers' "$IMAGE"

@@ -57,7 +57,10 @@ class AzureStore:
         """
         match = _URL.fullmatch(url)
         if not match:
-            raise InvalidURL(f"{url}: a store on Azure is written az://account/container/prefix")
+            raise InvalidURL(
+                f"{url}: a store on Azure is written az://account/container/prefix, the account with 3 to 24 small "
+                "letters and digits, the container with 3 to 63 of these, or hyphens between them"
+            )
         self.url = url
         account, container, prefix = match.groups()
         self._place = f"az://{account}/{container}"

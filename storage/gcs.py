@@ -80,7 +80,10 @@ class GoogleStore:
         may wait for an answer. Raises `InvalidURL`, and `NotSetUp` where there are no credentials."""
         bucket, _, prefix = url.removeprefix("gs://").rstrip("/").partition("/")
         if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", bucket):
-            raise InvalidURL(f"{url}: a Google store is written gs://bucket/prefix")
+            raise InvalidURL(
+                f"{url}: a Google store is written gs://bucket/prefix, the bucket with 3 to 222 small letters, digits, "
+                "dots, hyphens and underscores"
+            )
         try:
             self._prefix = f"{check_key(prefix)}/" if prefix else ""
         except InvalidKey as e:

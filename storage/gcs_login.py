@@ -51,8 +51,9 @@ class AuthRequest(Request):
 
 
 CREDENTIALS_MEND = (
-    "attach a service account to the machine, or name a credentials file in GOOGLE_APPLICATION_CREDENTIALS"
-    " (a mounted secret, or a workload identity federation configuration)"
+    "at a desk: gcloud auth application-default login; else attach a service account to the machine, or name a "
+    "credentials file in GOOGLE_APPLICATION_CREDENTIALS (a mounted secret, or a workload identity federation "
+    "configuration)"
 )
 
 
@@ -68,7 +69,7 @@ def find_credentials(patience: Callable[[], float]) -> Credentials:
         found, _ = google.auth.default(request=AuthRequest(patience))
     except DefaultCredentialsError as e:
         words = one_line(e.args[0]).partition(" To set up Application Default")[0]
-        raise NotSetUp(f"no Google credentials: {words} So {CREDENTIALS_MEND}") from e
+        raise NotSetUp(f"no Google credentials: {words} {CREDENTIALS_MEND}") from e
     except OSError as e:
         raise NotSetUp(f"the credentials file {e.filename} can't be read: {e.strerror}") from e
     log.info("credentials: %s", _who(found))

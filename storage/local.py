@@ -178,7 +178,9 @@ class LocalStore:
                                 entries.append((entry.name + "/", entry))
                         elif entry.is_file():
                             entries.append((entry.name, entry))
-            except (FileNotFoundError, NotADirectoryError):
+            except (FileNotFoundError, NotADirectoryError) as e:
+                if not folder and isinstance(e, NotADirectoryError):
+                    raise NotSetUp(f"{self._root}: is a file, and a store is a folder") from e
                 self._check_there()
                 return
         for name, entry in sorted(entries, key=lambda pair: pair[0].encode("utf-8", "surrogateescape")):

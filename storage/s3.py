@@ -52,7 +52,10 @@ class S3Store:
         """
         bucket, _, prefix = url.removeprefix("s3://").rstrip("/").partition("/")
         if not _BUCKET.fullmatch(bucket):
-            raise InvalidURL(f"{url}: an S3 store is written s3://bucket or s3://bucket/prefix")
+            raise InvalidURL(
+                f"{url}: an S3 store is written s3://bucket/prefix, the bucket with 3 to 63 small letters, digits, "
+                "dots and hyphens"
+            )
         if bucket.endswith("--x-s3"):
             raise InvalidURL(f"{url}: a directory bucket doesn't list in order; take a general purpose bucket")
         if prefix and not is_key(prefix, _MAX_PREFIX_BYTES):

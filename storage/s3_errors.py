@@ -65,9 +65,9 @@ def meaning(error: Exception, url: str, bucket: str, key: str) -> StoreError:
         return Unavailable(f"{url}: {key or 'list'}: {one_line(error)}")
     if isinstance(error, sdk.NoCredentialsError | sdk.PartialCredentialsError):
         return NotSetUp(
-            f"{url}: no AWS credentials ({one_line(error)}); give the machine a role (instance profile), set "
-            "AWS_ROLE_ARN and AWS_WEB_IDENTITY_TOKEN_FILE, or mount a credentials file and set "
-            "AWS_SHARED_CREDENTIALS_FILE"
+            f"{url}: no AWS credentials ({one_line(error)}); at a desk: aws configure, or set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY; else give the machine a role (instance profile), set AWS_ROLE_ARN and "
+            "AWS_WEB_IDENTITY_TOKEN_FILE, or mount a credentials file and set AWS_SHARED_CREDENTIALS_FILE"
         )
     if isinstance(error, sdk.CredentialRetrievalError) and _is_away(error):
         return Unavailable(f"{url}: {one_line(error)}")

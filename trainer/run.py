@@ -198,7 +198,8 @@ def _check_same_run(manifest: Manifest, request: Request, ready: Prepared, allow
     changed = difference(shape, {**Settings().that_shape_the_run(), **manifest.settings})
     refused = {name: pair for name, pair in changed.items() if name not in allow_change or name in UNCHANGEABLE}
     if refused:
-        told = ", ".join(f"{n} {_short(theirs)} -> {_short(mine)}" for n, (mine, theirs) in refused.items())
+        follows = {"micro_batch_size"} if "batch_size" in refused else set()
+        told = ", ".join(f"{n} {_short(t, n)} -> {_short(m, n)}" for n, (m, t) in refused.items() if n not in follows)
         ways = "use --run NAME for a new run"
         if not any(name in UNCHANGEABLE for name in refused):
             ways += ", or " + " ".join(f"--allow-change {name}" for name in refused) + " to go on with the new value"
@@ -216,7 +217,9 @@ def _check_same_run(manifest: Manifest, request: Request, ready: Prepared, allow
         log.warning("%s changed from %s to %s, as --allow-change says", name, _short(theirs), _short(mine))
 
 
-def _short(value: Json) -> str:
+def _short(value: Json, name: str = "") -> str:
+    if name == "steps" and value == 0:
+        return "those of its epochs"
     text = value if isinstance(value, str) else json.dumps(value)
     return text[:12] + "..." if len(text) > 24 else text
 

@@ -47,6 +47,10 @@ MISTAKES = [
     (["cifar10", "--data", "/" + "x" * 300], 78, "File name too long"),
     (["cifar10", "--batch-size", "1000000"], 78, "has only 2000 training samples"),
     (["status", "--run", "nothing"], 78, "no run 'nothing'"),
+    (["status", "--store", "file:///etc/passwd"], 78, "/etc/passwd: is a file, and a store is a folder"),
+    (["status", "--store", "s3://My_Bucket/runs"], 78, "with 3 to 63 small letters, digits, dots and hyphens"),
+    (["status", "--store", "gs://My_Bucket/runs"], 78, "with 3 to 222 small letters"),
+    (["status", "--store", "az://account/My_Container"], 78, "the container with 3 to 63"),
     (["report"], 64, "--out"),
     (["report", "--out", "/proc/nothing/here"], 78, "--out /proc/nothing/here: can't be written to"),
     (["report", "--out", "/dev/null"], 78, "--out /dev/null: can't be written to"),
@@ -131,6 +135,7 @@ def test_other_settings_than_the_runs_are_refused_with_the_difference_and_both_w
     assert lab.status()["step"] == 40
     other = lab.start("--epochs", "2", "--batch-size", "50", "--allow-change", "batch_size")
     assert other.wait() == 78, "the place in the data is counted in batches"
+    assert "(batch_size 100 -> 50)" in other.lines[-1], "micro-batches follow"
 
 
 def test_a_refusal_speaks_of_the_runs_data_and_not_of_those_here(tmp_path: Path) -> None:
@@ -139,6 +144,9 @@ def test_a_refusal_speaks_of_the_runs_data_and_not_of_those_here(tmp_path: Path)
         write_packed(tmp_path / kind, named("cifar10"), splits, Origin(kind, "", ""), synthetic=synthetic)
     lab = Lab(tmp_path, tmp_path / "real", "--preset", "tutorial", "--steps", "1")
     lab.finish()
+    longer = Lab(tmp_path, tmp_path / "real", "--preset", "tutorial").start()
+    assert longer.wait() == 78
+    assert "steps 1 -> those of its epochs" in longer.text
     lab.data = tmp_path / "synthetic"
     other = lab.start()
     assert other.wait() == 78, other.text

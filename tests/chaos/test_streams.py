@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from console.commands import written
+from storage.errors import Unavailable
 from tests.runs import REPOSITORY, Lab, command, environment
 
 OPTIONS = ["--preset", "tutorial", "--batch-size", "100", "--steps", "3"]
@@ -67,3 +69,11 @@ def test_files_do_not_become_the_streams_that_are_missing(tmp_path: Path) -> Non
 def test_a_character_that_the_terminal_lacks_ends_no_command(tmp_path: Path) -> None:
     code, text = command("status", "--store", f"file://{tmp_path}/ü", PYTHONIOENCODING="ascii")
     assert (code, text.partition(";")[0]) == (0, f"no runs in file://{tmp_path}/\\xfc")
+
+
+def test_an_error_of_another_kind_puts_no_empty_line_before_it(capfd: pytest.CaptureFixture[str]) -> None:
+    """Many of a store's are a system's by their type; a file's name it."""
+    for error in (Unavailable("no connection"), PermissionError(13, "Permission denied", "/out")):
+        with pytest.raises(type(error)), written():
+            raise error
+    assert capfd.readouterr().out == ""

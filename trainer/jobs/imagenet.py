@@ -91,7 +91,8 @@ class Photographs(Task):
         packed, largest = data.arrays["train_images"].shape[1], max(self.side, self._train_side(1.0))
         if packed < largest:
             raise UserError(
-                f"--size {largest}: the pictures are packed at {packed} pixels; {remedy(DATASET)} --size {self.side}"
+                f"--size {largest} is more than the {packed} pixels that the pictures are packed at: give --size "
+                f"{packed * 7 // 8}, or {remedy(DATASET)} --size {self.side}"
             )
         self.train_images, self.test_images = (Pictures(data.arrays[f"{s}_images"], device) for s in ("train", "test"))
         self.train_labels, self.test_labels = (
