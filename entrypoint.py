@@ -27,7 +27,7 @@ except ModuleNotFoundError as e:  # the system's own Python, most likely
     )
     sys.exit(78)
 
-from console import logs
+from console import defects, logs
 from console.commands import (
     DATA,
     Commands,
@@ -323,8 +323,8 @@ def main(arguments: list[str]) -> int:
         with suppress(OSError):
             sys.stderr.write(f"error: standard output can't be written to: {e}\n")
         return ExitCode.SETUP
-    except Exception:
-        log.exception("this is a defect in Baton or in the job; the run's checkpoints are as they were")
+    except Exception as e:
+        log.error("this is %s; the run's checkpoints are as they were", defects.whose(e), exc_info=e)
         return ExitCode.DEFECT
 
 

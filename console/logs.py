@@ -36,7 +36,8 @@ class _Text(logging.Formatter):
         mark = {"WARNING": "warning: ", "ERROR": "error: ", "CRITICAL": "error: "}.get(record.levelname, "")
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         text = f"{clock} {mark}{one_line(record.getMessage())}"
-        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+        # the traceback first: it is the last line that people look at
+        return f"{self.formatException(record.exc_info)}\n{text}" if record.exc_info else text
 
 
 class _Json(logging.Formatter):

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from trainer import order
+from trainer import answers, order
 from trainer.checkpoint import Position, groups_of, written
 from trainer.group import Alone, Group
 from trainer.job import Batch, Task
@@ -65,8 +65,8 @@ class Loop:
     def run(self, *, evaluated_at: int | None) -> None:
         """Train to the end of the run. `evaluated_at`: the step of the last evaluation on record.
 
-        Raises `Stopped`, with the state at a boundary, when the mailbox has a stop notice. Of other errors
-        `at_boundary` tells whether the state is one that can be saved.
+        Raises `Stopped`, with the state at a boundary, when the mailbox has a stop notice. Of other errors, such as
+        `UserError` for an answer of the job's that is none, `at_boundary` tells whether the state can be saved.
         """
         position, plan = self._position, self._plan
         self._task.model.train()
@@ -125,7 +125,7 @@ class Loop:
                 continue  # fewer are left than there are processes
             _seed_chance(order.stream(plan.seed, "step", self._position.step, number), plan.device)
             with torch.autocast(plan.device.type, torch.bfloat16, enabled=plan.bf16):
-                loss, batch_sums = task.loss(batch)
+                loss, batch_sums = answers.loss_of(task, task.loss(batch))
             (loss if whole else loss * (len(batch.samples) / len(samples))).backward()  # type: ignore[no-untyped-call]
             batch_sums["loss"] = loss.detach() * len(batch.samples)
             for name, value in batch_sums.items():
@@ -158,7 +158,7 @@ class Loop:
                 mine: Mapping[str, torch.Tensor] = {}
                 if group.number < len(side_by_side):
                     with torch.inference_mode(), torch.autocast(plan.device.type, torch.bfloat16, enabled=plan.bf16):
-                        mine = task.evaluate(side_by_side[group.number])
+                        mine = answers.evaluation_of(task, task.evaluate(side_by_side[group.number]))
                 for part in group.collect("evaluation", mine, len(side_by_side)):
                     for name, value in part.items():
                         sums[name] = sums[name] + value if name in sums else value.double()

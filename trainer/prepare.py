@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trainer import answers, machine
 from trainer import job as jobs
-from trainer import machine
 from trainer.data.packed import Packed
 from trainer.early import Early
 from trainer.exits import ExitCode, UserError
@@ -65,6 +65,7 @@ def start(wanted: Wanted) -> Start:
     job = jobs.load(wanted.job)
     name, preset = jobs.preset(job, wanted.given.get("preset", ""))
     settings = Settings.of({**wanted.given, "preset": name}, preset)
+    _check_length(wanted.job, settings)
     device = machine.pick_device(settings.device, wanted.rank.local)
     threads = machine.thread_count(wanted.rank.local_count)
     machine.compute_exactly(threads)
@@ -72,6 +73,15 @@ def start(wanted: Wanted) -> Start:
         machine.compute_quickly()
     machine.keep_memory()
     return Start(job, settings, device, threads)
+
+
+def _check_length(job: str, settings: Settings) -> None:
+    """Raise `UserError` where neither the preset nor the user says how long to train, or on how many samples a step."""
+    preset = f"trainer/jobs/{job}.py: preset {settings.preset}"
+    if not (settings.epochs or settings.steps):
+        raise UserError(f"{preset} has neither epochs nor steps: give it some, or say --epochs or --steps")
+    if not settings.batch_size:
+        raise UserError(f"{preset} has no batch_size: give it one, or say --batch-size")
 
 
 def shape_of(begun: Start, wanted: Wanted, data: Packed, recorded: Mapping[str, Json] | None) -> dict[str, Json]:
@@ -102,6 +112,7 @@ def build(begun: Start, wanted: Wanted, data: Packed, shape: dict[str, Json]) ->
     assert isinstance(micro, int)
     torch.default_generator.manual_seed(settings.seed)  # initial weights
     task = begun.job.build(settings, data, begun.device)
+    answers.check_task(wanted.job, task)
     steps_per_epoch = task.train_size // settings.batch_size
     if not steps_per_epoch:
         raise UserError(f"--batch-size {settings.batch_size}: the data has only {task.train_size} training samples")

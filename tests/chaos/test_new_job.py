@@ -81,6 +81,9 @@ _PRESET = '"lr": 0.1}'
         ((_PRESET, '"lr": 0.1, "hidden": 3}'), ["reg"], 78, "reg.py: preset plain has 'hidden', which is no setting;"),
         (("PRESETS", "PRESET"), ["reg"], 78, "trainer/jobs/reg.py: no PRESETS in it, such as"),
         (("def build", "def built"), ["reg"], 78, "reg.py: no function build(settings, data, device) in it"),
+        ((", eval_batch = 200, 50, 50", " = 200, 50"), ["reg"], 78, "trainer/jobs/reg.py: its Task has no eval_batch;"),
+        (('"epochs": 2, ', ""), ["reg"], 78, "trainer/jobs/reg.py: preset plain has neither epochs nor steps: give it"),
+        (('"batch_size": 10, ', ""), ["reg"], 78, "trainer/jobs/reg.py: preset plain has no batch_size: give it one"),
     ],
 )
 def test_a_job_may_have_no_data_and_what_it_lacks_is_told_in_a_line(
@@ -94,6 +97,20 @@ def test_a_job_may_have_no_data_and_what_it_lacks_is_told_in_a_line(
     assert (done.returncode, done.stderr) == (code, "")
     assert told in done.stdout.splitlines()[-1], done.stdout
     assert code == 0 or len(done.stdout.splitlines()) == 1
+
+
+def test_an_error_in_a_jobs_file_is_told_from_there_on_and_said_to_be_its_own(tmp_path: Path) -> None:
+    newcomers(tmp_path)
+    mine = tmp_path / "trainer" / "jobs" / "reg.py"
+    mine.write_text(NO_DATA.replace("        pass", "        1 // (step - 7)"))
+    line = mine.read_text().splitlines().index("        1 // (step - 7)") + 1
+    done = subprocess.run(
+        [sys.executable, "entrypoint.py", "reg"], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    told = done.stdout[done.stdout.index("Traceback") :].splitlines()
+    assert told[1] == f'  File "{mine}", line {line}, in schedule'
+    assert f"this is a mistake in {mine}, line {line};" in told[-1]
 
 
 def test_one_file_is_a_job_with_every_promise(tmp_path: Path, small_cifar: Path) -> None:

@@ -1,0 +1,113 @@
+"""A job that gives something of another kind than it should is told so in one line, whatever torch would say of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from console.defects import whose
+from tests.unit.test_loop import Small, planned
+from trainer import names
+from trainer.answers import check_task
+from trainer.checkpoint import Position
+from trainer.exits import ExitCode, UserError
+from trainer.job import Task
+from trainer.loop import Loop
+from trainer.scores import Metric
+from watchers import Mailbox
+
+
+class Deaf:
+    def boundary(self, *, evaluating: bool, evaluated: float = 0.0) -> None:
+        pass
+
+    def evaluated(self, metrics: dict[str, Metric]) -> None:
+        pass
+
+
+def changed(method: str, change: Callable[[Any], Any]) -> Task:
+    """The small task, but what it gives there is something else."""
+    task = Small()
+    right = getattr(task, method)
+    setattr(task, method, lambda asked: change(right(asked)))
+    return task
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "told"),
+    [
+        (
+            "loss",
+            lambda right: right[0],
+            "loss must give the loss and a dict, as in `return loss, {}`; it gives a tensor",
+        ),
+        ("loss", lambda right: None, "loss must give the loss and a dict, as in `return loss, {}`; it gives nothing"),
+        ("loss", lambda right: (right[0].item(), {}), "loss must give the loss as a tensor; it gives a float"),
+        ("loss", lambda right: (right[0].expand(5), {}), "the mean over the samples; it gives a tensor of shape [5]"),
+        ("loss", lambda right: (right[0].detach(), {}), "loss must give a tensor with a gradient"),
+        ("loss", lambda right: (right[0], {"right": 3}), "a dict of tensors beside the loss; right is an int"),
+        ("evaluate", lambda right: {"accuracy": 0.5}, "evaluate must give a dict of tensors; accuracy is a float"),
+        ("evaluate", lambda right: right["accuracy"], "evaluate must give a dict of tensors; it gives a tensor alone"),
+        ("evaluate", lambda right: {"hits": torch.ones(5)}, "sums over the samples; hits is a tensor of shape [5]"),
+    ],
+)
+def test_a_wrong_answer_of_a_jobs_is_told_in_a_line(method: str, change: Callable[[Any], Any], told: str) -> None:
+    loop = Loop(changed(method, change), planned(), Position(), Mailbox(), Deaf())
+    with pytest.raises(UserError, match=r"^tests/unit/test_loop\.py: .*" + re.escape(told)) as e:
+        loop.run(evaluated_at=None)
+    assert e.value.code == ExitCode.SETUP
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"eval_batch": 5.0}, "its Task's eval_batch must be a whole number of samples; it is 5.0"),
+        ({"optimizers": [torch.optim.SGD]}, "its Task's optimizers must be a dict of torch's"),
+        ({"model": None}, "its Task's model must be a torch.nn.Module; it is nothing"),
+    ],
+)
+def test_a_task_that_cannot_be_trained_is_found_when_it_is_built(values: dict[str, Any], told: str) -> None:
+    task = Small()
+    check_task("mine", task)
+    for name, value in values.items():
+        setattr(task, name, value)
+    with pytest.raises(UserError, match=re.escape(f"trainer/jobs/mine.py: {told}")):
+        check_task("mine", task)
+
+
+def test_what_a_task_lacks_is_all_told_at_once() -> None:
+    with pytest.raises(UserError, match=r"no optimizers, no train_size, no evaluate\(\), no schedule\(\);"):
+        check_task("mine", type("Mine", (Task,), {"model": 1, "eval_size": 1, "eval_batch": 1, "loss": print})())
+    with pytest.raises(UserError, match=r"mine\.py: build must give a Task; it gives nothing"):
+        check_task("mine", None)
+
+
+@pytest.mark.parametrize(
+    ("calls", "told", "first"),
+    [
+        (
+            ["trainer/loop.py", "trainer/jobs/mine.py", "trainer/jobs/mine.py", "torch/nn.py"],
+            "mine.py, line 3",
+            "call1",
+        ),
+        (["trainer/loop.py", "trainer/jobs/mine.py", "trainer/order.py"], "a defect in Baton or in the job", "call1"),
+        (["trainer/loop.py", "torch/nn.py"], "a defect in Baton or in the job", None),
+    ],
+)
+def test_an_error_is_the_jobs_where_its_file_came_to_it_without_baton(
+    calls: list[str], told: str, first: str | None
+) -> None:
+    call: Callable[[], object] = lambda: 1 / 0  # noqa: E731
+    for number, file in reversed(list(enumerate(calls))):
+        place: dict[str, Any] = {"go_on": call}
+        exec(compile(f"def call{number}():\n\n    go_on()", str(names.JOBS.parents[1] / file), "exec"), place)
+        call = place[f"call{number}"]
+    with pytest.raises(ZeroDivisionError) as e:
+        call()
+    assert told in whose(e.value)
+    assert e.value.__traceback__ is not None
+    assert e.value.__traceback__.tb_frame.f_code.co_name == (first or e.traceback[0].name)

@@ -1,0 +1,85 @@
+"""What a job gives, held to what trainer/job.py asks of it: a wrong kind is told in one line that names the job's file.
+
+Without that it comes out later, as an error of torch's or Baton's own. A look takes a microsecond, a step thousands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Integral
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from trainer.exits import UserError
+from trainer.job import Task
+
+_ATTRIBUTES = ("model", "optimizers", "train_size", "eval_size", "eval_batch")
+_METHODS = ("loss", "evaluate", "schedule")  # of which `Task` has the name alone
+
+
+def check_task(job: str, task: object) -> None:
+    """Raise `UserError` where what a job's `build` gave can't be trained."""
+    file = f"trainer/jobs/{job}.py"
+    if not isinstance(task, Task):
+        raise UserError(f"{file}: build must give a Task; it gives {_kind(task)}")
+    lacking = [name for name in _ATTRIBUTES if not hasattr(task, name)]
+    lacking += [f"{name}()" for name in _METHODS if getattr(getattr(task, name), "__func__", None) is vars(Task)[name]]
+    if lacking:
+        raise UserError(f"{file}: its Task has no {', no '.join(lacking)}; docs/jobs.md has a whole one")
+    if not isinstance(task.model, nn.Module):
+        raise UserError(f"{file}: its Task's model must be a torch.nn.Module; it is {_kind(task.model)}")
+    optimizers: object = task.optimizers
+    if not isinstance(optimizers, Mapping) or not all(isinstance(one, Optimizer) for one in optimizers.values()):
+        raise UserError(f"{file}: its Task's optimizers must be a dict of torch's, such as {{\"sgd\": sgd}}")
+    for name, low in (("train_size", 0), ("eval_size", 0), ("eval_batch", 1)):
+        value: object = getattr(task, name)
+        if not isinstance(value, Integral) or int(value) < low:
+            raise UserError(f"{file}: its Task's {name} must be a whole number of samples; it is {value!r:.60}")
+
+
+def loss_of(task: Task, answer: object) -> tuple[Tensor, dict[str, Tensor]]:
+    """What `task.loss` gave. Raises `UserError`."""
+    if not isinstance(answer, tuple | list) or len(answer) != 2:
+        raise _wrong(task, f"loss must give the loss and a dict, as in `return loss, {{}}`; it gives {_kind(answer)}")
+    loss, sums = answer
+    if not isinstance(loss, Tensor):
+        raise _wrong(task, f"loss must give the loss as a tensor; it gives {_kind(loss)}")
+    if loss.numel() != 1:
+        raise _wrong(task, f"loss must give the mean over the samples; it gives a tensor of shape {list(loss.shape)}")
+    if not loss.requires_grad:
+        raise _wrong(task, "loss must give a tensor with a gradient; the one that it gives doesn't follow from weights")
+    return loss, _sums(task, "loss must give a dict of tensors beside the loss", sums)
+
+
+def evaluation_of(task: Task, answer: object) -> dict[str, Tensor]:
+    """What `task.evaluate` gave. Raises `UserError`."""
+    sums = _sums(task, "evaluate must give a dict of tensors", answer)
+    for name, value in sums.items():
+        if value.numel() != 1 and type(task).metrics is Task.metrics:
+            shape = list(value.shape)
+            raise _wrong(task, f"evaluate must give sums over the samples; {name} is a tensor of shape {shape}")
+    return sums
+
+
+def _sums(task: Task, wanted: str, sums: object) -> dict[str, Tensor]:
+    if not isinstance(sums, dict):
+        raise _wrong(task, f"{wanted}; it gives {_kind(sums)}")
+    for name, value in sums.items():
+        if not isinstance(value, Tensor):
+            raise _wrong(task, f"{wanted}; {name} is {_kind(value)}")
+    return sums
+
+
+def _wrong(task: Task, what: str) -> UserError:
+    return UserError(f"{type(task).__module__.replace('.', '/')}.py: {what}")
+
+
+def _kind(value: object) -> str:
+    match value:
+        case None:
+            return "nothing"
+        case Tensor():
+            return "a tensor alone"
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
