@@ -39,6 +39,7 @@ from console.commands import (
     those_given,
     variable_of,
     wants_json,
+    warn_of_taken_names,
     warn_of_unknown_variables,
     where_more_is_said,
 )
@@ -304,6 +305,7 @@ def main(arguments: list[str]) -> int:
     logs.set_up(form, debug=bool(os.environ.get("BATON_DEBUG")), aside="--json" in arguments)
     if ranks.speaks_first(os.environ):
         warn_of_unknown_variables()
+        warn_of_taken_names()
     try:
         return baton.main(arguments, prog_name=program(), standalone_mode=False, obj=arguments) or ExitCode.DONE
     except click.UsageError as e:

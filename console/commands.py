@@ -14,14 +14,13 @@ from typing import Any
 import click
 
 from trainer.exits import UserError
-from trainer.names import job_names
+from trainer.names import COMMANDS, job_names, unreachable
 from trainer.settings import choices, fields_of, kind
 
 log = logging.getLogger("baton")
 
 SCRIPT = "python entrypoint.py"
 DATA = Path(__file__).parents[1] / "data"  # packed, a folder for each job
-_ORDER = ("doctor", "status", "report", "halt", "verify", "copy", "clean", "delete", "data", "weights", "help")
 _BEGIN = (
     ("doctor", "is this machine ready, and what mends it if not"),
     ("cifar10", "train; Ctrl-C stops it, the same line goes on"),
@@ -99,9 +98,7 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def others(self) -> list[str]:
-        """The commands in the order in which one comes to want them."""
-        names = [name for name in self.commands if name not in job_names()]
-        return sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
+        return [name for name in COMMANDS if name in self.commands]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, names in (("Jobs", job_names()), ("Commands", self.others())):
@@ -237,6 +234,11 @@ def warn_of_unknown_variables() -> None:
             log.warning(
                 "environment variable %s means nothing here%s", name, f"; did you mean {near[0]}?" if near else ""
             )
+
+
+def warn_of_taken_names() -> None:
+    for file in unreachable():
+        log.warning("%s is no job here: `%s` is a command; give the file another name", file, Path(file).stem)
 
 
 def stop_grace_s() -> float:

@@ -11,10 +11,17 @@ from pathlib import Path
 from trainer.exits import ExitCode, UserError
 
 JOBS = Path(__file__).parent / "jobs"
+# What the command line keeps for itself, in the order in which one comes to want it
+COMMANDS = ("doctor", "status", "report", "halt", "verify", "copy", "clean", "delete", "data", "weights", "help")
 
 
 def job_names() -> list[str]:
-    return sorted(path.stem for path in JOBS.glob("*.py") if path.stem != "__init__")
+    return sorted(path.stem for path in JOBS.glob("*.py") if path.stem not in ("__init__", *COMMANDS))
+
+
+def unreachable() -> list[str]:
+    """Files among the jobs that are none: a command has their name."""
+    return [f"trainer/jobs/{name}.py" for name in COMMANDS if (JOBS / f"{name}.py").exists()]
 
 
 def summary(job: str) -> str:

@@ -76,3 +76,24 @@ def test_a_python_without_the_environment_says_which_one_to_use():
     assert done.stderr.splitlines() == [
         f"{sys.executable} lacks click: `make cifar10` sets up .venv; use .venv/bin/python"
     ]
+
+
+def test_a_job_with_a_commands_name_is_said_to_be_none_and_hides_nothing(tmp_path: Path):
+    jobs = tmp_path / "trainer" / "jobs"
+    shutil.copytree(REPOSITORY / "trainer" / "jobs", jobs)
+    (jobs / "status.py").write_text('"""Mine."""\nPRESETS = {"plain": {"epochs": 1}}\n')
+    script = (
+        "import pathlib, sys, trainer.names\n"
+        "trainer.names.JOBS = pathlib.Path(sys.argv[1])\n"
+        "import entrypoint\n"
+        "assert {*entrypoint.baton.commands} == {*trainer.names.COMMANDS}\n"
+        "sys.exit(entrypoint.main(sys.argv[2:]))"
+    )
+    for words in ([], ["status", "--store", tmp_path.as_uri()]):
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(jobs), *words], cwd=REPOSITORY, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        warning, _, rest = done.stdout.partition("\n")
+        assert "warning: trainer/jobs/status.py is no job here: `status` is a command; give the file" in warning
+        assert words or "status" not in rest[rest.index("Jobs:") : rest.index("Commands:")]
