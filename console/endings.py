@@ -16,7 +16,7 @@ _SOURCES = {
 _OUTCOMES = {
     "superseded": "a newer attempt took over",
     "defect": "a defect: see its log",
-    "not set up": "settings or machine: see its log",
+    "not set up": "settings, machine or job: see its log",
 }
 
 

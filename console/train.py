@@ -24,6 +24,7 @@ from trainer.names import check_preset, dataset_of, of_preset, presets_of
 from trainer.settings import Settings, check_changes
 from watchers import HaltWatcher, Mailbox, Stopped, Watch, Watcher, drill, signals
 from watchers.drill import DrillWatcher
+from watchers.unheeded import UnheededWatcher
 
 if TYPE_CHECKING:
     from console.tensorboard import Following
@@ -76,6 +77,7 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...], comman
     gc.disable()  # until all is imported, see trainer/startup.py
     watched: list[Watcher] = [halt] if rank.local == 0 else []  # one process of a machine listens for all
     if rank.number == 0:
+        watched.append(UnheededWatcher(mailbox))
         watched += [DrillWatcher(*one) for one in drill.parse(settings.drill)]
     watch = Watch(watched, mailbox)
     wanted: dict[str, Any] = {

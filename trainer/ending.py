@@ -13,15 +13,13 @@ from trainer.history import History
 from trainer.settings import Json, Settings
 from trainer.tally import Tally
 from watchers import Mailbox, Notice, Stopped
+from watchers.signals import AT_ONCE
 
 if TYPE_CHECKING:
     from trainer.attempt import Attempt
     from trainer.run import Request
 
 log = logging.getLogger("baton")
-
-
-_AT_ONCE = {"SIGINT": "; once more ends it at once"}
 
 
 def stop(request: Request, settings: Settings, attempt: Attempt) -> int:
@@ -35,7 +33,7 @@ def stop(request: Request, settings: Settings, attempt: Attempt) -> int:
     log.info(
         "stopping at step %d%s",
         attempt.position.step,
-        "" if known else f": {mailbox.stop.detail}{_AT_ONCE.get(mailbox.stop.source, '')}",
+        "" if known else f": {mailbox.stop.detail}{AT_ONCE.get(mailbox.stop.source, '')}",
         extra={"fields": {"step": attempt.position.step, "notice": mailbox.stop.source}},
     )
     saved = attempt.save_last(final=False)

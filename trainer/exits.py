@@ -35,13 +35,16 @@ MEANINGS = {
     ),
     ExitCode.SETUP: (
         "settings, data, permission or room are wrong, found before the first step; or a GPU has too little memory "
-        "for one",
+        "for one; or a job gives a loss or an evaluation of a wrong kind",
         "not restart; a person must act",
     ),
     ExitCode.USAGE: ("the command line can't be understood", "not restart"),
-    ExitCode.INTERRUPTED: ("Ctrl-C, last checkpoint durable", "leave it"),
+    ExitCode.INTERRUPTED: (
+        "Ctrl-C, last checkpoint durable; pressed twice, what was durable by then is kept, and no more",
+        "leave it",
+    ),
     ExitCode.UNREAD: ("whoever read what a command prints has gone; of no training", "leave it"),
-    ExitCode.DEFECT: ("a defect in Baton or in the job", "look"),
+    ExitCode.DEFECT: ("a defect in Baton or in the job; the last line says which, where that is known", "look"),
 }
 
 

@@ -38,6 +38,7 @@ class Mailbox:
         self.notices: list[Notice] = []
         self.withdrawn: dict[str, float] = {}  # id of a notice -> when its source took it back, in seconds since 1970
         self.stop: Notice | None = None  # read without the lock in the training loop
+        self.heeded = False  # whoever works has come to see that there is one
         self.deadline: float | None = None  # the nearest one that any stop notice gave; set before `stop` is
 
     def post(self, notice: Notice) -> bool:
@@ -83,6 +84,7 @@ class Mailbox:
     def check(self) -> None:
         """Raise `Stopped` if a stop notice is there."""
         if self.stop is not None:
+            self.heeded = True
             raise Stopped(self.stop)
 
     def wait(self, seconds: float) -> bool:

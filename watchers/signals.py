@@ -12,6 +12,7 @@ from watchers.mailbox import Mailbox
 from watchers.protocol import Notice
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+AT_ONCE = {"SIGINT": "; once more ends it at once"}
 
 
 def install(mailbox: Mailbox, stop_grace_s: float) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from tests.runs import REPOSITORY, environment
+from tests.runs import REPOSITORY, Container, environment
 
 EXAMPLE = re.compile(r"## How to add a job\n.*?```python\n(.*?)```", re.DOTALL)
 
@@ -111,6 +111,19 @@ def test_an_error_in_a_jobs_file_is_told_from_there_on_and_said_to_be_its_own(tm
     told = done.stdout[done.stdout.index("Traceback") :].splitlines()
     assert told[1] == f'  File "{mine}", line {line}, in schedule'
     assert f"this is a mistake in {mine}, line {line};" in told[-1]
+
+
+def test_a_stop_is_acknowledged_while_an_evaluation_goes_on_and_on(tmp_path: Path) -> None:
+    newcomers(tmp_path)
+    endless = NO_DATA.replace('return {"error"', 'while True: pass\n        return {"error"')
+    (tmp_path / "trainer" / "jobs" / "reg.py").write_text(endless)
+    container = Container.of([sys.executable, "entrypoint.py", "reg"], cwd=tmp_path, BATON_DEBUG="1")
+    container.wait_for("evaluating after step 20")
+    container.signal(signal.SIGINT)
+    assert container.wait_for(r"Ctrl-C: waiting for what is in progress, .*; once more ends it at once$")
+    container.signal(signal.SIGINT)
+    assert container.wait() == 130
+    assert "last checkpoint durable" not in container.text
 
 
 def test_one_file_is_a_job_with_every_promise(tmp_path: Path, small_cifar: Path) -> None:

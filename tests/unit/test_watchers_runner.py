@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from watchers import Mailbox, Notice, Watch, Watcher
+from watchers import Mailbox, Notice, Stopped, Watch, Watcher
+from watchers.unheeded import UnheededWatcher
 
 
 def notice(name: str, action: str = "stop") -> Notice:
@@ -152,3 +153,22 @@ def test_threads_of_a_watch_never_hold_up_the_end_of_the_program() -> None:
     with watching(Mailbox(), Quiet("mine")):
         mine = [thread for thread in threading.enumerate() if thread.name == "watch-mine"]
         assert [thread.daemon for thread in mine] == [True]
+
+
+@pytest.mark.parametrize("heeded", [False, True])
+def test_a_stop_that_nobody_comes_to_act_on_is_told_once_and_one_that_is_acted_on_never(
+    heeded: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("baton"), "propagate", True)
+    caplog.set_level(logging.INFO, "baton.watchers")
+    mailbox = Mailbox()
+    watcher = UnheededWatcher(mailbox)
+    watcher.check()
+    mailbox.post(notice("SIGTERM"))
+    for look in range(10):
+        assert watcher.check() is None
+        if heeded and look == 1:
+            with pytest.raises(Stopped):
+                mailbox.check()
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ([] if heeded else ["SIGTERM says so: waiting for what is in progress, a step or an evaluation"])
