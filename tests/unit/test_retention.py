@@ -298,10 +298,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("error", [Unavailable("no answer"), PermissionDenied("lacks s3:DeleteObject"), KeyError("x")])
-def test_a_clean_up_that_fails_is_one_warning(
-    run: History, error: Exception, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("baton"), "propagate", True)
+def test_a_clean_up_that_fails_is_one_warning(run: History, error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     run.claim({})
     made = chain(run, 1, [10, 20, 30, 40])
     age(run, 25, *[f"{m.name}.json" for m in made[:-1]])

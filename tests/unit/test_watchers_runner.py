@@ -157,9 +157,8 @@ def test_threads_of_a_watch_never_hold_up_the_end_of_the_program() -> None:
 
 @pytest.mark.parametrize("heeded", [False, True])
 def test_a_stop_that_nobody_comes_to_act_on_is_told_once_and_one_that_is_acted_on_never(
-    heeded: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    heeded: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("baton"), "propagate", True)
     caplog.set_level(logging.INFO, "baton.watchers")
     mailbox = Mailbox()
     watcher = UnheededWatcher(mailbox)
