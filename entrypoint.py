@@ -317,7 +317,9 @@ def main(arguments: list[str]) -> int:
     except StoreError as e:
         log.error("%s", e)
         return ExitCode.NOT_DURABLE if isinstance(e, Transient) else ExitCode.SETUP
-    except click.Abort:
+    except click.Abort as e:
+        if isinstance(e.__cause__, EOFError):  # which click takes for a person's wish too; it is a file's untimely end
+            return _defect(e.__cause__)
         return ExitCode.INTERRUPTED
     except Unwritten as e:
         if e.is_unread:  # `| head`
@@ -326,8 +328,12 @@ def main(arguments: list[str]) -> int:
             sys.stderr.write(f"error: standard output can't be written to: {e}\n")
         return ExitCode.SETUP
     except Exception as e:
-        log.error("this is %s; the run's checkpoints are as they were", defects.whose(e), exc_info=e)
-        return ExitCode.DEFECT
+        return _defect(e)
+
+
+def _defect(error: Exception) -> int:
+    log.error("this is %s; the run's checkpoints are as they were", defects.whose(error), exc_info=error)
+    return ExitCode.DEFECT
 
 
 if __name__ == "__main__":

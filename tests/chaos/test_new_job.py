@@ -99,15 +99,23 @@ def test_a_job_may_have_no_data_and_what_it_lacks_is_told_in_a_line(
     assert code == 0 or len(done.stdout.splitlines()) == 1
 
 
-def test_an_error_in_a_jobs_file_is_told_from_there_on_and_said_to_be_its_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "mistake", ["1 // (step - 7)", "step != 7 or bytes.fromhex(input())"], ids=["arithmetic", "end of file"]
+)
+def test_an_error_in_a_jobs_file_is_told_from_there_on_and_said_to_be_its_own(tmp_path: Path, mistake: str) -> None:
     newcomers(tmp_path)
     mine = tmp_path / "trainer" / "jobs" / "reg.py"
-    mine.write_text(NO_DATA.replace("        pass", "        1 // (step - 7)"))
-    line = mine.read_text().splitlines().index("        1 // (step - 7)") + 1
+    mine.write_text(NO_DATA.replace("        pass", f"        {mistake}"))
+    line = mine.read_text().splitlines().index(f"        {mistake}") + 1
     done = subprocess.run(
-        [sys.executable, "entrypoint.py", "reg"], cwd=tmp_path, env=environment(), capture_output=True, text=True
+        [sys.executable, "entrypoint.py", "reg"],
+        cwd=tmp_path,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
     )
-    assert (done.returncode, done.stderr) == (1, "")
+    assert (done.returncode, done.stderr.strip()) == (1, "")
     told = done.stdout[done.stdout.index("Traceback") :].splitlines()
     assert told[1] == f'  File "{mine}", line {line}, in schedule'
     assert f"this is a mistake in {mine}, line {line};" in told[-1]
