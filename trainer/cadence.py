@@ -1,4 +1,4 @@
-"""How often to save: `auto`, `30s`, `200steps` or `1epoch`."""
+"""How often to save: `auto`, `30s`, `5m`, `1h`, `200steps` or `1epoch`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from trainer.exits import ExitCode, UserError
 SHORTEST_S = 15.0  # between two saves: clouds charge for requests
 PRIOR_S = 7200.0  # a machine is expected to last so long before anything is known of this run's
 
-_FORM = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(s|steps?|epochs?)")
+_FORM = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(s|m|h|steps?|epochs?)")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +32,15 @@ class Cadence:
             return cls(auto=True, seconds=SHORTEST_S)
         match = _FORM.fullmatch(text.strip().lower())
         number = float(match[1]) if match else 0.0
-        unit = match[2].rstrip("s") if match else ""
-        if number <= 0 or (unit in ("step", "epoch") and number != int(number)):
+        unit = match[2] if match else ""
+        if number <= 0 or (unit not in _SECONDS and number != int(number)):
             raise UserError(
-                f"--checkpoint-every {text!r}: write auto, or for example 30s, 200steps or 1epoch", ExitCode.USAGE
+                f"--checkpoint-every {text!r}: write auto, or for example 30s, 5m, 1h, 200steps or 1epoch",
+                ExitCode.USAGE,
             )
-        match unit:
-            case "step":
-                return cls(steps=int(number))
-            case "epoch":
-                return cls(epochs=int(number))
-            case _:
-                return cls(seconds=number)
+        if unit in _SECONDS:
+            return cls(seconds=number * _SECONDS[unit])
+        return cls(steps=int(number)) if unit.startswith("step") else cls(epochs=int(number))
 
     def due(self, step: int, steps_per_epoch: int, since_last_s: float) -> bool:
         """Whether to save at the boundary after `step` steps; `since_last_s` since the last save began, in seconds."""

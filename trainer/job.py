@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 import warnings
@@ -159,9 +160,11 @@ def _check(name: str, job: Job) -> None:
         raise UserError(f'trainer/jobs/{name}.py: no PRESETS in it, such as {{"plain": {{"epochs": 3, "lr": 0.1}}}}')
     for preset, values in presets.items():
         if unknown := [key for key in values if key not in settings]:
+            near = difflib.get_close_matches(str(unknown[0]), settings, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(settings)}"
             raise UserError(
-                f"trainer/jobs/{name}.py: preset {preset} has {unknown[0]!r}, which is no setting; there are: "
-                f"{', '.join(settings)}; what is the job's own is a constant there, or another --model"
+                f"trainer/jobs/{name}.py: preset {preset} has {unknown[0]!r}, which is no setting; {hint} "
+                "(what is the job's own is a constant there, or another --model)"
             )
 
 

@@ -79,7 +79,7 @@ class Settings:
     )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to compute")
     nproc: str = setting("1", "processes that share each batch: a number, or auto, one for each GPU")
-    checkpoint_every: str = setting("auto", "how often to save: 30s, 200steps, 1epoch, or auto: as often as pays")
+    checkpoint_every: str = setting("auto", "how often to save: 30s, 5m, 200steps, 1epoch, or auto: as often as pays")
     keep: int = setting(3, "how many good checkpoints to keep; those of the last hour stay anyhow")
     cloud: Literal["auto", "aws", "gcp", "azure", "none"] = setting(
         "auto", "whose machine this is, so whose notices are watched for; auto: found out"

@@ -26,7 +26,7 @@ MISTAKES = [
     (["cifar10", "--epochs", "0.5"], 64, "--epochs"),
     (["cifar10", "--batch-size", "-4"], 64, "--batch-size -4"),
     (["cifar10", "--dropout", "1"], 64, "--dropout"),
-    (["cifar10", "--checkpoint-every", "often"], 64, "write auto, or for example 30s, 200steps or 1epoch"),
+    (["cifar10", "--checkpoint-every", "often"], 64, "write auto, or for example 30s, 5m, 1h, 200steps or 1epoch"),
     (["cifar10", "--checkpoint-every", "0s"], 64, "write auto, or for example"),
     (["cifar10", "--run", "../x"], 64, "a run's name"),
     (["cifar10", "--precision", "fp8"], 64, "--precision"),

@@ -79,6 +79,7 @@ _PRESET = '"lr": 0.1}'
         (("", ""), ["reg", "--preset", "plane"], 64, "no such preset; did you mean plain?"),
         (("DATASET = None", ""), ["reg"], 78, "no data set reg; there are: bert, cifar10, cifar100, imagenet, mnist;"),
         ((_PRESET, '"lr": 0.1, "hidden": 3}'), ["reg"], 78, "reg.py: preset plain has 'hidden', which is no setting;"),
+        ((_PRESET, '"lr": 0.1, "momentun": 3}'), ["reg"], 78, "which is no setting; did you mean momentum? (what"),
         (("PRESETS", "PRESET"), ["reg"], 78, "trainer/jobs/reg.py: no PRESETS in it, such as"),
         (("def build", "def built"), ["reg"], 78, "reg.py: no function build(settings, data, device) in it"),
         ((", eval_batch = 200, 50, 50", " = 200, 50"), ["reg"], 78, "trainer/jobs/reg.py: its Task has no eval_batch;"),

@@ -11,6 +11,8 @@ from trainer.exits import UserError
     [
         ("30s", Cadence(seconds=30)),
         ("0.5s", Cadence(seconds=0.5)),
+        ("1.5m", Cadence(seconds=90.0)),
+        ("2h", Cadence(seconds=7200.0)),
         ("200steps", Cadence(steps=200)),
         ("1step", Cadence(steps=1)),
         ("1epoch", Cadence(epochs=1)),
@@ -23,7 +25,7 @@ def test_is_read_as_written(text: str, cadence: Cadence) -> None:
 
 @pytest.mark.parametrize("text", ["", "30", "s", "-1s", "0s", "1.5steps", "soon", "1e9s", "infs", "30s 1epoch"])
 def test_anything_else_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(UserError, match="30s, 200steps or 1epoch"):
+    with pytest.raises(UserError, match="30s, 5m, 1h, 200steps or 1epoch"):
         Cadence.parse(text)
 
 
