@@ -12,10 +12,11 @@ from store_contract import SOAK, Place, StoreContract
 from storage import open_store
 from tests.emulators.ceph import Ceph, missing
 
-pytestmark = [
-    pytest.mark.skipif(not SOAK, reason="in `make soak`"),
-    pytest.mark.skipif(bool(missing()), reason=f"not installed: {', '.join(missing())}"),
-]
+if not SOAK:
+    pytest.skip("in `make soak`", allow_module_level=True)
+if missing():
+    pytest.skip(f"not installed: {', '.join(missing())}", allow_module_level=True)
+
 BUCKET = "baton-test"
 
 
