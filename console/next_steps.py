@@ -45,12 +45,9 @@ def of_one(told: Told) -> list[tuple[str, list[str]]]:
     elif told["state"] == "stopped" and (words := going_on(told)):
         steps.append(("to go on with it", words))
     steps.append(("to check its checkpoints", ["verify", "--run", run]))
-    if in_container():
-        steps.append(
-            ('to see its bill and picture, with -v "$PWD/out:/out"', ["report", "--run", run, "--out", "/out"])
-        )
-    else:
-        steps.append(("to see its bill and picture", ["report", "--run", run, "--out", f"out/{run}"]))
+    # in a container only what is mounted outlives the command
+    mount, out = (', with -v "$PWD/out:/out"', "/out") if in_container() else ("", f"out/{run}")
+    steps.append((f"to see its bill and picture{mount}", ["report", "--run", run, "--out", out]))
     return steps
 
 

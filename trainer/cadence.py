@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from trainer.exits import ExitCode, UserError
+from watchers.drill import UNITS
 
 SHORTEST_S = 15.0  # between two saves: clouds charge for requests
 PRIOR_S = 7200.0  # a machine is expected to last so long before anything is known of this run's
 
 _FORM = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(s|m|h|steps?|epochs?)")
-_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +33,13 @@ class Cadence:
         match = _FORM.fullmatch(text.strip().lower())
         number = float(match[1]) if match else 0.0
         unit = match[2] if match else ""
-        if number <= 0 or (unit not in _SECONDS and number != int(number)):
+        if number <= 0 or (unit not in UNITS and number != int(number)):
             raise UserError(
                 f"--checkpoint-every {text!r}: write auto, or for example 30s, 5m, 1h, 200steps or 1epoch",
                 ExitCode.USAGE,
             )
-        if unit in _SECONDS:
-            return cls(seconds=number * _SECONDS[unit])
+        if unit in UNITS:
+            return cls(seconds=number * UNITS[unit])
         return cls(steps=int(number)) if unit.startswith("step") else cls(epochs=int(number))
 
     def due(self, step: int, steps_per_epoch: int, since_last_s: float) -> bool:

@@ -225,6 +225,14 @@ def test_a_container_that_its_hours_have_stopped_is_not_started_again(machine: M
     assert (len(machine.runs), machine.turned_off) == (1, 0)  # `hours` does that
 
 
+def appears(file: Path) -> None:
+    """Wait for it, a minute at most."""
+    until = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 def test_a_shutdown_becomes_a_docker_stop_that_is_waited_for(machine: Machine, tmp_path: Path):
     going, stopped = tmp_path / "going", tmp_path / "stopped"
     machine.stand_ins.add(
@@ -243,10 +251,7 @@ esac''',
         env=machine.environment(BATON_AGAIN_AFTER="60"),
     )
     try:
-        until = time.monotonic() + 60
-        while not going.exists():
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        appears(going)
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=60)
     finally:
@@ -265,10 +270,7 @@ def test_a_shutdown_while_the_image_is_fetched_ends_that(machine: Machine, tmp_p
     )
     process = subprocess.Popen(["bash", machine.script], env=machine.environment())
     try:
-        until = time.monotonic() + 60
-        while not going.exists():
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        appears(going)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     finally:

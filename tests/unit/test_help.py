@@ -12,6 +12,15 @@ import pytest
 
 from tests.runs import REPOSITORY, command, light_command
 
+# the program, with its jobs in another folder; and whether the names it keeps for its commands are all of them
+WITH_JOBS = """
+import pathlib, sys, trainer.names
+trainer.names.JOBS = pathlib.Path(sys.argv[1])
+import entrypoint
+assert {*entrypoint.baton.commands} == {*trainer.names.COMMANDS}
+sys.exit(entrypoint.main(sys.argv[2:]))
+"""
+
 
 @pytest.mark.parametrize("words", [(), ("help",), ("--help",)])
 def test_the_image_alone_says_what_it_can_do_and_at_once(words: tuple[str, ...]):
@@ -50,13 +59,7 @@ def test_a_job_that_is_no_python_is_named_with_its_line_and_hides_no_other(tmp_p
     jobs = tmp_path / "trainer" / "jobs"
     shutil.copytree(REPOSITORY / "trainer" / "jobs", jobs)
     (jobs / "broken.py").write_text('"""Mine."""\nx = 1\ndef (:\n')
-    script = (
-        "import pathlib, sys, trainer.names\n"
-        "trainer.names.JOBS = pathlib.Path(sys.argv[1])\n"
-        "import entrypoint\n"
-        "sys.exit(entrypoint.main(sys.argv[2:]))"
-    )
-    words = [sys.executable, "-c", script, str(jobs)]
+    words = [sys.executable, "-c", WITH_JOBS, str(jobs)]
     helped, named = (
         subprocess.run([*words, *more], capture_output=True, text=True, cwd=REPOSITORY)
         for more in (["help"], ["broken"])
@@ -82,16 +85,9 @@ def test_a_job_with_a_commands_name_is_said_to_be_none_and_hides_nothing(tmp_pat
     jobs = tmp_path / "trainer" / "jobs"
     shutil.copytree(REPOSITORY / "trainer" / "jobs", jobs)
     (jobs / "status.py").write_text('"""Mine."""\nPRESETS = {"plain": {"epochs": 1}}\n')
-    script = (
-        "import pathlib, sys, trainer.names\n"
-        "trainer.names.JOBS = pathlib.Path(sys.argv[1])\n"
-        "import entrypoint\n"
-        "assert {*entrypoint.baton.commands} == {*trainer.names.COMMANDS}\n"
-        "sys.exit(entrypoint.main(sys.argv[2:]))"
-    )
     for words in ([], ["status", "--store", tmp_path.as_uri()]):
         done = subprocess.run(
-            [sys.executable, "-c", script, str(jobs), *words], cwd=REPOSITORY, capture_output=True, text=True
+            [sys.executable, "-c", WITH_JOBS, str(jobs), *words], cwd=REPOSITORY, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr
         warning, _, rest = done.stdout.partition("\n")
