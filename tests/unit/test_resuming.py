@@ -6,6 +6,9 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+from console import next_steps
 from tests.runs import REPOSITORY, environment
 from trainer.resuming import arguments
 
@@ -47,3 +50,13 @@ def test_in_the_image_the_words_stand_alone_for_docker_run_to_be_put_before_them
             [sys.executable, "-c", script], capture_output=True, text=True, env=environment(**variables), cwd=REPOSITORY
         )
         assert done.stdout.startswith(expected), done.stdout + done.stderr
+
+
+def test_a_report_offered_in_the_image_goes_where_it_outlives_the_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"run": "a", "state": "finished"}
+    monkeypatch.delenv("BATON_REVISION", raising=False)
+    assert next_steps.of_one(told)[-1] == ("to see its bill and picture", ["report", "--run", "a", "--out", "out/a"])
+    monkeypatch.setenv("BATON_REVISION", "1")
+    why, words = next_steps.of_one(told)[-1]
+    assert why.endswith('with -v "$PWD/out:/out"')
+    assert words == ["report", "--run", "a", "--out", "/out"]
