@@ -332,7 +332,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _defect(error: Exception) -> int:
-    log.error("this is %s; the run's checkpoints are as they were", defects.whose(error), exc_info=error)
+    log.error("this is %s; the run's checkpoints are safe", defects.whose(error), exc_info=error)
     return ExitCode.DEFECT
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from storage.errors import StoreError, Transient
 from trainer.exits import ExitCode, UserError
+from trainer.gpu import Failed
 from trainer.history import History
 from trainer.settings import Json, Settings
 from trainer.tally import Tally
@@ -77,30 +78,36 @@ def stop(request: Request, settings: Settings, attempt: Attempt) -> int:
     return code
 
 
-def fail(settings: Settings, attempt: Attempt, why: UserError, *, at_boundary: bool) -> int:
-    """The GPU failed: save what can be saved, and say what became of it. Returns the exit code.
+def fail(settings: Settings, attempt: Attempt, error: Exception, *, at_boundary: bool) -> bool:
+    """An error ends this part: save what can be saved, and say what became of it.
 
-    `at_boundary`: the state is one that can be saved.
+    `at_boundary`: the state is one that can be saved. Returns False if nobody need see the error, for a newer copy has
+    the run by now.
     """
     if not at_boundary:
-        attempt.lost_state = str(why)
+        attempt.lost_state = str(error)
     try:
         attempt.save_last(final=False)
-    except RuntimeError as e:  # it can't be read after all
+    except Exception as e:  # it can't be read after all, or no save of it can be made
         attempt.lost_state = str(e)
         attempt.save_last(final=False)
+    code, outcome = ExitCode.DEFECT, "defect"
+    if isinstance(error, UserError):
+        code, outcome = error.code, "a GPU failed" if isinstance(error, Failed) else "not set up"
     if attempt.superseded is not None:
         log.info("superseded: %s; nothing more is saved here", attempt.superseded)
-        attempt.end(settings.superseded_exit_code, "superseded")
-        return settings.superseded_exit_code
-    step, kept = attempt.position.step, attempt.saver.durable.step if attempt.saver.durable else 0
-    log.error("%s", why, extra={"fields": {"step": step, "durable_step": kept, "lost_steps": step - kept}})
-    log.info(
-        "last checkpoint durable at step %d, %d step%s lost (exit code %d)",
-        *(kept, step - kept, "" if step - kept == 1 else "s", why.code),
-    )
-    attempt.end(why.code, "a GPU failed")
-    return why.code
+        if code != ExitCode.DEFECT:
+            attempt.end(settings.superseded_exit_code, "superseded")
+            return False
+    elif attempt.position.step:
+        step, kept = attempt.position.step, attempt.saver.durable.step if attempt.saver.durable else 0
+        log.info(
+            "last checkpoint durable at step %d, %d step%s lost (exit code %d)",
+            *(kept, step - kept, "" if step - kept == 1 else "s", code),
+            extra={"fields": {"step": step, "durable_step": kept, "lost_steps": step - kept}},
+        )
+    attempt.end(code, outcome)
+    return True
 
 
 def acknowledge(mailbox: Mailbox) -> None:

@@ -25,6 +25,10 @@ NO_MEMORY = 2
 UNFIT = (35, 209, 803, 804)  # a driver too old, a GPU that this torch has no code for, driver and library that differ
 
 
+class Failed(UserError):
+    """A GPU that failed while it computed."""
+
+
 class Trouble(NamedTuple):
     """Why a GPU can't be used, and what mends it."""
 
@@ -105,7 +109,7 @@ def _text(path: Path) -> str:
 # -- while it computes ------------------------------------------------------------------------------------------------
 
 
-def fault(error: RuntimeError, micro_batch: int | None) -> UserError | None:
+def fault(error: RuntimeError, micro_batch: int | None) -> Failed | None:
     """The line for an error of the GPU's, with its exit code; None where the job or Baton made a mistake.
 
     `micro_batch`: samples computed at once; None before any were.
@@ -115,12 +119,12 @@ def fault(error: RuntimeError, micro_batch: int | None) -> UserError | None:
     why = str(error).partition("\n")[0][:200].rstrip(" .")
     code = getattr(error, "error_code", None)
     if isinstance(error, torch.OutOfMemoryError) or code == NO_MEMORY:
-        return UserError(f"the GPU has too little memory for {_wanted(micro_batch)} ({why})")
+        return Failed(f"the GPU has too little memory for {_wanted(micro_batch)} ({why})")
     if not isinstance(error, torch.AcceleratorError) or code in MISTAKES:
         return None
     if code in UNFIT:
-        return UserError(f"this torch can't use this GPU ({why}): take another image or another GPU, or --device cpu")
-    return UserError(
+        return Failed(f"this torch can't use this GPU ({why}): take another image or another GPU, or --device cpu")
+    return Failed(
         f"the GPU is lost ({why}): start again, on another machine if dmesg there tells of NVRM and Xid; without a GPU "
         "--device auto goes on on the processor",
         ExitCode.NOT_DURABLE,

@@ -8,6 +8,7 @@ whoever restores that state goes on exactly as if nothing had happened.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from trainer.checkpoint import Position, groups_of, written
 from trainer.group import Alone, Group
 from trainer.job import Batch, Task
 from trainer.scores import Metric
-from watchers import Mailbox, Stopped
+from watchers import Mailbox
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +69,13 @@ class Loop:
         Raises `Stopped`, with the state at a boundary, when the mailbox has a stop notice. Of other errors, such as
         `UserError` for an answer of the job's that is none, `at_boundary` tells whether the state can be saved.
         """
+        try:
+            self._train(evaluated_at)
+        except torch.AcceleratorError:
+            self.at_boundary = False  # what a failed GPU holds is trusted no more, even if it can be read
+            raise
+
+    def _train(self, evaluated_at: int | None) -> None:
         position, plan = self._position, self._plan
         self._task.model.train()
         while True:
@@ -94,8 +102,9 @@ class Loop:
         self.at_boundary = False
         try:
             sums = self._gradients(samples, epoch)
-        except (Stopped, torch.OutOfMemoryError):
-            self._give_up_step(buffers)
+        except Exception:  # a stop, or a mistake of the job's, which should cost no more than this step
+            with suppress(RuntimeError):  # a GPU that can't be used any more
+                self._give_up_step(buffers)
             raise
         groups = groups_of(task)
         task.update()

@@ -114,17 +114,11 @@ def _train(request: Request, begun: Start, together: Together | None) -> int:
     del newest  # its bytes are in the model now
     loop = Loop(ready.task, ready.plan, attempt.position, request.mailbox, attempt, together)
     try:
-        return _to_its_end(request, ready, attempt, loop, together)
-    except UserError as e:
-        attempt.end(e.code, "not set up")
-        raise
-    except RuntimeError as e:
-        if (why := gpu.fault(e, ready.plan.micro_batch_size)) is None:
-            attempt.end(ExitCode.DEFECT, "defect")
-            raise
-        return fail(ready.settings, attempt, why, at_boundary=loop.at_boundary and why.code == ExitCode.SETUP)
-    except Exception:  # also one that its last save met
-        attempt.end(ExitCode.DEFECT, "defect")
+        with gpu.in_one_line(ready.plan.micro_batch_size):
+            return _to_its_end(request, ready, attempt, loop, together)
+    except Exception as e:  # also one that its last save met
+        if not fail(ready.settings, attempt, e, at_boundary=loop.at_boundary):
+            return ready.settings.superseded_exit_code
         raise
 
 

@@ -1,4 +1,4 @@
-"""A GPU that fails in the midst of a run: one line, the right exit code, and the place is kept.
+"""A GPU, or the job itself, that fails in the midst of a run: the right exit code, and the place is kept.
 
 The failures are fakes, the errors that torch raises raised by a job: no GPU was at hand. All else is real.
 """
@@ -37,6 +37,8 @@ def fail(way):
     if way == "order":  # nobody has written one that does it the same way twice
         torch.zeros(2).put_(torch.tensor([0]), torch.tensor([1.0]))
         return
+    if way == "mistake":
+        raise KeyError("a word that no list has")
     error = torch.AcceleratorError("CUDA error: " + way + "\\nCompile with TORCH_USE_CUDA_DSA")
     error.error_code = {"unspecified launch failure": 719, "device-side assert triggered": 710}[way]
     raise error
@@ -87,7 +89,7 @@ class Failing:
         return dict(json.loads(self.folder.joinpath("store", *place).read_bytes()))
 
 
-def test_a_gpu_that_fails_in_mid_run_is_one_line_and_costs_no_bit(tmp_path: Path, small_cifar: Path) -> None:
+def test_a_gpu_or_a_job_that_fails_in_mid_run_costs_no_bit(tmp_path: Path, small_cifar: Path) -> None:
     failing = Failing(tmp_path, small_cifar)
     assert failing.run("quiet")[0] == 0
 
@@ -109,6 +111,12 @@ def test_a_gpu_that_fails_in_mid_run_is_one_line_and_costs_no_bit(tmp_path: Path
     code, said = failing.run("hunted", fail_at=3, way="device-side assert triggered")
     assert code == 1, said
     assert "Traceback" in said, "a mistake of the job's, which a new start would only make again"
+    assert "last checkpoint durable at step 15, 2 steps lost (exit code 1)" in said
+
+    code, said = failing.run("hunted", fail_at=4, way="mistake")
+    assert code == 1, said
+    assert "last checkpoint durable at step 18, 0 steps lost (exit code 1)" in said
+    assert "KeyError" in said
 
     assert failing.run("hunted")[0] == 0
     quiet, hunted = (failing.record(name, "result.json") for name in ("quiet", "hunted"))

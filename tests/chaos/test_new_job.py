@@ -120,6 +120,7 @@ def test_an_error_in_a_jobs_file_is_told_from_there_on_and_said_to_be_its_own(tm
     told = done.stdout[done.stdout.index("Traceback") :].splitlines()
     assert told[1] == f'  File "{mine}", line {line}, in schedule'
     assert f"this is a mistake in {mine}, line {line};" in told[-1]
+    assert "last checkpoint durable at step 7, 0 steps lost (exit code 1)" in done.stdout
 
 
 def test_a_stop_is_acknowledged_while_an_evaluation_goes_on_and_on(tmp_path: Path) -> None:
