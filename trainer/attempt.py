@@ -310,6 +310,7 @@ class Attempt:
         """
         self.tally.rest()
         if self.superseded is not None:
+            self.saver.take_back(self._time_left)
             return False
         if self.position.step == 0 and self.saver.durable is None:
             return True  # nothing was trained, so nothing can be lost

@@ -35,7 +35,8 @@ class Cadence:
         unit = match[2] if match else ""
         if number <= 0 or (unit not in UNITS and number != int(number)):
             raise UserError(
-                f"--checkpoint-every {text!r}: write auto, or for example 30s, 5m, 1h, 200steps or 1epoch",
+                f"--checkpoint-every {text!r}: write auto, or a length above 0, for example 30s, 5m, 1h, 200steps or "
+                "1epoch",
                 ExitCode.USAGE,
             )
         if unit in UNITS:

@@ -88,8 +88,9 @@ class Pace:
         plan, each = self._plan, self._evaluation_s
         if evaluating is not None and evaluating.share:
             each = evaluating.seconds / evaluating.share
-        elif each is None and self._sample_s is not None:  # as long as it takes to train on as many, until one is over
-            each = self._sample_s * self._task.eval_size
+        elif each is None and self._sample_s is not None:
+            # until one is over: as it takes to train on as many; in larger pieces a sample costs less
+            each = self._sample_s * self._task.eval_size * min(1.0, plan.batch_size / self._task.eval_batch)
         if each is None or (self._sample_s is None and step < plan.steps):
             return None
         training = (plan.steps - step) * plan.batch_size * (self._sample_s or 0.0)

@@ -7,6 +7,7 @@ ones, by trainer/processes.py. Nothing here imports torch before it must.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from trainer.exits import ExitCode, UserError
 
 ROLE = "baton"  # of the processes that `--nproc` starts
+PROCESS_BYTES = 300_000_000  # what Python and torch take of memory that no other process shares, and a little more
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -69,16 +71,39 @@ def wanted(nproc: str) -> int | None:
     return int(nproc)
 
 
-def processes(nproc: str, device: str) -> int:
-    """How many processes this machine shall train with. Raises `UserError` where it has too few GPUs for them."""
+def processes(nproc: str, device: str, root: Path = Path("/")) -> int:
+    """How many processes this machine shall train with. Raises `UserError` where it has too few GPUs or too little
+    memory for them. `root`: where /proc and /sys are."""
     number = wanted(nproc)
     if number == 1 or (device == "cpu" and number is None):
         return 1
     if device == "cpu" or not any(Path(sign).exists() for sign in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")):
+        _check_memory(number or 1, root)
         return number or 1  # torch, which takes seconds to import, need not be asked
     import torch
 
     gpus = torch.cuda.device_count()
+    if not gpus:
+        _check_memory(number or 1, root)
     if number is not None and gpus and number > gpus:
         raise UserError(f"--nproc {number}: this machine has {gpus} GPU{'s' if gpus > 1 else ''} that torch sees")
     return number or max(1, gpus)
+
+
+def _check_memory(number: int, root: Path) -> None:
+    """Raise `UserError` where the container has no memory for so many: it would swap, or be killed, without a word."""
+    told = [_text(root / file) for file in ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes")]
+    sizes = [int(text) for text in told if text.isdecimal()]
+    sizes += [1024 * int(text) for text in re.findall(r"^MemTotal: *([0-9]+) kB", _text(root / "proc/meminfo"), re.M)]
+    if sizes and number * PROCESS_BYTES > min(sizes):
+        raise UserError(
+            f"--nproc {number}: a process takes {PROCESS_BYTES / 1e6:.0f} MB before it has any data, and here are "
+            f"{min(sizes) / 1e9:.1f} GB for all; on processors alone more of them than processors are no faster"
+        )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

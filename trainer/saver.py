@@ -20,6 +20,7 @@ log = logging.getLogger("baton.saver")
 
 CLOCK = time.monotonic
 _OF_ITS_OWN = re.compile(r"[0-9a-f]{64}|[0-9]{6,}-[0-9]{8,}")  # in an error: the names that each save has others of
+TAKE_BACK_S = 2.0  # nobody waits for a copy that is superseded, but it holds a machine
 RECENT = 3  # saves whose slowest tells how long the next one may take
 
 
@@ -177,6 +178,13 @@ class Saver:
             else:
                 return False
         return False
+
+    def take_back(self, time_left: Callable[[], float]) -> None:
+        """Give up what is in flight, for a newer copy has the run, and wait until it leaves nothing half written."""
+        flight = self._flight
+        if flight is not None:
+            flight.abandon()
+            flight.landed.wait(max(0.0, min(TAKE_BACK_S, time_left())))
 
     def land(self, step: int, time_left: Callable[[], float]) -> bool:
         """Wait for what is in flight, for no more than `time_left()` seconds. True if `step` is durable then."""

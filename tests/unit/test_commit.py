@@ -245,6 +245,23 @@ def test_it_is_given_up_when_only_the_last_one_fits(store: Counting) -> None:
     assert on_its_way[0] not in [info.key for info in store.list("run/parts/")], "what was on its way is called back"
 
 
+def test_a_superseded_copy_ends_once_what_it_was_sending_is_taken_back(store: Counting) -> None:
+    hearing, on_its_way, stuck = Hearing(store), threading.Event(), threading.Event()
+
+    def before_put(key: str) -> None:
+        on_its_way.set()
+        stuck.wait(30)
+
+    store.before_put = before_put
+    hearing.saver.start(save_of(HeadOnly(), 1))
+    assert on_its_way.wait(10)
+    threading.Timer(0.2, stuck.set).start()
+    hearing.saver.take_back(never)
+    assert stuck.is_set()
+    assert not hearing.saver.busy
+    assert list(store.list("run/")) == []
+
+
 @pytest.mark.parametrize("trouble", [StoreError("reset"), MemoryError()], ids=["store", "defect"])
 def test_what_a_save_that_was_given_up_fails_with_is_nobodys_trouble_any_more(
     trouble: BaseException, store: Counting, caplog: pytest.LogCaptureFixture

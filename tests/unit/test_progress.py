@@ -15,7 +15,7 @@ from trainer.progress import Evaluating, Pace
 PLAN = Plan(
     seed=0, batch_size=10, micro_batch_size=10, steps=95, steps_per_epoch=20, bf16=False, device=torch.device("cpu")
 )
-TASK: Any = SimpleNamespace(unit="images", eval_size=100)
+TASK: Any = SimpleNamespace(unit="images", eval_size=100, eval_batch=20)
 SAVER: Any = SimpleNamespace(durable=None, error=None)
 
 
@@ -34,9 +34,9 @@ class Run:
 def test_the_time_left_has_the_evaluations_to_come() -> None:
     run = Run()
     assert run.tell(0.0, 0).seconds_left is None
-    # a second a step, so 10 s for as many samples as an evaluation has, five times
-    assert run.tell(10.0, 10).seconds_left == pytest.approx(85 + 5 * 10)
-    assert run.tell(20.0, 20, Evaluating(0.0, 0.0)).seconds_left == pytest.approx(75 + 5 * 10)
+    # a second a step, so 10 s for as many samples as an evaluation has, of twice as many at once 5 s; five times
+    assert run.tell(10.0, 10).seconds_left == pytest.approx(85 + 5 * 5)
+    assert run.tell(20.0, 20, Evaluating(0.0, 0.0)).seconds_left == pytest.approx(75 + 5 * 5)
     # it is slower than training: a quarter took 10 s
     left = run.tell(30.0, 20, Evaluating(0.25, 10.0))
     assert left.seconds_left == pytest.approx(75 + 5 * 40 - 10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,6 +57,24 @@ def test_auto_is_one_process_for_each_gpu_and_one_on_a_cpu(monkeypatch: pytest.M
     with pytest.raises(UserError, match="--nproc 3: this machine has 2 GPUs") as e:
         ranks.processes("3", "auto")
     assert e.value.code == ExitCode.SETUP
+
+
+@pytest.mark.parametrize("limit", ["proc/meminfo", "sys/fs/cgroup/memory.max"])
+def test_more_processes_than_memory_can_hold_are_refused(tmp_path: Path, limit: str):
+    for file, text in (
+        ("proc/meminfo", "MemTotal:  8000000 kB\nMemFree: 1 kB\n"),
+        ("sys/fs/cgroup/memory.max", "max\n"),
+    ):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    assert ranks.processes("16", "cpu", tmp_path) == 16
+    if limit == "proc/meminfo":
+        with pytest.raises(UserError, match=r"--nproc 30: .* 300 MB .* 8\.2 GB for all"):
+            ranks.processes("30", "cpu", tmp_path)
+    else:
+        (tmp_path / limit).write_text("3000000000\n")
+        with pytest.raises(UserError, match=r"--nproc 16: .* 3\.0 GB for all"):
+            ranks.processes("16", "cpu", tmp_path)
 
 
 def micro(given: int, recorded: int | None, count: int, *allowed: str) -> Any:
