@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -181,17 +182,22 @@ def test_a_full_disk_stops_no_training_shows_and_heals(tmp_path: Path, small_cif
     assert lab.status()["save_error"] is None
 
 
-def test_a_stop_on_a_full_disk_says_what_is_lost(tmp_path: Path, small_cifar: Path, small_disk: Path) -> None:
+def test_a_stop_on_a_full_disk_says_what_is_lost_and_what_to_do(
+    tmp_path: Path, small_cifar: Path, small_disk: Path
+) -> None:
     lab = Lab(tmp_path, small_cifar, "--preset", "tutorial", "--batch-size", "10", "--epochs", "2000")
     lab.store = small_disk / "store"
-    container = lab.start("--checkpoint-every", "0.5s", BATON_STOP_GRACE="3")
-    container.wait_for("durable after")
+    container = lab.start("--checkpoint-every", "0.5s", debug=False, BATON_STOP_GRACE="3")
+    container.wait_for("to stop: ")
+    while not (lab.manifests() or container.ended):
+        time.sleep(0.1)
     fill_up(small_disk)
     container.wait_for("could not be saved")
     container.signal(15)
     assert container.wait() == 74, container.text
     assert "could not be saved" in container.text
     assert "since step" in container.text
+    assert container.lines[-1].endswith("to go on: make room in the store, then start it again, here (exit code 74)")
     got, lines = run("clean", "--yes", "--store", lab.url)  # it asks the store's time, with no room to write
     assert got == 0, lines
 
