@@ -61,6 +61,14 @@ def test_what_a_page_says_to_type_works(page: Path, clone: Path) -> None:
         assert expected in done.stdout, f"{expected!r} is not in\n{done.stdout}"
 
 
+def test_make_tells_of_a_halt_file_once(clone: Path) -> None:
+    (clone / "halt").mkdir()
+    (clone / "halt" / "halt").touch()
+    done = subprocess.run(["make", "cifar10"], cwd=clone, env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"\S+ not started: halt file halt/halt is there; remove it to start\n", done.stdout)
+
+
 def test_what_is_to_be_pasted_as_json_is_json() -> None:
     pasted = [json.loads(text) for page in PAGES for text in pages.documents(page)]
     assert len(pasted) >= 7
