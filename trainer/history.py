@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -72,6 +73,20 @@ def runs(store: Store) -> list[str]:
     """The names under which the store may have runs. Raises `StoreError`."""
     names = (info.key[:-1] for info in store.list("", delimiter="/") if info.is_prefix)
     return [name for name in names if is_run_name(name)]
+
+
+def missing_folder(store: Store) -> str | None:
+    """The folder that should be the store and is not there; None for every other store."""
+    scheme, _, path = store.url.partition("://")
+    return os.path.abspath(path) if scheme == "file" and not os.path.isdir(path) else None
+
+
+def none_of(store: Store, run: str = "") -> str:
+    """What is said where the store has no run, or none of this name."""
+    what = f"no run {run!r} in {store.url}" if run else f"no runs in {store.url}"
+    if (folder := missing_folder(store)) is not None:  # mistyped, or meant from another folder
+        return f"{what}: the folder {folder} is not there (mistyped?)"
+    return f"{what}; `status` lists those there are" if run else what
 
 
 class History:

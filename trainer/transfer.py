@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from storage.errors import AlreadyExists, NotFound, StoreError
 from trainer.exits import ExitCode, UserError
-from trainer.history import READERS, Absent, Bad, History
+from trainer.history import READERS, Absent, Bad, History, none_of
 from trainer.manifest import MAX_BYTES, Manifest, PartRef, checkpoint_name, parse_name
 from trainer.side_by_side import side_by_side
 
@@ -44,7 +44,7 @@ def copy(source: History, target: History, tell: Callable[[str], None] = lambda 
     names = [checkpoint_name(*pair) for pair in reversed(source.checkpoints())]
     attempts = source.attempts()
     if not names and not attempts:
-        raise UserError(f"no run {source.run!r} in {source.store.url}; `status` lists those there are")
+        raise UserError(none_of(source.store, source.run))
     if source.is_marked():
         raise UserError(f"run {source.run!r} in {source.store.url} is not whole itself; `verify` says why")
     _check_same_history(source, target, attempts)
