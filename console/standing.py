@@ -43,14 +43,15 @@ def age_s(sign: Sign, at: Json) -> float | None:
 def glance(history: History) -> dict[str, Json] | None:
     """What `status` shows of a run, from its status.json alone where that can be believed; None: no such run.
 
-    All records are read where it can't: the last word was "running", and that is long ago. Most likely it is dead, but
-    it may have ended, or lost the run, without another word there; and a save may have come after it.
+    All records are read where it can't: it was copied, or the last word was "running", and that is long ago. Most
+    likely it is dead, but it may have ended, or lost the run, without another word there; and a save may have come
+    after it.
     """
     sign = history.read_sign("status.json")
     state = sign.record.get("state") if sign is not None else None
     if sign is None or not count(sign.record.get("attempt")) or state not in ("running", "stopped", "finished"):
         return whole(history)
-    if state == "running" and sign.age_s >= SILENT_S:
+    if sign.copied or (state == "running" and sign.age_s >= SILENT_S):
         return whole(history)
     return _told(history, sign, str(state), str(state))
 
