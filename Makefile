@@ -24,10 +24,11 @@ SCRIPTS := $(wildcard make/*.sh launch/cloud-init/*.sh .ci/run)
 help: ## this list
 	@sed -n 's/^\([a-z0-9 -]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %s\n", sprintf(length($$1) > 9 ? "%s\n               %s" : "%-9s %s", $$1, $$2) }'
 
+# Of a halt file the training tells, and the packing not too.
 cifar10: ## train on CIFAR-10 here and now, or go on training; stop it with: touch halt/halt
 	@make/venv.sh $(VENV) requirements.lock
 	@mkdir -p halt
-	@$(BIN)/python entrypoint.py data cifar10 --halt halt $(if $(CIFAR10),--source '$(CIFAR10)')
+	@[ -e halt/halt ] || $(BIN)/python entrypoint.py data cifar10 --halt halt $(if $(CIFAR10),--source '$(CIFAR10)')
 	@$(BIN)/python entrypoint.py cifar10 --halt halt $(ARGS)
 
 test: dev-env ## every test; says what it skips and why. One of them: make test ARGS="-k NAME"

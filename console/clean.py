@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from storage import Store
 from trainer.exits import ExitCode, UserError
-from trainer.history import History, runs
+from trainer.history import History, none_of, runs
 from trainer.retention import Retention, store_time, told
 
 
@@ -13,9 +13,9 @@ def clean(store: Store, run: str | None, keep: int, *, yes: bool) -> int:
     names = [run] if run else runs(store)
     found = [history for name in names if (history := History(store, name)).checkpoints() or history.attempts()]
     if run and not found:
-        raise UserError(f"no run {run!r} in {store.url}; `status` lists those there are")
+        raise UserError(none_of(store, run))
     if not found:
-        print(f"no runs in {store.url}")
+        print(none_of(store))
     left = False
     code = ExitCode.DONE
     for history in found:

@@ -8,7 +8,7 @@ import time
 from console.standing import whole
 from storage import Store
 from trainer.exits import ExitCode, UserError
-from trainer.history import SIGN_S, SILENT_S, History
+from trainer.history import SIGN_S, SILENT_S, History, none_of
 
 
 def halt(store: Store, run: str) -> int:
@@ -17,7 +17,7 @@ def halt(store: Store, run: str) -> int:
     told = whole(history)
     attempt = told["attempt"] if told else 0
     if told is None or not attempt:
-        raise UserError(f"no run {run!r} in {store.url}; `status` lists those there are")
+        raise UserError(none_of(store, run))
     if told["state"] == "finished":
         print(f"run {run} is finished, nothing to halt")
         return ExitCode.DONE

@@ -43,14 +43,15 @@ def age_s(sign: Sign, at: Json) -> float | None:
 def glance(history: History) -> dict[str, Json] | None:
     """What `status` shows of a run, from its status.json alone where that can be believed; None: no such run.
 
-    All records are read where it can't: the last word was "running", and that is long ago. Most likely it is dead, but
-    it may have ended, or lost the run, without another word there; and a save may have come after it.
+    All records are read where it can't: it was copied, or the last word was "running", and that is long ago. Most
+    likely it is dead, but it may have ended, or lost the run, without another word there; and a save may have come
+    after it.
     """
     sign = history.read_sign("status.json")
     state = sign.record.get("state") if sign is not None else None
     if sign is None or not count(sign.record.get("attempt")) or state not in ("running", "stopped", "finished"):
         return whole(history)
-    if state == "running" and sign.age_s >= SILENT_S:
+    if sign.copied or (state == "running" and sign.age_s >= SILENT_S):
         return whole(history)
     return _told(history, sign, str(state), str(state))
 
@@ -123,7 +124,8 @@ def whole(history: History) -> dict[str, Json] | None:
     claim, end = records.get(attempt, (Sign({}, 0.0), None))
     last = sign or claim
     seen = last.age_s if last.record else None
-    alive = end is None and seen is not None and seen < SILENT_S
+    # whoever gave a sign that was copied is alive elsewhere, if at all
+    alive = end is None and seen is not None and seen < SILENT_S and not last.copied
     state = "finished" if finished else "running" if alive else "stopped"
     told = _told(history, sign or Sign({**claim.record, **_dict(claim.record.get("machine"))}, last.age_s), state, "")
     if end is not None:

@@ -14,8 +14,8 @@ from console.sheets import Part, Sheet, Words, sheet
 from console.standing import at_once, count, glance, number, whole
 from storage import Store
 from trainer.exits import ExitCode, UserError
-from trainer.history import History, runs
-from trainer.settings import Json
+from trainer.history import History, missing_folder, none_of, runs
+from trainer.settings import Json, Settings
 
 Told = dict[str, Json]
 WATCH_S = 5.0  # between two looks
@@ -35,15 +35,16 @@ def show(store: Store, run: str | None, *, as_json: bool, follow: bool = False) 
     if follow:
         from console.watching import watch
 
-        return watch(look, lambda found: _page(found, run, store.url), WATCH_S)
+        return watch(look, lambda found: _page(found, run, store), WATCH_S)
     found = look()
     if as_json:
         print(json.dumps(found, indent=2))
     elif not found:
-        print(f"no runs in {store.url}; --store or BATON_STORE names another store")
-        print("\n".join(next_steps.told([("to start one", ["cifar10"])], store.url)))
+        print(none_of(store) + "; --store or BATON_STORE names another store")
+        if missing_folder(store) is None or store.url == Settings().store:  # else nobody means it, most likely
+            print("\n".join(next_steps.told([("to start one", ["cifar10"])], store.url)))
     else:
-        sheets.show(_page(found, run, store.url))
+        sheets.show(_page(found, run, store))
         steps = next_steps.of_one(found[0]) if run else next_steps.of_all(found)
         print("\n" + "\n".join(next_steps.told(steps, store.url)))
     return ExitCode.DONE
@@ -54,16 +55,16 @@ def _look(store: Store, run: str | None) -> list[Told]:
         return [told for told in at_once(lambda name: glance(History(store, name)), runs(store)) if told is not None]
     told = whole(History(store, run))
     if told is None:
-        raise UserError(f"no run {run!r} in {store.url}; `status` without --run lists those there are")
+        raise UserError(none_of(store, run))
     return [told]
 
 
 # -- for people -----------------------------------------------------------------------------------------------
 
 
-def _page(found: Sequence[Told], run: str | None, store: str) -> list[Part]:
+def _page(found: Sequence[Told], run: str | None, store: Store) -> list[Part]:
     if not found:
-        return [Words(f"no runs in {store}")]
+        return [Words(none_of(store))]
     parts: list[Part] = [_table_of_runs(found)]
     if run:
         parts += [Words(""), _table_of_attempts(found[0])]

@@ -7,7 +7,7 @@ import logging
 
 from storage import Store
 from trainer.exits import ExitCode, UserError
-from trainer.history import History, runs
+from trainer.history import History, none_of, runs
 from trainer.verify import Verdict, verify
 
 log = logging.getLogger("baton")
@@ -18,9 +18,9 @@ def show(store: Store, run: str | None, *, as_json: bool) -> int:
     names = [run] if run else runs(store)
     found = [history for name in names if (history := History(store, name)).attempts() or history.checkpoints()]
     if run and not found:
-        raise UserError(f"no run {run!r} in {store.url}; `status` lists those there are")
+        raise UserError(none_of(store, run))
     if not found and not as_json:
-        print(f"no runs in {store.url}")
+        print(none_of(store))
     bad, told = 0, []
     for history in found:
         verdicts = verify(history, log.debug)

@@ -41,6 +41,7 @@ _SET_UP = {
     "NotSignedUp": "sign the account up for S3",
 }
 _DAMAGED = {"BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "InvalidDigest"}
+_FULL = {"QuotaExceeded", "XMinioAdminBucketQuotaExceeded"}  # Ceph's, with 403, and MinIO's, with 400
 _BUSY = {"RequestTimeout", "IncompleteBody", "NoSuchUpload", "OperationAborted", "ConditionalRequestConflict"}
 _NO_TOKEN_NOW = ("Throttling", "ThrottlingException", "RequestLimitExceeded", "IDPCommunicationError")
 _RIGHTS = {
@@ -103,13 +104,13 @@ def _answered(error: Any, url: str, bucket: str, key: str) -> StoreError:
         return NotSetUp(f"{said}; {_SET_UP[code].format(bucket=bucket, region=_region(error))}")
     if status in (301, 307):
         return NotSetUp(f"{said}; set AWS_REGION={_region(error)}")
+    if status == 507 or code in _FULL:
+        return NoSpace(said)
     if status in (401, 403):
         rights = _RIGHTS.get(operation, "s3:PutObject and s3:AbortMultipartUpload on its objects")
         return PermissionDenied(f"{said}; the role needs {rights}")
     if code in _DAMAGED:
         return Damaged(said)
-    if status == 507:
-        return NoSpace(said)
     if status == 501:
         return Unsupported(said)
     if code in _BUSY or status in (408, 429) or status >= 500:

@@ -6,13 +6,14 @@ Without that it comes out later, as an error of torch's or Baton's own. A look t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral
+from numbers import Integral, Real
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainer.exits import UserError
 from trainer.job import Task
+from trainer.scores import Metric
 
 _ATTRIBUTES = ("model", "optimizers", "train_size", "eval_size", "eval_batch")
 _METHODS = ("loss", "evaluate", "schedule")  # of which `Task` has the name alone
@@ -60,6 +61,31 @@ def evaluation_of(task: Task, answer: object) -> dict[str, Tensor]:
             shape = list(value.shape)
             raise _wrong(task, f"evaluate must give sums over the samples; {name} is a tensor of shape {shape}")
     return sums
+
+
+def metrics_of(task: Task, answer: object) -> dict[str, Metric]:
+    """What `task.metrics` gave. Raises `UserError`."""
+    wanted = 'metrics must give a dict of numbers, as in `return {"accuracy": 0.5}`'
+    if not isinstance(answer, dict):
+        raise _wrong(task, f"{wanted}; it gives {_kind(answer)}")
+    found: dict[str, Metric] = {}
+    for name, value in answer.items():
+        if not isinstance(name, str):
+            raise _wrong(task, f"{wanted}; {name!r:.60} is no name")
+        if isinstance(value, Tensor):
+            raise _wrong(task, f"{wanted}; {name} is a tensor: float({name}) is its number")
+        if isinstance(value, Real) and not isinstance(value, bool):
+            found[name] = float(value)
+        elif _is_table(value):
+            found[name] = [[int(cell) for cell in row] for row in value]
+        else:
+            raise _wrong(task, f"{wanted}, or of tables, each a list of rows of whole numbers; {name} is {value!r:.60}")
+    return found
+
+
+def _is_table(value: object) -> bool:
+    rows = value if isinstance(value, list) else [None]
+    return all(isinstance(row, list) and all(isinstance(cell, Integral) for cell in row) for row in rows)
 
 
 def _sums(task: Task, wanted: str, sums: object) -> dict[str, Tensor]:

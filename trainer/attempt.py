@@ -357,7 +357,9 @@ class Attempt:
             if outcome != "superseded":
                 self.signs.last("finished" if outcome == "finished" else "stopped", exit_code, outcome)
         except Exception as e:
-            log.warning("the end of this attempt could not be put on record: %s", e)
+            # after a save that failed it says nothing new, and what was said last is what to do
+            level = logging.DEBUG if outcome == "not durable" else logging.WARNING
+            log.log(level, "the end of this attempt could not be put on record: %s", e)
 
 
 def retry_s(tried_s: float, left_s: float, *, stopping: bool) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from storage import ObjectInfo
 from storage.errors import NoSpace
 from trainer.exits import UserError
-from trainer.history import History
+from trainer.history import History, none_of
 from trainer.retention import store_time
 from trainer.side_by_side import side_by_side
 
@@ -38,7 +38,7 @@ def contents(history: History) -> Contents:
     """Raises `UserError` if there is no such run, `StoreError`."""
     objects = list(history.store.list(history.run + "/"))
     if not objects:
-        raise UserError(f"no run {history.run!r} in {history.store.url}; `status` lists those there are")
+        raise UserError(none_of(history.store, history.run))
     return Contents(objects, len(history.checkpoints()))
 
 

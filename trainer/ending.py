@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from storage.errors import StoreError, Transient
+from storage.errors import NoSpace, StoreError, Transient
 from trainer.exits import ExitCode, UserError
 from trainer.gpu import Failed
 from trainer.history import History
@@ -66,7 +66,8 @@ def stop(request: Request, settings: Settings, attempt: Attempt) -> int:
         )
     if outcome != "superseded":
         log.info(
-            "to go on: %sstart it again, %s (exit code %d)",
+            "to go on: %s%sstart it again, %s (exit code %d)",
+            "" if saved else mend(attempt.saver.fault),
             "remove that file, then " if notice is not None else "",
             "here" if attempt.history.store.url.startswith("file:") else "here or anywhere",
             code,
@@ -140,11 +141,11 @@ def finish(request: Request, settings: Settings, attempt: Attempt, classes: Sequ
         if attempt.superseded is not None:
             return stop(request, settings, attempt)
         why = f"the last state could not be saved: {attempt.saver.error or 'no time left'}"
-        return _end_without(attempt, why, ExitCode.NOT_DURABLE)
+        return _end_without(attempt, why, ExitCode.NOT_DURABLE, attempt.saver.fault)
     try:
         attempt.write_result(classes)
     except StoreError as e:
-        return _end_without(attempt, f"its result could not be written: {e}", exit_code_for(e, settings))
+        return _end_without(attempt, f"its result could not be written: {e}", exit_code_for(e, settings), type(e))
     if attempt.superseded is not None:
         return stop(request, settings, attempt)
     attempt.end(ExitCode.DONE, "finished")
@@ -161,11 +162,17 @@ def finish(request: Request, settings: Settings, attempt: Attempt, classes: Sequ
     return ExitCode.DONE
 
 
-def _end_without(attempt: Attempt, what: str, code: int) -> int:
-    mend = "" if code == ExitCode.NOT_DURABLE else "mend that, "
-    log.error("trained to the end, but %s; %sstart it again, and it goes on from what is saved", what, mend)
+def _end_without(attempt: Attempt, what: str, code: int, fault: type[StoreError] | None) -> int:
+    log.error("trained to the end, but %s; %sstart it again, and it goes on from what is saved", what, mend(fault))
     attempt.end(code, "not durable")
     return code
+
+
+def mend(fault: type[StoreError] | None) -> str:
+    """What has to be done about a store before a start helps."""
+    if fault is None or (issubclass(fault, Transient) and not issubclass(fault, NoSpace)):
+        return ""
+    return "make room in the store, then " if issubclass(fault, NoSpace) else "mend that, then "
 
 
 def record_end(

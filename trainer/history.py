@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from storage import Store
 from storage.errors import AlreadyExists, Damaged, NotFound, StoreError
 from storage.protocol import Source
 from trainer import strict
+from trainer.curve import is_number
 from trainer.exits import UserError
 from trainer.header import Begun, Kept, Sink, tensor_names
 from trainer.manifest import MAX_BYTES, Manifest, PartRef, checkpoint_name, from_json, parse_name
@@ -33,6 +35,7 @@ READERS = 4  # parts that are read at once: one alone waits for its answer most 
 SIGN_S = 30.0  # between two signs of life of a copy
 SILENT_S = 3 * SIGN_S  # without any: the machine is gone
 MAX_RECORD_BYTES = 1 << 20
+COPIED = "age_when_copied_s"  # in a record that another store had for so long before
 _CLAIM = re.compile(r"([0-9]{6}|[1-9][0-9]{6,11})\.json")  # one name a number: the key is made from it again
 
 
@@ -54,10 +57,11 @@ class Superseded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Sign:
-    """A record, and for how long the store has had it."""
+    """A record, and how long ago it was written."""
 
     record: dict[str, Json]
-    age_s: float  # by the store's clock: that of whoever looks may be minutes off
+    age_s: float  # by the clocks of the stores that had it: that of whoever looks may be minutes off
+    copied: bool = False  # from another store: what it tells of checkpoints may not be so here
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,20 @@ def runs(store: Store) -> list[str]:
     """The names under which the store may have runs. Raises `StoreError`."""
     names = (info.key[:-1] for info in store.list("", delimiter="/") if info.is_prefix)
     return [name for name in names if is_run_name(name)]
+
+
+def missing_folder(store: Store) -> str | None:
+    """The folder that should be the store and is not there; None for every other store."""
+    scheme, _, path = store.url.partition("://")
+    return os.path.abspath(path) if scheme == "file" and not os.path.isdir(path) else None
+
+
+def none_of(store: Store, run: str = "") -> str:
+    """What is said where the store has no run, or none of this name."""
+    what = f"no run {run!r} in {store.url}" if run else f"no runs in {store.url}"
+    if (folder := missing_folder(store)) is not None:  # mistyped, or meant from another folder
+        return f"{what}: the folder {folder} is not there (mistyped?)"
+    return f"{what}; `status` lists those there are" if run else what
 
 
 class History:
@@ -201,7 +219,14 @@ class History:
             json.dumps(record, allow_nan=False)  # `status --json` prints what is in it
         except (NotFound, ValueError):
             return None
-        return Sign(record, info.age_s) if isinstance(record, dict) else None
+        if not isinstance(record, dict):
+            return None
+        before = record.pop(COPIED, None)
+        return Sign(record, info.age_s + (max(0.0, before) if is_number(before) else 0.0), before is not None)
+
+    def write_copy(self, sign: Sign, *names: str) -> None:
+        """Write another store's record so that it is as old here as it is there."""
+        self.write_record({**sign.record, COPIED: sign.age_s}, *names)
 
     def write_record(self, record: Mapping[str, Json], *names: str) -> None:
         self.store.put(self.key(*names), json.dumps(record, indent=1, sort_keys=True).encode())

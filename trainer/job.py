@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 import warnings
@@ -21,8 +20,9 @@ from trainer import order
 from trainer.data.packed import Packed
 from trainer.exits import ExitCode, UserError
 from trainer.names import check_preset
+from trainer.presets import check_presets
 from trainer.scores import Metric
-from trainer.settings import Json, Settings, fields_of
+from trainer.settings import Json, Settings
 
 
 @dataclass(frozen=True)
@@ -153,19 +153,9 @@ def load(name: str) -> Job:
 
 def _check(name: str, job: Job) -> None:
     """Raise `UserError` where a job's module lacks what a job has."""
-    presets, settings = getattr(job, "PRESETS", None), [f.name for f in fields_of()]
     if not callable(getattr(job, "build", None)):
         raise UserError(f"trainer/jobs/{name}.py: no function build(settings, data, device) in it")
-    if not isinstance(presets, Mapping) or not presets:
-        raise UserError(f'trainer/jobs/{name}.py: no PRESETS in it, such as {{"plain": {{"epochs": 3, "lr": 0.1}}}}')
-    for preset, values in presets.items():
-        if unknown := [key for key in values if key not in settings]:
-            near = difflib.get_close_matches(str(unknown[0]), settings, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(settings)}"
-            raise UserError(
-                f"trainer/jobs/{name}.py: preset {preset} has {unknown[0]!r}, which is no setting; {hint} "
-                "(what is the job's own is a constant there, or another --model)"
-            )
+    check_presets(name, getattr(job, "PRESETS", None))
 
 
 def preset(job: Job, name: str) -> tuple[str, Mapping[str, Any]]:

@@ -173,7 +173,7 @@ class Loop:
                         sums[name] = sums[name] + value if name in sums else value.double()
         finally:
             task.model.train()
-        self._events.evaluated(task.metrics(sums))
+        self._events.evaluated(answers.metrics_of(task, task.metrics(sums)))
 
 
 def seen_this_epoch(plan: Plan, step: int) -> int:

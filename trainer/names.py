@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from trainer.exits import ExitCode, UserError
+from trainer.presets import EXAMPLE, check_presets
 
 JOBS = Path(__file__).parent / "jobs"
 # What the command line keeps for itself, in the order in which one comes to want it
@@ -46,15 +47,35 @@ def of_preset(job: str, preset: str, setting: str) -> object:
 
 
 def presets_of(job: str) -> dict[str, dict[str, object]]:
-    """A job's presets, the default one first."""
+    """A job's presets as they are written in its file, the default one first. Raises `UserError` as `check_presets`."""
     for statement in _parsed(job).body:
         match statement:
             case (
                 ast.AnnAssign(target=ast.Name("PRESETS"), value=ast.Dict() as presets)
                 | ast.Assign(targets=[ast.Name("PRESETS")], value=ast.Dict() as presets)
             ):
-                return dict(ast.literal_eval(presets))
+                try:
+                    written = ast.literal_eval(presets)
+                except (TypeError, ValueError) as e:  # a sum, a name
+                    raise UserError(
+                        f"trainer/jobs/{job}.py, line {_computed(presets).lineno}: PRESETS is read without running the "
+                        f"file, so what is in it must be written out; {EXAMPLE}"
+                    ) from e
+                check_presets(job, written)
+                return dict(written)
     return {}
+
+
+def _computed(value: ast.expr) -> ast.expr:
+    """The innermost thing in it that is not written out."""
+    parts = [node for node in ast.iter_child_nodes(value) if isinstance(node, ast.expr)]
+    if isinstance(value, ast.Dict | ast.List | ast.Tuple | ast.Set):
+        for part in parts:
+            try:
+                ast.literal_eval(part)
+            except (TypeError, ValueError):
+                return _computed(part)
+    return value
 
 
 def check_preset(name: str, presets: Collection[str]) -> None:

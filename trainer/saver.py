@@ -123,6 +123,7 @@ class Saver:
         self.durable = parent  # the newest checkpoint of this run's history that is known to be in the store
         self.began = CLOCK()  # when the last save began
         self.error: str | None = None  # why the last save failed; None once one worked
+        self.fault: type[StoreError] | None = None  # the same as a kind: an error itself would keep its save in memory
         self.busy_s = 0.0  # processor time that saving has taken
 
     @property
@@ -224,7 +225,7 @@ class Saver:
             if flight.abandoned:  # the last save has taken its place: its trouble is nobody's any more
                 log.debug("the save of step %d was given up, and failed: %s", flight.save.snapshot.step, e)
             elif isinstance(e, StoreError):
-                self._failed(flight, str(e))
+                self._failed(flight, e)
             else:  # a defect: told to the training thread, which ends with it
                 self._defect = e
         finally:
@@ -243,17 +244,18 @@ class Saver:
         self.busy_s += done.busy_s
         if self.error is not None:
             log.warning("saving works again: checkpoint at step %d is durable", manifest.step)
-        self.error = None
+        self.error = self.fault = None
         self._recent = [*self._recent, seconds][-RECENT:]
         self._fresh = frozenset(ref.sha256 for ref in manifest.parts)
         self.durable = durable(manifest)
         self._on_durable(done)
         log.debug("checkpoint %s durable after %.3f s, %.1f MB sent", manifest.name, seconds, done.sent / 1e6)
 
-    def _failed(self, flight: Flight, why: str) -> None:
+    def _failed(self, flight: Flight, fault: StoreError) -> None:
         age = f"the last durable one is of step {self.durable.step}" if self.durable else "none is durable yet"
+        why = str(fault)
         again = self.error is not None and _OF_ITS_OWN.sub("", self.error) == _OF_ITS_OWN.sub("", why)
         level = logging.DEBUG if again else logging.WARNING  # said once, tried on and on
         step = flight.save.snapshot.step
         log.log(level, "checkpoint at step %d could not be saved, trying again: %s; %s", step, why, age)
-        self.error = why
+        self.error, self.fault = why, type(fault)

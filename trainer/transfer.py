@@ -1,8 +1,8 @@
 """A run to another store: verified on the way, resumable, a few parts in memory at a time.
 
-Attempts' records go first, so that numbering goes on, and the metric lines of checkpoints that were cleaned up; then,
-checkpoint by checkpoint from the oldest, its parts, its metric lines and its manifest; the result last. A mark among
-the checkpoints keeps anyone from starting the copy before it is whole.
+Attempts' records go first, so that numbering goes on, with the last sign of life, and the metric lines of checkpoints
+that were cleaned up; then, checkpoint by checkpoint from the oldest, its parts, its metric lines and its manifest; the
+result last. A mark among the checkpoints keeps anyone from starting the copy before it is whole.
 A part that lies there already is read again and hashed rather than believed: its name and size say nothing of rot.
 A large one goes through a file on this machine's disk: under its name nothing may ever lie that wasn't checked before.
 """
@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from storage.errors import AlreadyExists, NotFound, StoreError
 from trainer.exits import ExitCode, UserError
-from trainer.history import READERS, Absent, Bad, History
+from trainer.history import READERS, Absent, Bad, History, none_of
 from trainer.manifest import MAX_BYTES, Manifest, PartRef, checkpoint_name, parse_name
 from trainer.side_by_side import side_by_side
 
@@ -44,7 +44,7 @@ def copy(source: History, target: History, tell: Callable[[str], None] = lambda 
     names = [checkpoint_name(*pair) for pair in reversed(source.checkpoints())]
     attempts = source.attempts()
     if not names and not attempts:
-        raise UserError(f"no run {source.run!r} in {source.store.url}; `status` lists those there are")
+        raise UserError(none_of(source.store, source.run))
     if source.is_marked():
         raise UserError(f"run {source.run!r} in {source.store.url} is not whole itself; `verify` says why")
     _check_same_history(source, target, attempts)
@@ -56,6 +56,8 @@ def copy(source: History, target: History, tell: Callable[[str], None] = lambda 
         name = f"{number:06d}"
         target.create(target.key("attempts", f"{name}.json"), _whole(source, source.key("attempts", f"{name}.json")))
         _copy_if_there(source, target, "attempts", f"{name}.end.json")
+    if (sign := source.read_sign("status.json")) is not None:  # else claims that are new there would be signs of life
+        target.write_copy(sign, "status.json")
     for name in _chunks(source):
         if name not in names:  # of a checkpoint that was cleaned up: the curves are theirs too
             _copy_if_there(source, target, "metrics", f"{name}.jsonl")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from storage import Store
 from trainer.exits import ExitCode, UserError
-from trainer.history import History, runs
+from trainer.history import History, none_of, runs
 from trainer.ledger import Ledger, account
 from trainer.records import read
 
@@ -44,9 +44,9 @@ def ledgers_of(store: Store, names: list[str]) -> list[Ledger]:
         if records is not None:
             found.append(account(records))
         elif names:
-            raise UserError(f"no run {name!r} in {store.url}; `status` lists those there are")
+            raise UserError(none_of(store, name))
     if not found:
-        raise UserError(f"no runs in {store.url}: there is nothing to report")
+        raise UserError(none_of(store))
     return found
 
 

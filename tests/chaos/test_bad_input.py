@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ MISTAKES = [
     (["cifar10", "--data", "/nowhere/at/all"], 78, "/nowhere/at/all"),
     (["cifar10", "--data", "/" + "x" * 300], 78, "File name too long"),
     (["cifar10", "--batch-size", "1000000"], 78, "has only 2000 training samples"),
-    (["status", "--run", "nothing"], 78, "no run 'nothing'"),
+    (["status", "--run", "nothing"], 78, "no run 'nothing' in file://{tmp}/store: the folder {tmp}/store is not there"),
     (["status", "--store", "file:///etc/passwd"], 78, "/etc/passwd: is a file, and a store is a folder"),
     (["status", "--store", "s3://My_Bucket/runs"], 78, "with 3 to 63 small letters, digits, dots and hyphens"),
     (["status", "--store", "gs://My_Bucket/runs"], 78, "with 3 to 222 small letters"),
@@ -58,7 +59,14 @@ MISTAKES = [
     (["report"], 64, "--out"),
     (["report", "--out", "/proc/nothing/here"], 78, "--out /proc/nothing/here: can't be written to"),
     (["report", "--out", "/dev/null"], 78, "--out /dev/null: can't be written to"),
-    (["report", "--out", "{tmp}/out"], 78, "there is nothing to report"),
+    (["status"], 0, "no runs in file://{tmp}/store: the folder {tmp}/store is not there (mistyped?)"),
+    (["verify"], 0, "no runs in file://{tmp}/store: the folder {tmp}/store is not there (mistyped?)"),
+    (["clean"], 0, "no runs in file://{tmp}/store: the folder {tmp}/store is not there (mistyped?)"),
+    (
+        ["report", "--out", "{tmp}/out"],
+        78,
+        "no runs in file://{tmp}/store: the folder {tmp}/store is not there (mistyped?)",
+    ),
     (["report", "--out", "{tmp}/out", "--run", "nothing"], 78, "no run 'nothing'"),
     (["report", "--out", "{tmp}/out", "--run", "../x"], 64, "a run's name"),
     (["report", "--out", "{tmp}/out", "--prices", "/nowhere.csv"], 78, "prices /nowhere.csv"),
@@ -93,7 +101,7 @@ def test_one_line_and_the_right_code(
     got, lines = run(*[argument.format(tmp=tmp_path) for argument in arguments], **extra)
     assert got == code, lines
     assert len(lines) == 1, lines
-    assert words in lines[0]
+    assert words.replace("{tmp}", str(tmp_path)) in lines[0]
     assert not (tmp_path / "store").exists()
 
 
@@ -185,17 +193,22 @@ def test_a_full_disk_stops_no_training_shows_and_heals(tmp_path: Path, small_cif
     assert lab.status()["save_error"] is None
 
 
-def test_a_stop_on_a_full_disk_says_what_is_lost(tmp_path: Path, small_cifar: Path, small_disk: Path) -> None:
+def test_a_stop_on_a_full_disk_says_what_is_lost_and_what_to_do(
+    tmp_path: Path, small_cifar: Path, small_disk: Path
+) -> None:
     lab = Lab(tmp_path, small_cifar, "--preset", "tutorial", "--batch-size", "10", "--epochs", "2000")
     lab.store = small_disk / "store"
-    container = lab.start("--checkpoint-every", "0.5s", BATON_STOP_GRACE="3")
-    container.wait_for("durable after")
+    container = lab.start("--checkpoint-every", "0.5s", debug=False, BATON_STOP_GRACE="3")
+    container.wait_for("to stop: ")
+    while not (lab.manifests() or container.ended):
+        time.sleep(0.1)
     fill_up(small_disk)
     container.wait_for("could not be saved")
     container.signal(15)
     assert container.wait() == 74, container.text
     assert "could not be saved" in container.text
     assert "since step" in container.text
+    assert container.lines[-1].endswith("to go on: make room in the store, then start it again, here (exit code 74)")
     got, lines = run("clean", "--yes", "--store", lab.url)  # it asks the store's time, with no room to write
     assert got == 0, lines
 

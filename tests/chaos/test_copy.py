@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,16 +17,18 @@ from typing import Any
 import pytest
 import torch
 
+from console.standing import glance
 from storage import ObjectInfo, open_store
 from storage.errors import Unavailable
 from storage.protocol import Source, views
 from storage.retry import Retrying
 from tests.chaos.test_hostile import PEAK
-from tests.checkpoints import DyingStore, age, chain, history, keys, save, snapshot
+from tests.checkpoints import HOUR, DyingStore, age, chain, history, keys, save, snapshot
 from tests.runs import REPOSITORY, Lab, command, environment
 from trainer import transfer
 from trainer.exits import UserError
 from trainer.history import History
+from trainer.records import read
 from trainer.retention import Retention, store_time
 from trainer.transfer import copy
 from trainer.verify import verify
@@ -106,6 +109,37 @@ def test_death_at_any_call_leaves_a_copy_that_cannot_be_started_and_can_be_finis
             assert copied.sent_parts == 0, "all was there"
             break
     assert number > 20
+
+
+def test_a_copy_is_silent_for_as_long_as_the_run_that_it_was_made_from(tmp_path: Path) -> None:
+    source = made_run(tmp_path)
+    source.write_record({"attempt": 2, "state": "running", "step": 43, "time": time.time()}, "status.json")
+    copy(source, history(tmp_path / "at once"))
+    told = glance(history(tmp_path / "at once"))
+    assert told is not None
+    assert told["attempt_state"] == "dead", "it lives where it was copied from"
+    age(source, 1)
+    made_from, sign = source, source.read_sign("status.json")
+    for place in ("there", "from there on"):
+        target = history(tmp_path / place)
+        copy(made_from, target)
+        told = glance(target)
+        assert told is not None
+        assert (told["attempt_state"], told["step"]) == ("dead", 43)
+        assert told["last_seen_s"] >= HOUR  # type: ignore[operator]
+        records = read(target)
+        assert records is not None
+        assert records.silent_s is not None
+        assert records.silent_s >= HOUR
+        made_from = target
+    found = target.read_sign("status.json")
+    assert sign is not None
+    assert found is not None
+    assert found.record == sign.record, "whoever goes on from here gives its next sign without that age"
+    target.write_record(found.record, "status.json")
+    told = glance(target)
+    assert told is not None
+    assert told["attempt_state"] == "running"
 
 
 def test_a_rotten_part_there_is_sent_again(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def test_files_do_not_become_the_streams_that_are_missing(tmp_path: Path) -> Non
 
 
 def test_a_character_that_the_terminal_lacks_ends_no_command(tmp_path: Path) -> None:
+    (tmp_path / "ü").mkdir()
     code, text = command("status", "--store", f"file://{tmp_path}/ü", PYTHONIOENCODING="ascii")
     assert (code, text.partition(";")[0]) == (0, f"no runs in file://{tmp_path}/\\xfc")
 

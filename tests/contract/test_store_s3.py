@@ -177,12 +177,14 @@ def test_what_a_person_must_mend_says_how(
     ("fault", "error"),
     [
         (answer(507, "XMinioStorageFull"), NoSpace),
+        (answer(403, "QuotaExceeded"), NoSpace),
+        (answer(400, "XMinioAdminBucketQuotaExceeded"), NoSpace),
         (answer(501, "NotImplemented"), Unsupported),
         (answer(400, "BadDigest"), Damaged),
         (answer(400, "RequestTimeout"), Unavailable),
         (answer(400, "SomethingNew"), StoreError),
     ],
-    ids=["full", "not implemented", "bad digest", "time-out", "unknown"],
+    ids=["full", "quota of Ceph", "quota of MinIO", "not implemented", "bad digest", "time-out", "unknown"],
 )
 def test_other_answers_find_their_error(store: Store, proxy: Proxy, fault: Fault, error: type) -> None:
     proxy.faults = [fault]

@@ -29,7 +29,7 @@ def clone(tmp_path: Path) -> Path:
     if listed.returncode:  # an archive of it
         names = [str(path.relative_to(REPOSITORY)) for path in REPOSITORY.rglob("*") if path.is_file()]
     for name in names:
-        if not name.startswith((".", "tests/", "data/", "store/")):
+        if name == ".gitignore" or not name.startswith((".", "tests/", "data/", "store/")):
             target = tmp_path / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / name, target)
@@ -43,7 +43,8 @@ def clone(tmp_path: Path) -> Path:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
-def test_what_a_page_says_to_type_works(page: Path, clone: Path) -> None:
+def test_what_a_page_says_to_type_works_and_leaves_the_tree_clean(page: Path, clone: Path) -> None:
+    before = {path.relative_to(clone).as_posix() for path in clone.rglob("*") if path.is_file()}
     # as in a shell of its own: what the make that runs the tests was told is not for this one
     clean = {name: value for name, value in environment().items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
     threads = os.environ.get("OMP_NUM_THREADS", "1")
@@ -59,6 +60,17 @@ def test_what_a_page_says_to_type_works(page: Path, clone: Path) -> None:
     assert "Traceback" not in done.stdout, done.stdout
     for expected in re.findall(r"^# prints: (.+)$", pages.to_run(page), re.MULTILINE):
         assert expected in done.stdout, f"{expected!r} is not in\n{done.stdout}"
+    subprocess.run(["git", "init", "-q"], cwd=clone, check=True)
+    seen = subprocess.run(["git", "ls-files", "-zo", "--exclude-standard"], cwd=clone, capture_output=True, check=True)
+    assert set(seen.stdout.decode().split("\0")) - before == {""}, "git status would show them"
+
+
+def test_make_tells_of_a_halt_file_once(clone: Path) -> None:
+    (clone / "halt").mkdir()
+    (clone / "halt" / "halt").touch()
+    done = subprocess.run(["make", "cifar10"], cwd=clone, env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"\S+ not started: halt file halt/halt is there; remove it to start\n", done.stdout)
 
 
 def test_what_is_to_be_pasted_as_json_is_json() -> None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from console.defects import whose
 from tests.unit.test_loop import Small, planned
 from trainer import names
-from trainer.answers import check_task
+from trainer.answers import check_task, metrics_of
 from trainer.checkpoint import Position
 from trainer.exits import ExitCode, UserError
 from trainer.job import Task
 from trainer.loop import Loop
+from trainer.presets import check_presets
 from trainer.scores import Metric
 from watchers import Mailbox
 
@@ -53,6 +57,18 @@ def changed(method: str, change: Callable[[Any], Any]) -> Task:
         ("evaluate", lambda right: {"accuracy": 0.5}, "evaluate must give a dict of tensors; accuracy is a float"),
         ("evaluate", lambda right: right["accuracy"], "evaluate must give a dict of tensors; it gives a tensor alone"),
         ("evaluate", lambda right: {"hits": torch.ones(5)}, "sums over the samples; hits is a tensor of shape [5]"),
+        (
+            "metrics",
+            lambda right: None,
+            'metrics must give a dict of numbers, as in `return {"accuracy": 0.5}`; it gives n',
+        ),
+        ("metrics", lambda right: 0.5, "it gives a float"),
+        ("metrics", lambda right: {"f1": torch.tensor(0.5)}, "f1 is a tensor: float(f1) is its number"),
+        ("metrics", lambda right: {"f1": "low"}, "or of tables, each a list of rows of whole numbers; f1 is 'low'"),
+        ("metrics", lambda right: {"f1": None}, "f1 is None"),
+        ("metrics", lambda right: {"f1": True}, "f1 is True"),
+        ("metrics", lambda right: {"table": [[0.5]]}, "table is [[0.5]]"),
+        ("metrics", lambda right: {1: 0.5}, "1 is no name"),
     ],
 )
 def test_a_wrong_answer_of_a_jobs_is_told_in_a_line(method: str, change: Callable[[Any], Any], told: str) -> None:
@@ -60,6 +76,37 @@ def test_a_wrong_answer_of_a_jobs_is_told_in_a_line(method: str, change: Callabl
     with pytest.raises(UserError, match=r"^tests/unit/test_loop\.py: .*" + re.escape(told)) as e:
         loop.run(evaluated_at=None)
     assert e.value.code == ExitCode.SETUP
+
+
+def test_metrics_may_be_numbers_of_any_library_and_tables() -> None:
+    given = {"whole": 3, "single": np.float32(0.5), "table": [[np.int64(1), 2], [3, 4]], "none": math.nan}
+    found = metrics_of(Small(), given)
+    assert {name: type(value) for name, value in found.items()} == {**dict.fromkeys(given, float), "table": list}
+    assert json.dumps(found) == '{"whole": 3.0, "single": 0.5, "table": [[1, 2], [3, 4]], "none": NaN}'
+
+
+@pytest.mark.parametrize(
+    ("presets", "told"),
+    [
+        (["plain"], "PRESETS must be a dict of presets by their names; right is, for example, PRESETS = {"),
+        ({}, "no PRESETS in it; right is"),
+        ({"plain": "quick"}, "preset plain must be a dict of settings; right is"),
+        ({"plain": {3: 3}}, "preset plain has 3, which is no setting; there are: store, "),
+        ({"plain": {}, "other": {"lr": "fast"}}, "preset other: lr must be a number; it is 'fast'"),
+        ({"plain": {"lr": True}}, "preset plain: lr must be a number; it is True"),
+        ({"plain": {"epochs": 2.5}}, "preset plain: epochs must be a whole number; it is 2.5"),
+        ({"plain": {"batch_size": None}}, "preset plain: batch_size must be a whole number; it is None"),
+        ({"plain": {"freeze": 1}}, "preset plain: freeze must be True or False; it is 1"),
+        ({"plain": {"model": 18}}, "preset plain: model must be a text; it is 18"),
+        ({"plain": {"precision": "fp8"}}, "preset plain: precision must be one of auto, fp32, bf16; it is 'fp8'"),
+        ({"plain": {"lr": -1}}, "preset plain: --lr -1: must be more than 0"),
+    ],
+)
+def test_a_preset_that_says_what_no_setting_can_be_is_told_with_its_place(presets: object, told: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"trainer/jobs/mine.py: {told}")) as e:
+        check_presets("mine", presets)
+    assert e.value.code == ExitCode.SETUP
+    check_presets("mine", {"plain": {"lr": 1, "epochs": 0, "steps": 98, "freeze": True, "device": "cpu", "model": ""}})
 
 
 @pytest.mark.parametrize(

@@ -232,4 +232,5 @@ def test_a_run_whose_claims_are_lost_is_looked_at_too_and_no_run_is_said(run: Hi
     assert "BAD" in out
     way = "a start ends with exit code 78 and changes nothing; begin anew with --run NAME"
     assert out.endswith(f"no checkpoint of {run.run} is good: {way}\n")
+    Path(f"{run.store.url}/nothing".removeprefix("file://")).mkdir()
     assert command("verify", "--store", f"{run.store.url}/nothing") == (0, f"no runs in {run.store.url}/nothing\n")
