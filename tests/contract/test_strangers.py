@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -11,7 +13,7 @@ from itertools import count
 import pytest
 
 from storage import Store, open_store
-from storage.errors import Damaged, Unavailable
+from storage.errors import Damaged, PermissionDenied, Unavailable
 from tests.clouds import Cloud, reached
 from tests.emulators.proxy import Fault
 
@@ -91,6 +93,41 @@ def test_a_strangers_404_proves_no_absence(store: Store, cloud: Cloud) -> None:
         ):
             with pytest.raises(Unavailable):
                 call()
+
+
+MIB = 1 << 20
+FLOODS = {
+    **{str(status): Fault("flood", 256, status=status, body=bytes(MIB)) for status in (200, 206, 403, 404, 500)},
+    "a head": Fault("flood", 256, headers={"Transfer-Encoding": "chunked"}, body=b"1" * MIB),
+    "packed": Fault(
+        "answer",
+        status=500,
+        body=gzip.compress(bytes(MIB)) * 256,
+        headers={"Content-Encoding": "gzip", "Content-Type": "application/json"},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FLOODS)
+def test_an_answer_without_an_end_does_not_fill_the_memory(what: str, store: Store, cloud: Cloud) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: store.get("run/a", io.BytesIO()),
+        lambda: store.get("run/a", io.BytesIO(), byte_range=(1, 2)),
+        lambda: store.stat("run/a"),
+        lambda: list(store.list("run/")),
+        lambda: store.put("run/b", b"1"),
+        lambda: store.put("run/c", b"1", if_absent=True),
+        lambda: store.delete("run/a"),
+    ]
+    cloud.proxy.faults = [FLOODS[what]]
+    tracemalloc.start()
+    try:
+        for call in calls:
+            with pytest.raises((Unavailable, PermissionDenied)):
+                call()
+        assert tracemalloc.get_traced_memory()[1] < 128 * MIB
+    finally:
+        tracemalloc.stop()
 
 
 LISTS = {
