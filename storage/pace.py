@@ -94,7 +94,8 @@ def pools(
 
         def begin(self) -> None:
             super().begin()
-            self._paced.most = MOST_WORDS + most_of(self._method, self.status)  # the head is counted as well
+            method = self._method  # type: ignore[attr-defined]  # whose answer it is
+            self._paced.most = MOST_WORDS + most_of(method, self.status)  # the head is counted as well
 
     def paced(pool: type[HTTPConnectionPool]) -> type[HTTPConnectionPool]:
         connection = type(pool.ConnectionCls.__name__, (pool.ConnectionCls,), {"response_class": Answer})

@@ -19,10 +19,13 @@ from tests.emulators.proxy import Fault
 
 PAGE = b"<html><body>Log in, please</body></html>"
 HEAD = {"Content-Type": "text/html", "Date": "Tue, 03 Mar 2026 09:00:00 GMT"}
+FILE = {"ETag": '"5e15153d-28"', "Last-Modified": HEAD["Date"]}  # as web servers tell of each
 STRANGERS = {
     "a page": Fault("answer", status=200, body=PAGE, headers=HEAD),
     "the way to a page": Fault("answer", status=302, headers={"Location": "http://127.0.0.1:9/login"}),
     "nothing": Fault("answer", status=200, headers={"Date": HEAD["Date"]}),
+    "a file": Fault("answer", status=200, body=PAGE, headers=HEAD | FILE),
+    "a file's creation": Fault("answer", status=201, body=PAGE, headers=HEAD | FILE),
     "another's JSON": Fault("answer", status=200, body=b"[]", headers={"Content-Type": "application/json"}),
     "JSON of nothing": Fault("answer", status=200, body=b"{}", headers={"Content-Type": "application/json"}),
 }
@@ -46,6 +49,7 @@ def test_a_strangers_answer_is_a_fault_that_passes(who: str, store: Store, cloud
         "put": lambda: store.put("run/b", b"1"),
         "claim": lambda: store.put("run/c", b"1", if_absent=True),
         "big": lambda: store.put("run/d", bytes(9 << 20)),
+        "delete": lambda: store.delete("run/a"),
     }
     for name, call in calls.items():
         cloud.proxy.faults = [STRANGERS[who]]
@@ -76,6 +80,18 @@ def test_a_stranger_who_answers_one_request_of_a_big_put_is_a_fault_that_passes(
             cloud.proxy.faults = []
             assert store.stat("run/big").size == len(big)
         cloud.proxy.faults = []
+
+
+def test_a_deletion_that_another_answers_is_none(store: Store, cloud: Cloud) -> None:
+    """As a login page does, while the store itself is reached again at the next request."""
+    for who in STRANGERS:
+        cloud.proxy.faults = [replace(STRANGERS[who], when=lambda request: request.method == "DELETE")]
+        with pytest.raises(Unavailable):
+            store.delete("run/a")
+    cloud.proxy.faults = []
+    store.delete("run/a")
+    assert not list(store.list("run/"))
+    store.delete("run/a")
 
 
 def test_a_strangers_404_proves_no_absence(store: Store, cloud: Cloud) -> None:
@@ -140,7 +156,7 @@ LISTS = {
 
 def test_a_list_that_goes_on_where_it_went_on_before_ends(store: Store, cloud: Cloud) -> None:
     """It would be asked for the same page for ever."""
-    kind = {"Content-Type": "application/json" if cloud.name == "gs" else "application/xml"}
+    kind = {"Content-Type": "application/json" if cloud.name == "gs" else "application/xml", "x-ms-request-id": "1"}
     for delimiter in (None, "/"):
         before = len(cloud.proxy.requests)
         cloud.proxy.faults = [Fault("answer", status=200, body=LISTS[cloud.name], headers=kind, times=5)]
@@ -158,7 +174,10 @@ def test_an_answer_beyond_all_bounds_is_a_fault_that_passes(store: Store, cloud:
         b"</EnumerationResults>",
     }
     for body in (lists[cloud.name], b"[" * 100_000, b"<a>" * 10_000):
-        kind = {"Content-Type": "application/json" if body.startswith((b"[", b"{")) else "application/xml"}
+        kind = {
+            "Content-Type": "application/json" if body.startswith((b"[", b"{")) else "application/xml",
+            "x-ms-request-id": "1",
+        }
         cloud.proxy.faults = [Fault("answer", status=200, body=body, headers=kind)]
         for call in (lambda: list(store.list("")), lambda: store.put("run/b", b"1")):
             with pytest.raises(Unavailable):
@@ -174,6 +193,7 @@ def test_a_range_is_not_taken_for_another(store: Store, cloud: Cloud) -> None:
 
 
 GOOD = {
+    "x-ms-request-id": "1",
     "etag": '"0123456789abcdef"',
     "last-modified": HEAD["Date"],
     "date": HEAD["Date"],
