@@ -71,7 +71,7 @@ class AzureStore:
             except InvalidKey as e:
                 raise InvalidURL(f"{url}: the prefix is {e}") from e
         self._blocks, self._ranges = Room(BLOCKS), Room(RANGES)
-        self._login = log_in(account)
+        self._login = log_in(account, url)
         self._container = ContainerClient(
             self._login.endpoint,
             container,

@@ -97,7 +97,7 @@ class GoogleStore:
         self._reads_xml, self._reads_json = not self._emulated, False
         self._writes, self._reads = Room(WRITES), Room(READS)
         with self._translated("", ""):
-            credentials = find_credentials(patience)
+            credentials = find_credentials(url, patience)
             self._session = Session(credentials, patience)
             agent = ClientInfo(user_agent="baton")  # type: ignore[no-untyped-call]
             self._client = Client(project=None, credentials=credentials, _http=self._session, client_info=agent)
