@@ -23,7 +23,15 @@ from storage.protocol import Source
 from trainer import strict
 from trainer.exits import UserError
 from trainer.header import Begun, Kept, Sink, tensor_names
-from trainer.manifest import MAX_BYTES, Manifest, PartRef, checkpoint_name, from_json, parse_name
+from trainer.manifest import (
+    MAX_BYTES,
+    Manifest,
+    PartRef,
+    checkpoint_name,
+    from_json,
+    parse_name,
+    parts_at_end,
+)
 from trainer.settings import Json, is_run_name
 
 S = TypeVar("S", bound=Sink)
@@ -33,6 +41,7 @@ READERS = 4  # parts that are read at once: one alone waits for its answer most 
 SIGN_S = 30.0  # between two signs of life of a copy
 SILENT_S = 3 * SIGN_S  # without any: the machine is gone
 MAX_RECORD_BYTES = 1 << 20
+END_BYTES = 64 << 10  # of a manifest, in which up to 400 parts are named
 _CLAIM = re.compile(r"([0-9]{6}|[1-9][0-9]{6,11})\.json")  # one name a number: the key is made from it again
 
 
@@ -257,6 +266,21 @@ class History:
                 if last_try:
                     raise Bad(f"its manifest {e}") from e
         raise AssertionError
+
+    def parts_named(self, name: str, size: int) -> list[PartRef]:
+        """The parts that a manifest of so many bytes names, for which mostly its end is enough.
+
+        Raises `Absent`, or `Bad` if it is no manifest when read a second time too.
+        """
+        sink = io.BytesIO()
+        with suppress(Damaged):
+            try:
+                key = self.key("checkpoints", f"{name}.json")
+                self.store.get(key, sink, byte_range=(max(0, size - END_BYTES), size))
+            except NotFound as e:
+                raise Absent("its manifest is not there") from e
+        parts = parts_at_end(sink.getvalue())
+        return self.manifest(name).parts if parts is None else parts
 
     def has_manifest(self, name: str) -> bool:
         """Whether the checkpoint has one, good or bad; one that was cleaned up has none."""
