@@ -203,14 +203,20 @@ class History:
 
     def read_sign(self, *names: str) -> Sign | None:
         """The same with its age."""
-        sink = io.BytesIO()
         try:
-            info = self.store.get(self.key(*names), sink, byte_range=(0, MAX_RECORD_BYTES))
-            record = strict.loads(sink.getvalue())
-            json.dumps(record, allow_nan=False)  # `status --json` prints what is in it
+            return self.sign(*names)
         except (NotFound, ValueError):
             return None
-        return Sign(record, info.age_s) if isinstance(record, dict) else None
+
+    def sign(self, *names: str) -> Sign:
+        """The same. Raises `NotFound`, and `ValueError` for what is no record."""
+        sink = io.BytesIO()
+        info = self.store.get(self.key(*names), sink, byte_range=(0, MAX_RECORD_BYTES))
+        record = strict.loads(sink.getvalue())
+        json.dumps(record, allow_nan=False)  # `status --json` prints what is in it
+        if not isinstance(record, dict):
+            raise ValueError("no JSON object")
+        return Sign(record, info.age_s)
 
     def write_record(self, record: Mapping[str, Json], *names: str) -> None:
         self.store.put(self.key(*names), json.dumps(record, indent=1, sort_keys=True).encode())

@@ -162,7 +162,12 @@ class Retention:
         kept = self._kept(manifests, parts, check)
         if kept is None:
             return Excess([], [], len(manifests), "none of the checkpoints is good, so all stay")
-        result = history.read_record("result.json") or {}
+        try:
+            result = history.sign("result.json").record
+        except NotFound:
+            result = {}
+        except ValueError:
+            return Excess([], [], len(manifests), "what result.json keeps can't be read, so all stays")
         kept |= (manifests.keys() - self._obsolete(manifests, now)) | (
             {str(result.get("checkpoint"))} & manifests.keys()
         )

@@ -146,6 +146,13 @@ def test_an_answer_without_an_end_does_not_fill_the_memory(what: str, store: Sto
         tracemalloc.stop()
 
 
+def test_a_strangers_412_is_nobodys_claim(store: Store, cloud: Cloud) -> None:
+    for body in (PAGE, b"") if cloud.name == "s3" else (PAGE,):
+        cloud.proxy.faults = [Fault("answer", status=412, body=body, headers=HEAD)]
+        with pytest.raises(Unavailable):
+            store.put("run/claim", b"1", if_absent=True)
+
+
 LISTS = {
     "s3": b"<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>"
     b"</ListBucketResult>",

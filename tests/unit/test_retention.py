@@ -235,6 +235,17 @@ def test_the_results_weights_attempts_and_metrics_stay(run: History, tmp_path: P
     assert len(keys(run, "metrics")) == 4
 
 
+def test_where_nobody_can_tell_what_the_result_keeps_nothing_goes(run: History, tmp_path: Path) -> None:
+    made = chain(run, 1, [10, 20, 30, 40])
+    run.write_record({"checkpoint": made[0].name}, "result.json")
+    path = tmp_path / "run" / "result.json"
+    for damaged in (path.read_bytes()[:-3], b"", b"[]", path.read_bytes().replace(b"check", b"ch\xffck")):
+        path.write_bytes(damaged)
+        age(run, 25)
+        assert clean(run, 2) == "what result.json keeps can't be read, so all stays"
+        assert len(names(run)) == 4
+
+
 class SlowToDelete:
     """A store where somebody puts the part again between the listing and the deletion."""
 
