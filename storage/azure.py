@@ -71,7 +71,7 @@ class AzureStore:
             except InvalidKey as e:
                 raise InvalidURL(f"{url}: the prefix is {e}") from e
         self._blocks, self._ranges = Room(BLOCKS), Room(RANGES)
-        self._login = log_in(account)
+        self._login = log_in(account, url)
         self._container = ContainerClient(
             self._login.endpoint,
             container,
@@ -223,6 +223,8 @@ class AzureStore:
             try:
                 stream = blob.download_blob(start, stop - start, validate_content=md5, raw_response_hook=heard, **same)
                 body = b"".join(stream.chunks())  # not readall, which copies it
+                if len(body) > stop - start:
+                    raise not_azures(self._place, key)
                 return body, stream.properties, moment_of(answered[-1] if answered else None)
             except HttpResponseError as e:
                 if e.status_code == 416:
@@ -294,7 +296,7 @@ class AzureStore:
 
 
 class _Transport(RequestsTransport):  # type: ignore[misc]  # the SDK hands it out untyped
-    """The SDK's transport, with time-outs that are asked for anew, and bodies sent in pieces.
+    """The SDK's transport, with time-outs that are asked for anew, bodies sent in pieces, and no success but Azure's.
 
     The time-out for connecting also bounds each piece that is sent: a block of 8 MB, sent as one, would fail on any
     link that takes longer than 5 s for it.
@@ -314,9 +316,12 @@ class _Transport(RequestsTransport):  # type: ignore[misc]  # the SDK hands it o
         if isinstance(body, bytes) and len(body) > PIECE_BYTES:
             request.data = io.BytesIO(body)
         try:
-            return super().send(request, **kwargs)
+            answer = super().send(request, **kwargs)
         finally:
             request.data = body  # the SDK sends the same request again where a token is refused
+        if answer.status_code < 300 and "x-ms-request-id" not in answer.headers:  # each of Azure's has it
+            raise ValueError("a success that is not Azure's")
+        return answer
 
 
 def _is_folder(properties: BlobProperties) -> bool:

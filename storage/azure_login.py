@@ -70,8 +70,18 @@ class Login:
         return f"renew or correct it ({detail})"
 
 
-def log_in(account: str) -> Login:
-    """Who asks the account, and where. Raises `NotSetUp` for what can be seen to be no credentials."""
+def log_in(account: str, url: str) -> Login:
+    """Who asks the account of the store at `url`, and where.
+
+    Raises `NotSetUp`, which names the store, for what can be seen to be no credentials.
+    """
+    try:
+        return _log_in(account, url)
+    except NotSetUp as e:
+        raise NotSetUp(f"{url}: {e}") from e
+
+
+def _log_in(account: str, url: str) -> Login:
     endpoint = os.environ.get("AZURE_STORAGE_SERVICE_ENDPOINT", "").rstrip("/")
     endpoint = endpoint or f"https://{account}.blob.core.windows.net"
     login = _by_secret(account, endpoint)
@@ -81,7 +91,7 @@ def log_in(account: str) -> Login:
     if not endpoint.startswith("https://"):
         raise NotSetUp(f"AZURE_STORAGE_SERVICE_ENDPOINT={endpoint}: a token is sent over https:// only")
     credential, name = _identity()
-    return Login(endpoint, _Token(credential, name), name)
+    return Login(endpoint, _Token(credential, name, url), name)
 
 
 def _by_secret(account: str, endpoint: str) -> Login | None:
@@ -194,9 +204,10 @@ def _on_azure(asset_tag: Path) -> bool:
 class _Token:
     """A token credential of the SDK that tells once which one won, and fails in the store's own words."""
 
-    def __init__(self, credential: Any, name: str) -> None:
+    def __init__(self, credential: Any, name: str, url: str) -> None:
         self._credential = credential
         self._name = name
+        self._url = url
 
     def get_token(self, *scopes: str, **kwargs: Any) -> AccessToken:
         info = self.get_token_info(*scopes, options=kwargs or None)
@@ -217,16 +228,16 @@ class _Token:
         for cause in _causes(error):
             status = cause.status_code if isinstance(cause, HttpResponseError) else None
             if isinstance(cause, ServiceRequestError | ServiceResponseError) or status in (404, 408, 410, 429):
-                return Unavailable(f"{self._name}: no token: {first_line(cause)}")
+                return Unavailable(f"{self._url}: {self._name}: no token: {first_line(cause)}")
             if (status and status >= 500) or isinstance(cause, json.JSONDecodeError):  # an error's page
-                return Unavailable(f"{self._name}: no token: its service answered with an error")
+                return Unavailable(f"{self._url}: {self._name}: no token: its service answered with an error")
         if self._name == DEFAULT:
             return NotSetUp(
-                "no credentials for Azure: run az login, or set AZURE_TENANT_ID, AZURE_CLIENT_ID and "
-                "AZURE_FEDERATED_TOKEN_FILE or AZURE_CLIENT_CERTIFICATE_PATH, or mount a secret and say where with "
-                f"AZURE_STORAGE_SECRET_FILE{_entra(error)}"
+                f"{self._url}: no Azure credentials{_entra(error)}; at a desk: az login; else give the machine a "
+                "managed identity, set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_FEDERATED_TOKEN_FILE or "
+                "AZURE_CLIENT_CERTIFICATE_PATH, or mount a secret and set AZURE_STORAGE_SECRET_FILE"
             )
-        return NotSetUp(f"{self._name}: no token{_entra(error) or f': {first_line(error)}'}")
+        return NotSetUp(f"{self._url}: {self._name}: no token{_entra(error) or f': {first_line(error)}'}")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -59,7 +59,7 @@ def _refusal(
     if status == 404 and "bucket does not exist" in words:
         make = f"gcloud storage buckets create gs://{bucket} --location=REGION --uniform-bucket-level-access"
         return NotSetUp(f"{where}: there is no bucket {bucket}; make it: {make}")
-    if status == 404 and re.search("(?i)<html|<!doctype", words):  # a login page, or a proxy's own
+    if status in (404, 412) and re.search("(?i)<html|<!doctype", words):  # a login page, or a proxy's own
         return Unavailable(f"{where}: something between here and Google answered in its stead")
     if status == 404:
         return absent(f"{where}: not there")

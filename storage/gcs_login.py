@@ -57,11 +57,11 @@ CREDENTIALS_MEND = (
 )
 
 
-def find_credentials(patience: Callable[[], float]) -> Credentials:
-    """Application Default Credentials, or none where an emulator is named. Raises `NotSetUp`."""
+def find_credentials(url: str, patience: Callable[[], float]) -> Credentials:
+    """Application Default Credentials for the store at `url`, or none where an emulator is named. Raises `NotSetUp`."""
     if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):
         if not emulator.startswith(("http://", "https://")):
-            raise NotSetUp(f"STORAGE_EMULATOR_HOST={emulator}: write it with its scheme, http://{emulator}")
+            raise NotSetUp(f"{url}: STORAGE_EMULATOR_HOST={emulator}: write it with its scheme, http://{emulator}")
         log.info("credentials: none, as STORAGE_EMULATOR_HOST is set")
         return AnonymousCredentials()  # type: ignore[no-untyped-call]
     try:
@@ -69,9 +69,9 @@ def find_credentials(patience: Callable[[], float]) -> Credentials:
         found, _ = google.auth.default(request=AuthRequest(patience))
     except DefaultCredentialsError as e:
         words = one_line(e.args[0]).partition(" To set up Application Default")[0]
-        raise NotSetUp(f"no Google credentials: {words} {CREDENTIALS_MEND}") from e
+        raise NotSetUp(f"{url}: no Google credentials ({words.rstrip('.')}); {CREDENTIALS_MEND}") from e
     except OSError as e:
-        raise NotSetUp(f"the credentials file {e.filename} can't be read: {e.strerror}") from e
+        raise NotSetUp(f"{url}: the credentials file {e.filename} can't be read: {e.strerror}") from e
     log.info("credentials: %s", _who(found))
     return cast(Credentials, with_scopes_if_required(found, [SCOPE]))  # type: ignore[no-untyped-call]
 

@@ -203,9 +203,12 @@ class LocalStore:
 
     def delete(self, key: str) -> None:
         path = self._root / check_key(key)
-        with _translated(key), suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            os.unlink(path)
-            _sync_folder(path.parent)
+        with _translated(key):
+            try:
+                os.unlink(path)
+                _sync_folder(path.parent)
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                self._check_there()
 
     def free_bytes(self) -> int | None:
         folder = self._root
@@ -280,7 +283,12 @@ def _make_folders(folder: Path) -> None:
     except FileExistsError as e:  # made by another at the same moment, or
         if not folder.is_dir():
             raise Unsupported(f"{folder}: is no folder here, so nothing can be written below it") from e
-    _sync_folder(folder.parent)
+    try:
+        _sync_folder(folder.parent)
+    except OSError:
+        with suppress(OSError):
+            os.rmdir(folder)  # else the next try would find it there, and never record it
+        raise
 
 
 def _open(path: Path) -> FileIO:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
+from requests.exceptions import ContentDecodingError
 
-from storage.pace import Patience, pools
+from storage.pace import Patience, most_of, pools, too_long
 
 RECEIVED, MOST_RECEIVED = 256 << 10, 8 << 20  # bytes that are taken from a connection at once
 
@@ -44,4 +46,15 @@ class _Response(requests.Response):
         # or cut from a body that was read before, take its room twice
         told = self.headers.get("Content-Length", "")
         size = max(chunk_size or 0, RECEIVED, min(int(told) if told.isdecimal() else 0, MOST_RECEIVED))
-        return super().iter_content(None if self._content_consumed else size, decode_unicode)  # type: ignore[call-overload]
+        pieces = super().iter_content(None if self._content_consumed else size, decode_unicode)  # type: ignore[call-overload]
+        return _bounded(pieces, most_of(self.request.method, self.status_code))
+
+
+def _bounded(pieces: Iterator[bytes], most: int) -> Iterator[bytes]:
+    """The same, but an error where they are more than `most` bytes: compressed, they are a thousandth of it."""
+    got = 0
+    for piece in pieces:
+        got += len(piece)
+        if got > most:
+            raise ContentDecodingError(too_long(most))
+        yield piece

@@ -15,7 +15,7 @@ import time
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -25,7 +25,7 @@ from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 from s3transfer.manager import TransferManager  # type: ignore[import-untyped]
 from urllib3.exceptions import HTTPError
 
-from storage.errors import NONSENSE, Damaged, InvalidURL, StoreError, Unavailable
+from storage.errors import NONSENSE, Damaged, InvalidURL, NotFound, StoreError, Unavailable
 from storage.headers import moment_of, size_told
 from storage.protocol import MAX_KEY_BYTES, ObjectInfo, Source, check_key, check_prefix, is_key
 from storage.reader import Reader
@@ -142,7 +142,12 @@ class S3Store:
 
     def delete(self, key: str) -> None:
         with self._told(check_key(key)):
-            self._s3().delete_object(Bucket=self._bucket, Key=self._prefix + key)
+            answer = self._s3().delete_object(Bucket=self._bucket, Key=self._prefix + key)
+            if answer["ResponseMetadata"]["HTTPStatusCode"] == 204:
+                return
+        with suppress(NotFound):  # S3 answers with 204 alone, and so do most that speak its protocol
+            self.stat(key)
+            raise Unavailable(f"{self.url}: {key}: its deletion was answered with a success, and it is still there")
 
     def free_bytes(self) -> int | None:
         return None
@@ -291,7 +296,12 @@ class S3Store:
         with self._lock:
             if self._client is None:
                 self._client = connect(self.url, self._patience, CONNECTIONS)
-                self._client.meta.events.register("after-call.s3.CompleteMultipartUpload", _check_completion)
+                events = self._client.meta.events
+                for operation in ("GetObject", "HeadObject"):
+                    events.register(f"after-call.s3.{operation}", _check_object)
+                for operation in ("PutObject", "UploadPart"):
+                    events.register(f"after-call.s3.{operation}", _check_put)
+                events.register("after-call.s3.CompleteMultipartUpload", _check_completion)
                 config = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=UPLOADS)
                 config.max_in_memory_upload_chunks = UPLOADS
                 config.max_submission_concurrency = 1  # each reads a part more, and waits with it
@@ -309,6 +319,23 @@ class S3Store:
             raise meaning(e, self.url, self._bucket, key) from e
         except NONSENSE as e:
             raise Unavailable(f"{self.url}: {key or 'list'}: what answered is not S3, but something in between") from e
+
+
+def _check_object(http_response: Any, **_: Any) -> None:
+    """Raise ValueError for a page in S3's stead: it may have a date, a tag and a length like any object.
+
+    S3 says its request's name with each answer, but not all who speak its protocol do.
+    """
+    told = {name.lower(): value for name, value in http_response.headers.items()}
+    is_page = told.get("content-type", "").lower().startswith("text/html")
+    if http_response.status_code < 300 and is_page and not any(name.startswith("x-amz-") for name in told):
+        raise ValueError("a page")
+
+
+def _check_put(http_response: Any, **_: Any) -> None:
+    """Raise ValueError for what has words to say to bytes that it should take in silence, as web servers do."""
+    if http_response.status_code < 300 and http_response.content:
+        raise ValueError("words")
 
 
 def _check_completion(parsed: dict[str, Any], **_: Any) -> None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+from http.client import parse_headers
 from typing import Any
 
 import boto3  # type: ignore[import-untyped]
-from botocore.awsrequest import AWSHTTPConnectionPool, AWSHTTPSConnectionPool  # type: ignore[import-untyped]
+from botocore.awsrequest import (  # type: ignore[import-untyped]
+    AWSHTTPConnection,
+    AWSHTTPConnectionPool,
+    AWSHTTPSConnection,
+    AWSHTTPSConnectionPool,
+)
 from botocore.config import Config  # type: ignore[import-untyped]
 
 from storage.errors import NotSetUp, one_line
@@ -38,8 +44,48 @@ def connect(url: str, patience: Patience, connections: int) -> Any:
     client.meta.events.register("before-call.s3", set_patience)
     # botocore has no public way to choose the classes of its connections; its managers all look into this one table
     http = client._endpoint.http_session
-    http._pool_classes_by_scheme.update(pools(patience, AWSHTTPConnectionPool, AWSHTTPSConnectionPool))
+    http._pool_classes_by_scheme.update(pools(patience, _Pool, _TLSPool))
     return client
+
+
+class _Expecting:
+    """What answers `Expect: 100-continue` before a body is sent is read as any other answer.
+
+    botocore reads it line by line, however long and however slow they are, and takes what it then makes of an early
+    refusal from a class of its own, past the pools' one.
+    """
+
+    response_class: Any
+    sock: Any
+
+    def _handle_expect_response(self: Any, body: Any) -> None:
+        answer, patience = self.response_class(self.sock, method=self._method), self.sock.gettimeout()
+        first = answer._read_status()
+        if first[1] == 100:
+            parse_headers(answer.fp)
+            self.sock.settimeout(patience)
+            self._send_message_body(body)
+        else:
+            answer._read_status = lambda: first
+            self._response_received = True  # no body is sent any more
+        # some of what follows may have been read with it; until the next request
+        self.response_class = lambda *_, **__: answer
+
+
+class _Connection(_Expecting, AWSHTTPConnection):  # type: ignore[misc]
+    pass
+
+
+class _TLSConnection(_Expecting, AWSHTTPSConnection):  # type: ignore[misc]
+    pass
+
+
+class _Pool(AWSHTTPConnectionPool):  # type: ignore[misc]
+    ConnectionCls = _Connection
+
+
+class _TLSPool(AWSHTTPSConnectionPool):  # type: ignore[misc]
+    ConnectionCls = _TLSConnection
 
 
 def sends_checksums(client: Any) -> bool:

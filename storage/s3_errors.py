@@ -96,7 +96,7 @@ def _answered(error: Any, url: str, bucket: str, key: str) -> StoreError:
     # not a mere 404, which a proxy gives as well while the server behind it is away
     if code == "NoSuchKey" and operation in ("GetObject", "DeleteObject"):
         return NotFound(f"{url}: {key}: not there")
-    if code in ("PreconditionFailed", "412"):
+    if code == "PreconditionFailed":
         if operation == "PutObject":
             return AlreadyExists(f"{url}: {key}: already there")
         return Unavailable(f"{url}: {key}: was replaced while it was being read")
@@ -115,7 +115,7 @@ def _answered(error: Any, url: str, bucket: str, key: str) -> StoreError:
         return Unsupported(said)
     if code in _BUSY or status in (408, 429) or status >= 500:
         return Unavailable(said)
-    if code in ("", "404"):  # S3's own refusals have a word
+    if not code or code.isdecimal():  # the number alone: S3's own refusals have a word
         return Unavailable(f"{url}: {key or 'list'}: what answered with {status} is not S3, but something in between")
     return StoreError(said)
 

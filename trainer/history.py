@@ -25,7 +25,15 @@ from trainer import strict
 from trainer.curve import is_number
 from trainer.exits import UserError
 from trainer.header import Begun, Kept, Sink, tensor_names
-from trainer.manifest import MAX_BYTES, Manifest, PartRef, checkpoint_name, from_json, parse_name
+from trainer.manifest import (
+    MAX_BYTES,
+    Manifest,
+    PartRef,
+    checkpoint_name,
+    from_json,
+    parse_name,
+    parts_at_end,
+)
 from trainer.settings import Json, is_run_name
 
 S = TypeVar("S", bound=Sink)
@@ -36,6 +44,7 @@ SIGN_S = 30.0  # between two signs of life of a copy
 SILENT_S = 3 * SIGN_S  # without any: the machine is gone
 MAX_RECORD_BYTES = 1 << 20
 COPIED = "age_when_copied_s"  # in a record that another store had for so long before
+END_BYTES = 64 << 10  # of a manifest, in which up to 400 parts are named
 _CLAIM = re.compile(r"([0-9]{6}|[1-9][0-9]{6,11})\.json")  # one name a number: the key is made from it again
 
 
@@ -212,15 +221,19 @@ class History:
 
     def read_sign(self, *names: str) -> Sign | None:
         """The same with its age."""
-        sink = io.BytesIO()
         try:
-            info = self.store.get(self.key(*names), sink, byte_range=(0, MAX_RECORD_BYTES))
-            record = strict.loads(sink.getvalue())
-            json.dumps(record, allow_nan=False)  # `status --json` prints what is in it
+            return self.sign(*names)
         except (NotFound, ValueError):
             return None
+
+    def sign(self, *names: str) -> Sign:
+        """The same. Raises `NotFound`, and `ValueError` for what is no record."""
+        sink = io.BytesIO()
+        info = self.store.get(self.key(*names), sink, byte_range=(0, MAX_RECORD_BYTES))
+        record = strict.loads(sink.getvalue())
+        json.dumps(record, allow_nan=False)  # `status --json` prints what is in it
         if not isinstance(record, dict):
-            return None
+            raise ValueError("no JSON object")
         before = record.pop(COPIED, None)
         return Sign(record, info.age_s + (max(0.0, before) if is_number(before) else 0.0), before is not None)
 
@@ -282,6 +295,21 @@ class History:
                 if last_try:
                     raise Bad(f"its manifest {e}") from e
         raise AssertionError
+
+    def parts_named(self, name: str, size: int) -> list[PartRef]:
+        """The parts that a manifest of so many bytes names, for which mostly its end is enough.
+
+        Raises `Absent`, or `Bad` if it is no manifest when read a second time too.
+        """
+        sink = io.BytesIO()
+        with suppress(Damaged):
+            try:
+                key = self.key("checkpoints", f"{name}.json")
+                self.store.get(key, sink, byte_range=(max(0, size - END_BYTES), size))
+            except NotFound as e:
+                raise Absent("its manifest is not there") from e
+        parts = parts_at_end(sink.getvalue())
+        return self.manifest(name).parts if parts is None else parts
 
     def has_manifest(self, name: str) -> bool:
         """Whether the checkpoint has one, good or bad; one that was cleaned up has none."""

@@ -105,6 +105,7 @@ class Retention:
         self._next_at = time.monotonic()
         self._at_work = threading.Lock()
         self._known: dict[str, _Known] = {}
+        self._named: dict[str, frozenset[str]] = {}  # parts, of manifests that nothing else matters of
         self._said: str | None = None
 
     def between_saves(self, attempt: int, newest: str, busy: Callable[[], bool], stopping: Callable[[], bool]) -> None:
@@ -152,6 +153,7 @@ class Retention:
         listed = list(history.store.list(history.key("checkpoints", "")))
         manifests = {name: info for info in listed if parse_name(name := _last(info).removesuffix(".json"))}
         self._known = {name: known for name, known in self._known.items() if name in manifests}
+        self._named = {name: named for name, named in self._named.items() if name in manifests}
         if history.MARK in map(_last, listed):  # its copy goes on with old parts that nothing names yet
             return Excess([], [], len(manifests), "it is marked as not whole, so all stays")
         old = now - self._young_s
@@ -160,7 +162,12 @@ class Retention:
         kept = self._kept(manifests, parts, check)
         if kept is None:
             return Excess([], [], len(manifests), "none of the checkpoints is good, so all stay")
-        result = history.read_record("result.json") or {}
+        try:
+            result = history.sign("result.json").record
+        except NotFound:
+            result = {}
+        except ValueError:
+            return Excess([], [], len(manifests), "what result.json keeps can't be read, so all stays")
         kept |= (manifests.keys() - self._obsolete(manifests, now)) | (
             {str(result.get("checkpoint"))} & manifests.keys()
         )
@@ -169,7 +176,7 @@ class Retention:
         for name in kept:
             check()
             try:
-                named |= self._manifest(name).parts.keys()
+                named |= self._parts(manifests[name])
             except Absent:
                 continue  # another cleaner was faster
             except Bad:
@@ -208,7 +215,7 @@ class Retention:
             check()
             if parse_name(name) in own:
                 with suppress(Bad):
-                    left |= self._manifest(name).parts.keys()
+                    left |= self._parts(info)
         last_but_one = manifests[checkpoint_name(*own[1])].modified
         return left, max(now - self._young_s, min(last_but_one, now - self._settled_s))
 
@@ -253,6 +260,16 @@ class Retention:
             manifest = self._history.manifest(name)
             self._known[name] = _Known(manifest.parent, {ref.sha256: ref.size for ref in manifest.parts})
         return self._known[name]
+
+    def _parts(self, info: ObjectInfo) -> frozenset[str]:
+        """The parts that a manifest names. Of most no more is known: a run of many attempts has a long ledger in each,
+        and there may be thousands."""
+        name = _last(info).removesuffix(".json")
+        if name in self._known:
+            return frozenset(self._known[name].parts)
+        if name not in self._named:
+            self._named[name] = frozenset(ref.sha256 for ref in self._history.parts_named(name, info.size))
+        return self._named[name]
 
 
 def store_time(history: History) -> float:

@@ -201,7 +201,7 @@ def test_a_machine_of_google_logs_in_to_azure(machine: Metadata, entra: None, ca
     caplog.set_level(logging.DEBUG, "baton.storage")
     given = token("x")
     give(machine, given)
-    assert log_in("account").credential.get_token_info(SCOPE).token == "the-stores-token"
+    assert log_in("account", "az://account/runs").credential.get_token_info(SCOPE).token == "the-stores-token"
     (form,) = Services.asked
     assert form["client_assertion"] == given
     assert (form["client_id"][:2], form["scope"]) == ("22", SCOPE)
@@ -218,10 +218,10 @@ def test_a_token_file_logs_in_to_azure_and_one_that_is_gone_is_a_persons_matter(
     file = tmp_path / "token"
     monkeypatch.setenv("AZURE_FEDERATED_TOKEN_FILE", str(file))
     with pytest.raises(NotSetUp, match=str(file)):
-        log_in("account").credential.get_token_info(SCOPE)
+        log_in("account", "az://account/runs").credential.get_token_info(SCOPE)
     for given in (token("x"), token("x")):
         file.write_text(given)
-        assert log_in("account").credential.get_token_info(SCOPE).token == "the-stores-token"
+        assert log_in("account", "az://account/runs").credential.get_token_info(SCOPE).token == "the-stores-token"
         assert Services.asked[-1]["client_assertion"] == given
     assert "workload identity 22222222" in caplog.text
     assert clean(caplog.text)
@@ -233,7 +233,7 @@ def test_a_machine_of_aws_logs_in_to_azure_by_a_token_of_its_role(
     monkeypatch.setenv("BATON_IDENTITY", "aws")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
-    assert log_in("account").credential.get_token_info(SCOPE).token == "the-stores-token"
+    assert log_in("account", "az://account/runs").credential.get_token_info(SCOPE).token == "the-stores-token"
     asked, shown = Services.asked
     assert (asked["Action"], asked["Audience.member.1"]) == ("GetWebIdentityToken", "api://AzureADTokenExchange")
     assert shown["client_assertion"].startswith("hush.")
@@ -245,11 +245,11 @@ def test_a_machine_of_aws_logs_in_to_azure_by_a_token_of_its_role(
     for status, code, meant in refusals:
         monkeypatch.setattr(Services, "refuse", (status, code))
         with pytest.raises(meant, match=code) as caught:
-            log_in("account").credential.get_token_info(SCOPE)
+            log_in("account", "az://account/runs").credential.get_token_info(SCOPE)
         assert clean(str(caught.value))
     monkeypatch.delenv("AWS_REGION")
     with pytest.raises(NotSetUp, match="AWS_REGION"):
-        log_in("account").credential.get_token_info(SCOPE)
+        log_in("account", "az://account/runs").credential.get_token_info(SCOPE)
 
 
 @pytest.mark.parametrize("machine", ["gcp", "azure"], indirect=True)

@@ -51,6 +51,7 @@ def all_are_away(store: Store) -> None:
         lambda: list(store.list("run/claims/")),
         lambda: store.put("run/claims/b", b"b"),
         lambda: store.put("run/other/b", b"b", if_absent=True),
+        lambda: store.delete("run/claims/a"),
     ):
         with pytest.raises(Unavailable):
             call()
@@ -445,6 +446,24 @@ def test_a_put_that_could_not_be_synced_is_not_told_as_done(
     assert files(root) == ["run/a"]
     store.put("run/a", b"new")
     assert read(store, "run/a") == b"new"
+
+
+def test_a_new_folder_that_could_not_be_recorded_is_recorded_by_the_next_try(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put("run/a", b"")
+    recorder, fsync = Recorder(monkeypatch), os.fsync
+
+    def failing(_handle: int) -> None:
+        monkeypatch.setattr(os, "fsync", fsync)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(Unavailable, match="Input/output error"):
+        store.put("run/parts/1", b"1")
+    store.put("run/parts/1", b"1")
+    written = [("sync file", "scratch"), ("name", "1"), ("sync folder", "parts")]
+    assert recorder.taken() == [("sync folder", "run"), *written]
 
 
 def test_a_claim_is_found_there_only_once_its_folder_is_synced(

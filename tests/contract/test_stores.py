@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from store_contract import MALFORMED, Place, StoreContract, finish, spawn
 
 from storage import ObjectInfo, open_store
-from storage.errors import InvalidKey, InvalidURL
+from storage.errors import InvalidKey, InvalidURL, NotSetUp
 from storage.protocol import check_key, check_prefix
 
 # name -> a fresh place, given a folder that is this test's alone
@@ -63,6 +64,28 @@ def test_no_sdk_is_imported_but_that_of_the_scheme_in_use(url: str, own: str | N
     imported = set(finish(process).split())
     assert {name for name in SDKS.values() if name in imported} == ({own} if own else set())
     assert "torch" not in imported
+
+
+@pytest.mark.parametrize(
+    ("url", "line"),
+    [
+        ("s3://bucket/runs", "no AWS credentials .*at a desk: aws configure.*; else "),
+        ("gs://bucket/runs", "no Google credentials .*at a desk: gcloud auth application-default login; else "),
+        ("az://batonnobody/bucket/runs", "no Azure credentials; at a desk: az login; else "),
+    ],
+)
+def test_without_credentials_the_line_names_the_store_and_the_mend(
+    url: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [n for n in os.environ if n.startswith(("AWS_", "AZURE_", "GOOGLE_", "STORAGE_", "BATON_IDENTITY"))]:
+        monkeypatch.delenv(name)
+    for name in ("HOME", "PATH", "CLOUDSDK_CONFIG"):  # nobody's files, nobody's `az login`
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr("google.auth.compute_engine._metadata._NO_GCE_CHECK", True)
+    with pytest.raises(NotSetUp, match=f"^{url}: {line}") as caught:
+        open_store(url).stat("a")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

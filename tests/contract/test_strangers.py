@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -11,16 +13,19 @@ from itertools import count
 import pytest
 
 from storage import Store, open_store
-from storage.errors import Damaged, Unavailable
+from storage.errors import Damaged, PermissionDenied, Unavailable
 from tests.clouds import Cloud, reached
 from tests.emulators.proxy import Fault
 
 PAGE = b"<html><body>Log in, please</body></html>"
 HEAD = {"Content-Type": "text/html", "Date": "Tue, 03 Mar 2026 09:00:00 GMT"}
+FILE = {"ETag": '"5e15153d-28"', "Last-Modified": HEAD["Date"]}  # as web servers tell of each
 STRANGERS = {
     "a page": Fault("answer", status=200, body=PAGE, headers=HEAD),
     "the way to a page": Fault("answer", status=302, headers={"Location": "http://127.0.0.1:9/login"}),
     "nothing": Fault("answer", status=200, headers={"Date": HEAD["Date"]}),
+    "a file": Fault("answer", status=200, body=PAGE, headers=HEAD | FILE),
+    "a file's creation": Fault("answer", status=201, body=PAGE, headers=HEAD | FILE),
     "another's JSON": Fault("answer", status=200, body=b"[]", headers={"Content-Type": "application/json"}),
     "JSON of nothing": Fault("answer", status=200, body=b"{}", headers={"Content-Type": "application/json"}),
 }
@@ -44,6 +49,7 @@ def test_a_strangers_answer_is_a_fault_that_passes(who: str, store: Store, cloud
         "put": lambda: store.put("run/b", b"1"),
         "claim": lambda: store.put("run/c", b"1", if_absent=True),
         "big": lambda: store.put("run/d", bytes(9 << 20)),
+        "delete": lambda: store.delete("run/a"),
     }
     for name, call in calls.items():
         cloud.proxy.faults = [STRANGERS[who]]
@@ -76,6 +82,18 @@ def test_a_stranger_who_answers_one_request_of_a_big_put_is_a_fault_that_passes(
         cloud.proxy.faults = []
 
 
+def test_a_deletion_that_another_answers_is_none(store: Store, cloud: Cloud) -> None:
+    """As a login page does, while the store itself is reached again at the next request."""
+    for who in STRANGERS:
+        cloud.proxy.faults = [replace(STRANGERS[who], when=lambda request: request.method == "DELETE")]
+        with pytest.raises(Unavailable):
+            store.delete("run/a")
+    cloud.proxy.faults = []
+    store.delete("run/a")
+    assert not list(store.list("run/"))
+    store.delete("run/a")
+
+
 def test_a_strangers_404_proves_no_absence(store: Store, cloud: Cloud) -> None:
     """As a proxy gives it while the server behind it starts again: a checkpoint would count as lost.
 
@@ -93,6 +111,48 @@ def test_a_strangers_404_proves_no_absence(store: Store, cloud: Cloud) -> None:
                 call()
 
 
+MIB = 1 << 20
+FLOODS = {
+    **{str(status): Fault("flood", 256, status=status, body=bytes(MIB)) for status in (200, 206, 403, 404, 500)},
+    "a head": Fault("flood", 256, headers={"Transfer-Encoding": "chunked"}, body=b"1" * MIB),
+    "packed": Fault(
+        "answer",
+        status=500,
+        body=gzip.compress(bytes(MIB)) * 256,
+        headers={"Content-Encoding": "gzip", "Content-Type": "application/json"},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FLOODS)
+def test_an_answer_without_an_end_does_not_fill_the_memory(what: str, store: Store, cloud: Cloud) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: store.get("run/a", io.BytesIO()),
+        lambda: store.get("run/a", io.BytesIO(), byte_range=(1, 2)),
+        lambda: store.stat("run/a"),
+        lambda: list(store.list("run/")),
+        lambda: store.put("run/b", b"1"),
+        lambda: store.put("run/c", b"1", if_absent=True),
+        lambda: store.delete("run/a"),
+    ]
+    cloud.proxy.faults = [FLOODS[what]]
+    tracemalloc.start()
+    try:
+        for call in calls:
+            with pytest.raises((Unavailable, PermissionDenied)):
+                call()
+        assert tracemalloc.get_traced_memory()[1] < 128 * MIB
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_strangers_412_is_nobodys_claim(store: Store, cloud: Cloud) -> None:
+    for body in (PAGE, b"") if cloud.name == "s3" else (PAGE,):
+        cloud.proxy.faults = [Fault("answer", status=412, body=body, headers=HEAD)]
+        with pytest.raises(Unavailable):
+            store.put("run/claim", b"1", if_absent=True)
+
+
 LISTS = {
     "s3": b"<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>"
     b"</ListBucketResult>",
@@ -103,7 +163,7 @@ LISTS = {
 
 def test_a_list_that_goes_on_where_it_went_on_before_ends(store: Store, cloud: Cloud) -> None:
     """It would be asked for the same page for ever."""
-    kind = {"Content-Type": "application/json" if cloud.name == "gs" else "application/xml"}
+    kind = {"Content-Type": "application/json" if cloud.name == "gs" else "application/xml", "x-ms-request-id": "1"}
     for delimiter in (None, "/"):
         before = len(cloud.proxy.requests)
         cloud.proxy.faults = [Fault("answer", status=200, body=LISTS[cloud.name], headers=kind, times=5)]
@@ -121,7 +181,10 @@ def test_an_answer_beyond_all_bounds_is_a_fault_that_passes(store: Store, cloud:
         b"</EnumerationResults>",
     }
     for body in (lists[cloud.name], b"[" * 100_000, b"<a>" * 10_000):
-        kind = {"Content-Type": "application/json" if body.startswith((b"[", b"{")) else "application/xml"}
+        kind = {
+            "Content-Type": "application/json" if body.startswith((b"[", b"{")) else "application/xml",
+            "x-ms-request-id": "1",
+        }
         cloud.proxy.faults = [Fault("answer", status=200, body=body, headers=kind)]
         for call in (lambda: list(store.list("")), lambda: store.put("run/b", b"1")):
             with pytest.raises(Unavailable):
@@ -137,6 +200,7 @@ def test_a_range_is_not_taken_for_another(store: Store, cloud: Cloud) -> None:
 
 
 GOOD = {
+    "x-ms-request-id": "1",
     "etag": '"0123456789abcdef"',
     "last-modified": HEAD["Date"],
     "date": HEAD["Date"],

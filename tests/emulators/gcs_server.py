@@ -12,6 +12,7 @@ it is. What this adds to it:
   x-goog-hash checked, completion with each part's ETag and the least part size checked, cancelling), and its
   conditional, ranged GET with x-goog-generation, x-goog-hash of the whole object and Last-Modified;
 - the JSON API's downloads in the same way: the emulator reads the whole object for each range;
+- 204 for a deletion, where the emulator says 200;
 - pages in lists: 1,000 names, prefixes counted too, or fewer if maxResults says so;
 - the error bodies that Google sends, where the emulator sends none: "The specified bucket does not exist." and such;
 - objects in files named by generation, and a journal instead of one JSON file written whole at each change: what was
@@ -39,6 +40,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from email.utils import formatdate
+from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -169,6 +171,8 @@ class Response(server.Response):
             known = bucket.removesuffix("/o") in self._handler.storage.buckets
             message = f"No such object: {bucket}/{name}" if known else "The specified bucket does not exist."
             self.json(_json_error(self.status, message, "notFound"))
+        if self._handler.command == "DELETE" and self.status == 200 and self._handler.xml == "full":
+            self.status = HTTPStatus.NO_CONTENT
         super().close()
 
 

@@ -46,9 +46,12 @@ class Fault:
     flip      one bit of byte `at` of the answer's body is flipped
     slow      the answer trickles, one byte each `pause_s`
     answer    `status`, `headers` and `body` are answered; the emulator is not asked
+    flood     the same, but the body comes over and over, `at` times; Expect is not answered
     """
 
-    kind: Literal["reset", "lose", "break", "flip_up", "short_up", "hang", "stall", "cut", "flip", "slow", "answer"]
+    kind: Literal[
+        "reset", "lose", "break", "flip_up", "short_up", "hang", "stall", "cut", "flip", "slow", "answer", "flood"
+    ]
     at: int = 0
     status: int = 503
     body: bytes = b""
@@ -139,6 +142,14 @@ class Proxy:
         kind = fault.kind if fault else None
         if kind == "reset":
             _reset(client)
+            raise _Ended
+        if fault is not None and kind == "flood":
+            if "expect" not in headers:
+                for _ in reader.body(headers):
+                    pass
+            client.sendall(_head(f"HTTP/1.1 {fault.status} Made-Up", {**fault.headers, "connection": "close"}))
+            for _ in range(fault.at):
+                client.sendall(fault.body)
             raise _Ended
         if headers.pop("expect", "").lower() == "100-continue":
             client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")

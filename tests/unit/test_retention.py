@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from storage import ObjectInfo
 from storage.errors import PermissionDenied, Unavailable
 from tests.checkpoints import age, chain, history, keys, save, snapshot
-from trainer.history import History
-from trainer.manifest import checkpoint_name
+from trainer.history import END_BYTES, History
+from trainer.manifest import Manifest, checkpoint_name
 from trainer.retention import Retention, store_time
 
 
@@ -161,6 +161,53 @@ def test_a_bad_checkpoint_does_not_count_as_one_of_the_good_ones(run: History, t
     assert why_not == f"all parts stay, for checkpoint {made[3].name} can't be read"
 
 
+def with_a_long_ledger(run: History, made: Manifest, folder: Path) -> Path:
+    """As a run of hundreds of attempts has it in each manifest."""
+    path = folder / "run" / "checkpoints" / f"{made.name}.json"
+    ledger = [{"attempt": n, "tally": {"seconds": 812.331}} for n in range(4000)]
+    path.write_bytes(replace(made, ledger=ledger).to_json())
+    assert path.stat().st_size > 4 * END_BYTES
+    return path
+
+
+def test_a_long_ledger_is_not_read_to_know_which_parts_stay(run: History, tmp_path: Path) -> None:
+    made = chain(run, 1, [10, 20, 30, 40, 50, 60])
+    for manifest in made:
+        with_a_long_ledger(run, manifest, tmp_path)
+    age(run, 25)
+    age(run, -24.5, *(f"{manifest.name}.json" for manifest in made))  # young: kept whatever is newer
+    read: dict[str, int] = {}
+
+    class Counting:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(run.store, name)
+
+        def get(self, key: str, sink: Any, **options: Any) -> ObjectInfo:
+            info = run.store.get(key, sink, **options)
+            read[key] = read.get(key, 0) + sink.tell()
+            return info
+
+    assert clean(History(Counting(), run.run), 2) is None  # type: ignore[arg-type]
+    assert set(keys(run, "parts")) == named_parts(run)
+    assert sum(size <= END_BYTES for key, size in read.items() if "/checkpoints/" in key) == 4
+
+
+@pytest.mark.parametrize("where", ["a part's name", "the state's hash", "nothing else is there"])
+def test_the_end_of_a_manifest_is_believed_only_as_far_as_it_proves_itself(
+    where: str, run: History, tmp_path: Path
+) -> None:
+    made = chain(run, 1, [10, 20, 30, 40])
+    path = with_a_long_ledger(run, made[0], tmp_path)
+    text = path.read_text()
+    sha256 = made[0].state_sha256 if where == "the state's hash" else made[0].parts[1].sha256
+    other = sha256[:-1] + ("0" if sha256[-1] != "0" else "1")
+    path.write_text("{" + text[-300:] if where == "nothing else is there" else text.replace(sha256, other))
+    age(run, 25)
+    age(run, -24.5, f"{made[0].name}.json")
+    assert clean(run, 2) == f"all parts stay, for checkpoint {made[0].name} can't be read"
+    assert {ref.sha256 for ref in made[0].parts} <= set(keys(run, "parts"))
+
+
 def test_where_none_is_good_nothing_goes(run: History, tmp_path: Path) -> None:
     chain(run, 1, [10, 20, 30])
     for part in (tmp_path / "run" / "parts").iterdir():
@@ -186,6 +233,17 @@ def test_the_results_weights_attempts_and_metrics_stay(run: History, tmp_path: P
     assert made[1].parts[0].sha256 in keys(run, "parts")
     assert len(keys(run, "attempts")) == 4
     assert len(keys(run, "metrics")) == 4
+
+
+def test_where_nobody_can_tell_what_the_result_keeps_nothing_goes(run: History, tmp_path: Path) -> None:
+    made = chain(run, 1, [10, 20, 30, 40])
+    run.write_record({"checkpoint": made[0].name}, "result.json")
+    path = tmp_path / "run" / "result.json"
+    for damaged in (path.read_bytes()[:-3], b"", b"[]", path.read_bytes().replace(b"check", b"ch\xffck")):
+        path.write_bytes(damaged)
+        age(run, 25)
+        assert clean(run, 2) == "what result.json keeps can't be read, so all stays"
+        assert len(names(run)) == 4
 
 
 class SlowToDelete:
