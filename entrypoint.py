@@ -332,6 +332,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _defect(error: Exception) -> int:
+    if (line := defects.unusable_python(error)) is not None:
+        log.error("%s", line)
+        return ExitCode.SETUP
     log.error("this is %s; the run's checkpoints are safe", defects.whose(error), exc_info=error)
     return ExitCode.DEFECT
 

@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
-from tests.runs import REPOSITORY, command, light_command
+from tests.runs import REPOSITORY, command, environment, light_command
 
 # the program, with its jobs in another folder; and whether the names it keeps for its commands are all of them
 WITH_JOBS = """
@@ -79,6 +80,30 @@ def test_a_python_without_the_environment_says_which_one_to_use():
     assert done.stderr.splitlines() == [
         f"{sys.executable} lacks click: `make cifar10` sets up .venv; use .venv/bin/python"
     ]
+
+
+def test_a_python_with_a_part_of_the_environment_is_no_defect_of_batons(tmp_path: Path):
+    shutil.copytree(Path(click.__file__).parent, tmp_path / "click")
+    bare = [sys.executable, "-S", str(REPOSITORY / "entrypoint.py"), "cifar10"]
+    done = subprocess.run(bare, env=environment(PYTHONPATH=str(tmp_path)), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 78, done.stdout
+    assert len(done.stdout.splitlines()) == 1
+    assert f"error: {sys.executable} can't load what Baton needs: No module named" in done.stdout
+    assert done.stdout.endswith("; use .venv/bin/python, which `make cifar10` sets up\n")
+
+
+def test_a_limit_of_memory_too_small_for_torch_is_told_as_such():
+    limit = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_AS, (10**9, 10**9)); "
+    limit += "os.execv(sys.argv[1], sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", limit, sys.executable, str(REPOSITORY / "entrypoint.py"), "cifar10"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 78, done.stdout
+    assert len(done.stdout.splitlines()) == 1
+    assert "failed to map segment from shared object; give it more memory (ulimit -v?)" in done.stdout
 
 
 def test_a_job_with_a_commands_name_is_said_to_be_none_and_hides_nothing(tmp_path: Path):

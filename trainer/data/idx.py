@@ -32,8 +32,8 @@ FILES: Mapping[str, str] = {
     "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
 }
 ACCEPTED = (
-    "accepted are a folder with MNIST's four files as published (train-images-idx3-ubyte.gz and so on), an http:// or "
-    f"https:// address under which they lie, and the word {SYNTHETIC}"
+    "accepted are a folder with MNIST's four files as published, not unzipped (train-images-idx3-ubyte.gz and so on), "
+    f"an http:// or https:// address under which they lie, and the word {SYNTHETIC}"
 )
 LIMIT = 64 << 20  # bytes, decompressed: the largest has 47 MB
 

@@ -128,9 +128,13 @@ def open_packed(folder: Path) -> Packed:
 def remedy(name: str) -> str:
     """What gets data packed; the end of a message."""
     if name == "bert":
-        return "pack it: python entrypoint.py data bert --source FILE.csv --model MODEL"
+        return (
+            "pack it: python entrypoint.py data bert --source FILE.csv --model MODEL; in a container: --data FILE.csv"
+        )
     if name == "imagenet":
-        return "pack it: python entrypoint.py data imagenet --source FOLDER-OR-TAR-OR-STORE"
+        return (
+            "pack it: python entrypoint.py data imagenet --source FOLDER-OR-TAR-OR-STORE; in a container: --data FOLDER"
+        )
     name = name if name.isidentifier() else "cifar10"
     short = ", or make cifar10" if name == "cifar10" else ""
     return f"pack it: python entrypoint.py data {name} --source ARCHIVE-OR-FOLDER{short}"
