@@ -227,7 +227,7 @@ class History:
             return None
 
     def sign(self, *names: str) -> Sign:
-        """The same. Raises `NotFound`, and `ValueError` for what is no record."""
+        """The same, for whom an absence is one thing and damage another: `NotFound`, and `ValueError` for no record."""
         sink = io.BytesIO()
         info = self.store.get(self.key(*names), sink, byte_range=(0, MAX_RECORD_BYTES))
         record = strict.loads(sink.getvalue())
