@@ -17,7 +17,8 @@ from stores import served, timed
 
 from console.standing import at_once, glance
 from storage import open_store
-from trainer.history import History, runs
+from trainer.history import History
+from trainer.place import runs
 
 KINDS = ("local", "s3", "gs", "az")
 SIGN = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from storage import Store
 from trainer.exits import ExitCode, UserError
-from trainer.history import History, none_of, runs
+from trainer.history import History
+from trainer.place import none_of, runs
 from trainer.retention import Retention, store_time, told
 
 

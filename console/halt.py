@@ -8,7 +8,8 @@ import time
 from console.standing import whole
 from storage import Store
 from trainer.exits import ExitCode, UserError
-from trainer.history import SIGN_S, SILENT_S, History, none_of
+from trainer.history import SIGN_S, SILENT_S, History
+from trainer.place import none_of
 
 
 def halt(store: Store, run: str) -> int:

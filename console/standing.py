@@ -14,8 +14,9 @@ from typing import TypeVar
 from console.endings import how
 from storage.errors import NotFound
 from trainer.curve import is_number
-from trainer.history import SILENT_S, Bad, History, Sign
+from trainer.history import SILENT_S, Bad, History
 from trainer.manifest import Manifest, checkpoint_name
+from trainer.place import Sign
 from trainer.settings import Json
 from trainer.side_by_side import side_by_side
 

@@ -14,7 +14,8 @@ from console.sheets import Part, Sheet, Words, sheet
 from console.standing import at_once, count, glance, number, whole
 from storage import Store
 from trainer.exits import ExitCode, UserError
-from trainer.history import History, missing_folder, none_of, runs
+from trainer.history import History
+from trainer.place import missing_folder, none_of, runs
 from trainer.settings import Json, Settings
 
 Told = dict[str, Json]

@@ -7,7 +7,8 @@ import logging
 
 from storage import Store
 from trainer.exits import ExitCode, UserError
-from trainer.history import History, none_of, runs
+from trainer.history import History
+from trainer.place import none_of, runs
 from trainer.verify import Verdict, verify
 
 log = logging.getLogger("baton")

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from storage import ObjectInfo
 from storage.errors import NoSpace
 from trainer.exits import UserError
-from trainer.history import History, none_of
+from trainer.history import History
+from trainer.place import none_of
 from trainer.retention import store_time
 from trainer.side_by_side import side_by_side
 

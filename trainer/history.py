@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 import re
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -21,8 +20,6 @@ from typing import TypeVar
 from storage import Store
 from storage.errors import AlreadyExists, Damaged, NotFound, StoreError
 from storage.protocol import Source
-from trainer import strict
-from trainer.curve import is_number
 from trainer.exits import UserError
 from trainer.header import Begun, Kept, Sink, tensor_names
 from trainer.manifest import (
@@ -34,7 +31,8 @@ from trainer.manifest import (
     parse_name,
     parts_at_end,
 )
-from trainer.settings import Json, is_run_name
+from trainer.place import Place
+from trainer.settings import Json
 
 S = TypeVar("S", bound=Sink)
 log = logging.getLogger("baton.history")
@@ -42,8 +40,6 @@ log = logging.getLogger("baton.history")
 READERS = 4  # parts that are read at once: one alone waits for its answer most of the time
 SIGN_S = 30.0  # between two signs of life of a copy
 SILENT_S = 3 * SIGN_S  # without any: the machine is gone
-MAX_RECORD_BYTES = 1 << 20
-COPIED = "age_when_copied_s"  # in a record that another store had for so long before
 END_BYTES = 64 << 10  # of a manifest, in which up to 400 parts are named
 _CLAIM = re.compile(r"([0-9]{6}|[1-9][0-9]{6,11})\.json")  # one name a number: the key is made from it again
 
@@ -65,15 +61,6 @@ class Superseded(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Sign:
-    """A record, and how long ago it was written."""
-
-    record: dict[str, Json]
-    age_s: float  # by the clocks of the stores that had it: that of whoever looks may be minutes off
-    copied: bool = False  # from another store: what it tells of checkpoints may not be so here
-
-
-@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A checkpoint whose every byte has been read and found to be what its manifest says."""
 
@@ -81,34 +68,13 @@ class Checkpoint:
     data: Mapping[str, bytes]  # SHA-256 -> the part's bytes
 
 
-def runs(store: Store) -> list[str]:
-    """The names under which the store may have runs. Raises `StoreError`."""
-    names = (info.key[:-1] for info in store.list("", delimiter="/") if info.is_prefix)
-    return [name for name in names if is_run_name(name)]
-
-
-def missing_folder(store: Store) -> str | None:
-    """The folder that should be the store and is not there; None for every other store."""
-    scheme, _, path = store.url.partition("://")
-    return os.path.abspath(path) if scheme == "file" and not os.path.isdir(path) else None
-
-
-def none_of(store: Store, run: str = "") -> str:
-    """What is said where the store has no run, or none of this name."""
-    what = f"no run {run!r} in {store.url}" if run else f"no runs in {store.url}"
-    if (folder := missing_folder(store)) is not None:  # mistyped, or meant from another folder
-        return f"{what}: the folder {folder} is not there (mistyped?)"
-    return f"{what}; `status` lists those there are" if run else what
-
-
-class History:
-    """A run's records in a store. All methods may raise `StoreError`."""
+class History(Place):
+    """A run's attempts and checkpoints in a store. All methods may raise `StoreError`."""
 
     MARK = "unfinished.json"  # among the checkpoints, where every start looks: this run is not whole; see `mark`
 
     def __init__(self, store: Store, run: str) -> None:
-        self.store = store
-        self.run = run
+        super().__init__(store, run)
         self._claims: dict[int, bytes] = {}  # those made here: attempt -> its record, with its UUID
 
     def through(self, store: Store) -> History:
@@ -116,9 +82,6 @@ class History:
         other = History(store, self.run)
         other._claims = self._claims
         return other
-
-    def key(self, *names: str) -> str:
-        return "/".join((self.run, *names))
 
     # -- attempts ---------------------------------------------------------------------------------------------
 
@@ -196,53 +159,6 @@ class History:
             return self.read(self.key("attempts", f"{attempt:06d}.json"), len(mine) + 1) == mine
         except NotFound:
             return False
-
-    def create(self, key: str, body: bytes) -> None:
-        """Create a record once. Raises `AlreadyExists` if somebody else's is there.
-
-        A reply can be lost after the object was written: bytes that are our own are a success.
-        """
-        try:
-            self.store.put(key, body, if_absent=True)
-        except AlreadyExists:
-            if self.read(key, len(body) + 1) != body:
-                raise
-
-    def read(self, key: str, limit: int) -> bytes:
-        """An object's bytes, `limit` of them at most."""
-        sink = io.BytesIO()
-        self.store.get(key, sink, byte_range=(0, limit))
-        return sink.getvalue()
-
-    def read_record(self, *names: str) -> dict[str, Json] | None:
-        """A small JSON object, or None where it isn't there or is none."""
-        sign = self.read_sign(*names)
-        return sign.record if sign is not None else None
-
-    def read_sign(self, *names: str) -> Sign | None:
-        """The same with its age."""
-        try:
-            return self.sign(*names)
-        except (NotFound, ValueError):
-            return None
-
-    def sign(self, *names: str) -> Sign:
-        """The same, for whom an absence is one thing and damage another: `NotFound`, and `ValueError` for no record."""
-        sink = io.BytesIO()
-        info = self.store.get(self.key(*names), sink, byte_range=(0, MAX_RECORD_BYTES))
-        record = strict.loads(sink.getvalue())
-        json.dumps(record, allow_nan=False)  # `status --json` prints what is in it
-        if not isinstance(record, dict):
-            raise ValueError("no JSON object")
-        before = record.pop(COPIED, None)
-        return Sign(record, info.age_s + (max(0.0, before) if is_number(before) else 0.0), before is not None)
-
-    def write_copy(self, sign: Sign, *names: str) -> None:
-        """Write another store's record so that it is as old here as it is there."""
-        self.write_record({**sign.record, COPIED: sign.age_s}, *names)
-
-    def write_record(self, record: Mapping[str, Json], *names: str) -> None:
-        self.store.put(self.key(*names), json.dumps(record, indent=1, sort_keys=True).encode())
 
     # -- checkpoints ------------------------------------------------------------------------------------------
 

@@ -7,8 +7,8 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from trainer.history import Sign
 from trainer.manifest import Manifest
+from trainer.place import Sign
 from trainer.prepare import Prepared
 from trainer.settings import Json
 

@@ -23,10 +23,11 @@ from trainer.commit import RunFacts
 from trainer.early import Early
 from trainer.ending import exit_code_for, fail, finish, record_end, stop, told
 from trainer.exits import ExitCode, OtherRun, UserError
-from trainer.history import Checkpoint, History, Sign
+from trainer.history import Checkpoint, History
 from trainer.loop import Loop, Plan
 from trainer.manifest import Manifest
 from trainer.opening import say_start
+from trainer.place import Sign
 from trainer.prepare import Prepared, Start, Wanted
 from trainer.progress import Progress
 from trainer.resuming import arguments

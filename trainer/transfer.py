@@ -20,8 +20,9 @@ from typing import Any, BinaryIO
 
 from storage.errors import AlreadyExists, NotFound, StoreError
 from trainer.exits import ExitCode, UserError
-from trainer.history import READERS, Absent, Bad, History, none_of
+from trainer.history import READERS, Absent, Bad, History
 from trainer.manifest import MAX_BYTES, Manifest, PartRef, checkpoint_name, parse_name
+from trainer.place import none_of
 from trainer.side_by_side import side_by_side
 
 PIECE = 8 << 20  # bytes; larger parts go through a file, in pieces of so many, which stores send as they are

@@ -6,7 +6,8 @@ import time
 
 from console.checks.examination import Check, Patient, Trouble, Warn
 from storage.errors import NotFound, StoreError
-from trainer.history import History, runs
+from trainer.history import History
+from trainer.place import runs
 
 MEASURE_S = 1.5  # seconds of writing that give the speed
 PIECE = 1 << 18  # bytes of the first object; each next is twice as large

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from storage import Store
 from trainer.exits import ExitCode, UserError
-from trainer.history import History, none_of, runs
+from trainer.history import History
 from trainer.ledger import Ledger, account
+from trainer.place import none_of, runs
 from trainer.records import read
 
 if TYPE_CHECKING:
