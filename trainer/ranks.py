@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer import limits
 from trainer.exits import ExitCode, UserError
 
 ROLE = "baton"  # of the processes that `--nproc` starts
@@ -77,33 +78,31 @@ def processes(nproc: str, device: str, root: Path = Path("/")) -> int:
     number = wanted(nproc)
     if number == 1 or (device == "cpu" and number is None):
         return 1
-    if device == "cpu" or not any(Path(sign).exists() for sign in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")):
-        _check_memory(number or 1, root)
-        return number or 1  # torch, which takes seconds to import, need not be asked
-    import torch
+    gpus = 0
+    if device != "cpu" and any(Path(sign).exists() for sign in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")):
+        import torch  # which takes seconds, and without these need not be asked
 
-    gpus = torch.cuda.device_count()
+        gpus = torch.cuda.device_count()
     if not gpus:
         _check_memory(number or 1, root)
-    if number is not None and gpus and number > gpus:
+    elif number is not None and number > gpus:
         raise UserError(f"--nproc {number}: this machine has {gpus} GPU{'s' if gpus > 1 else ''} that torch sees")
     return number or max(1, gpus)
 
 
 def _check_memory(number: int, root: Path) -> None:
     """Raise `UserError` where the container has no memory for so many: it would swap, or be killed, without a word."""
-    told = [_text(root / file) for file in ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes")]
-    sizes = [int(text) for text in told if text.isdecimal()]
-    sizes += [1024 * int(text) for text in re.findall(r"^MemTotal: *([0-9]+) kB", _text(root / "proc/meminfo"), re.M)]
-    if sizes and number * PROCESS_BYTES > min(sizes):
+
+    def text(file: str) -> str:
+        try:
+            return (root / file).read_text().strip()
+        except OSError:
+            return ""
+
+    machine = re.search(r"^MemTotal: *([0-9]+) kB", text("proc/meminfo"), re.M)
+    most = min(limits.memory(text), 1024 * int(machine[1]) if machine else limits.UNLIMITED)
+    if number * PROCESS_BYTES > most:
         raise UserError(
             f"--nproc {number}: a process takes {PROCESS_BYTES / 1e6:.0f} MB before it has any data, and here are "
-            f"{min(sizes) / 1e9:.1f} GB for all; on processors alone more of them than processors are no faster"
+            f"{most / 1e9:.1f} GB for all; on processors alone more of them than processors are no faster"
         )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""

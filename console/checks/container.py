@@ -10,12 +10,12 @@ from pathlib import Path
 
 from console.checks.examination import Check, Patient, Trouble, Warn
 from console.checks.speed import GRACE_S
+from trainer import limits
 
 SHELLS = ("sh", "bash", "dash", "ash", "zsh")
 PEAK = 956  # MB, of the smallest preset (README.md, "Measured")
 MEMORY_FAIL, MEMORY_WARN = 1000, 2000  # MB
 FREE_FAIL, FREE_WARN = 50, 500  # MB, for caches and what is packed on the way
-UNLIMITED = 1 << 60  # cgroup v1 says so with a number near 2^63
 
 
 def halt_folder(patient: Patient) -> str:
@@ -98,9 +98,8 @@ def _cache(patient: Patient) -> Path:
 
 
 def memory(patient: Patient) -> str:
-    limits = [patient.text("sys/fs/cgroup/memory.max"), patient.text("sys/fs/cgroup/memory/memory.limit_in_bytes")]
-    limit = min((int(text) for text in limits if text.isdigit()), default=UNLIMITED)
-    if limit >= UNLIMITED:
+    limit = limits.memory(patient.text)
+    if limit >= limits.UNLIMITED:
         return "no limit of the container's own"
     megabytes = limit / 1e6
     if megabytes < MEMORY_WARN:
