@@ -7,9 +7,8 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, field
 from typing import ParamSpec, Protocol, TypeVar, overload
 
@@ -18,13 +17,13 @@ from storage.protocol import Chunk
 from trainer.checkpoint import Snapshot
 from trainer.history import History, Superseded
 from trainer.manifest import Manifest, PartRef, checkpoint_name
-from trainer.parts import Part, encode, grouped
+from trainer.parts import encode, grouped
 from trainer.settings import Json
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-ENCODERS, SENDERS = 2, 5  # parts that are made and sent at once; all of these lie in memory
+SENDERS = 5  # parts that are sent at once; these and the one that is being made lie in memory
 LONGEST_S = 12 * 3600.0  # for which a save's parts may lie there unnamed: half of what `trainer.retention` leaves alone
 
 
@@ -161,20 +160,6 @@ class _Clock:
                 self.seconds += time.thread_time() - begun
 
 
-def _encoded(snapshot: Snapshot, clock: _Clock) -> Generator[tuple[str, Part]]:
-    """Each section's parts in their order, the next ones being made meanwhile: one thread hashes slower than a disk."""
-    groups = ((s, g) for s in ("model", "optimizer") for g in grouped(getattr(snapshot, s), snapshot.frozen))
-    with ThreadPoolExecutor(ENCODERS, "encode") as pool:
-        coming: deque[tuple[str, Future[Part]]] = deque()
-        for section, group in groups:
-            coming.append((section, pool.submit(clock, encode, group)))
-            if len(coming) == ENCODERS:
-                section, part = coming.popleft()
-                yield section, part.result()
-        for section, part in coming:
-            yield section, part.result()
-
-
 def _send_parts(
     history: History, snapshot: Snapshot, fresh: frozenset[str], check: Check, clock: _Clock
 ) -> tuple[list[PartRef], int, str]:
@@ -187,15 +172,17 @@ def _send_parts(
     sending: deque[Future[int]] = deque()
     sent = 0
     weights = hashlib.sha256()
-    with ThreadPoolExecutor(SENDERS, "send") as pool, closing(_encoded(snapshot, clock)) as parts:
-        for section, part in parts:
+    groups = ((s, g) for s in ("model", "optimizer") for g in grouped(getattr(snapshot, s), snapshot.frozen))
+    with ThreadPoolExecutor(SENDERS, "send") as pool:
+        for section, group in groups:
+            part = encode(group)
             refs.append(PartRef(section, part.sha256, part.size))
             for data in part.data() if section == "model" else ():
                 weights.update(data)
+            if len(sending) == SENDERS:
+                sent += sending.popleft().result()
             check()
             send = history.keep_part if part.sha256 in fresh else history.put_part
             sending.append(pool.submit(clock, send, part.sha256, part.size, _Recalled(part.chunks, check)))
-            if len(sending) == SENDERS:
-                sent += sending.popleft().result()
         sent += sum(future.result() for future in sending)
     return refs, sent, weights.hexdigest()
