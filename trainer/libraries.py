@@ -20,8 +20,8 @@ _PYTHONS = (
     *("_multiprocessing", "_pickle", "_posixshmem", "_posixsubprocess", "_random", "_sha512", "_socket", "_ssl"),
     *("array", "binascii", "fcntl", "mmap", "pyexpat", "select", "termios", "unicodedata", "zlib"),
 )
-_HTTP = ("requests", "cryptography.hazmat.bindings._rust")
-_STORES = {"gs": (*_HTTP, "google_crc32c", "google._upb._message"), "az": _HTTP}
+_HTTP = ("requests", "cryptography.hazmat.bindings._rust", "google_crc32c")
+_STORES = {"gs": (*_HTTP, "google._upb._message"), "az": _HTTP}
 
 
 def import_natives(store: str) -> None:

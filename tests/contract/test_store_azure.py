@@ -200,7 +200,7 @@ def test_a_big_object_goes_in_parts_both_ways_each_with_its_checksum(calm: Store
     assert all("content-md5" in request.headers for request in puts)
     proxy.requests.clear()
     assert read(calm, "copy") == BIG
-    assert len(proxy.requests) == 4, "held to the CRC32 in its metadata"
+    assert len(proxy.requests) == 4, "held to the CRC32C in its metadata"
     proxy.requests.clear()
     assert read(calm, "copy", (5 * MIB, 15 * MIB)) == BIG[5 * MIB : 15 * MIB]
     assert [request.headers["x-ms-range-get-content-md5"] for request in proxy.requests] == ["true"] * 3
