@@ -3,10 +3,13 @@
 Saving is from a step boundary to the durable commit: the copy to host memory, hashing, all parts, the fence, the
 manifest. The bare upload is what the SDK's manual offers for one object: boto3's upload_fileobj, Google's
 transfer_manager (which takes files: one on tmpfs), Azure's upload_blob, each with parts of 8 MB and 8 at once; on a
-folder, a file written and synced. Google's emulator takes whole objects one at a time and Azure's all requests on one
-thread; of these two the SDK's uploads in requests like Baton's, each with its checksum, are measured too.
-Restoring reads and hashes every part; the bare download is the SDK's parallel one. The servers are the emulators of
-tests/emulators on this machine, and share its processors with what is measured.
+folder, a file written and synced. But on S3, where the SDK checks each part by itself, it stands beside requests of the
+size of Baton's too, each checked by the server, in a folder durable. Google's emulator takes whole objects one at a
+time, Azure's all requests on one thread. All ways of saving are measured with the allocator set as in a run, to keep
+freed memory for the next save.
+Restoring reads and hashes every part; the bare download is the SDK's parallel one. Both are measured in a process whose
+memory is new for each of them, as a start's is.
+The servers are the emulators of tests/emulators on this machine, and share its processors with what is measured.
 """
 
 from __future__ import annotations
@@ -42,7 +45,9 @@ from trainer.job import Task
 from trainer.machine import keep_memory
 from trainer.parts import PART_BYTES
 
-BUCKET, STATE_MB, PART, AT_ONCE = "baton-bench", 200, 8 << 20, 8
+BUCKET, PART, AT_ONCE = "baton-bench", 8 << 20, 8
+LAYERS, WIDTH = 48, 240
+STATE_BYTES = 2 * LAYERS * WIDTH * WIDTH * 9 * 4  # fp32 weights and their momentum
 
 
 class Made(Task):
@@ -50,7 +55,7 @@ class Made(Task):
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        layers = [nn.Conv2d(240, 240, 3, bias=False) for _ in range(48)]
+        layers = [nn.Conv2d(WIDTH, WIDTH, 3, bias=False) for _ in range(LAYERS)]
         self.model = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
         for parameter in self.model.parameters():
@@ -58,10 +63,6 @@ class Made(Task):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.optimizers = {"sgd": optimizer}
-
-    @property
-    def bytes(self) -> int:
-        return 2 * sum(parameter.nbytes for parameter in self.model.parameters())
 
 
 class Saving:
@@ -90,15 +91,9 @@ class Saving:
         # nothing is fresh: every part is sent, as if training had changed it
         done = commit(self.history, self.facts, save, self.parent, frozenset(), lambda **_: None)
         seconds = time.perf_counter() - begun
-        assert done.sent >= self.task.bytes
+        assert done.sent >= STATE_BYTES
         self.parent = done.manifest.name
         return seconds
-
-    def load(self) -> float:
-        assert self.parent is not None
-        begun = time.perf_counter()
-        self.history.load(self.history.manifest(self.parent))
-        return time.perf_counter() - begun
 
 
 # --- the bare ways: each gives an upload and a download of `body`
@@ -131,7 +126,21 @@ def bare_google(body: bytes, folder: Path) -> tuple[Callable[[], object], Callab
     return lambda: transfer_manager.upload_chunks_concurrently(str(folder / "body"), blob, **options), download
 
 
-def google_request() -> Callable[[str, bytes], object]:
+def folder_request(folder: Path) -> Callable[[str, bytes], object]:
+    def write(name: str, piece: bytes) -> None:
+        where, scratch = folder / name.replace("/", "-"), folder / f"{name.replace('/', '-')}-new"
+        with open(scratch, "wb", buffering=0) as file:
+            file.write(piece)
+            os.fsync(file.fileno())
+        os.replace(scratch, where)
+        handle = os.open(folder, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+
+    return write
+
+
+def google_request(_folder: Path) -> Callable[[str, bytes], object]:
     from google.auth.credentials import AnonymousCredentials
     from google.cloud.storage import Client
 
@@ -139,7 +148,7 @@ def google_request() -> Callable[[str, bytes], object]:
     return lambda name, piece: bucket.blob(name).upload_from_string(piece, checksum="crc32c")
 
 
-def azure_request() -> Callable[[str, bytes], object]:
+def azure_request(_folder: Path) -> Callable[[str, bytes], object]:
     from azure.storage.blob import ContainerClient
 
     container = ContainerClient.from_connection_string(os.environ["AZURE_STORAGE_CONNECTION_STRING"], BUCKET)
@@ -147,7 +156,7 @@ def azure_request() -> Callable[[str, bytes], object]:
 
 
 def requests_of(body: bytes, upload: Callable[[str, bytes], object]) -> Callable[[], object]:
-    """The same bytes by the SDK, in as large requests as Baton's, each checked by the server, eight at once."""
+    """The same bytes in as large requests as Baton's, each durable and checked by the server, eight at once."""
     pieces = [body[at : at + PART_BYTES] for at in range(0, len(body), PART_BYTES)]
 
     def work() -> None:
@@ -181,7 +190,7 @@ def bare_folder(body: bytes, folder: Path) -> tuple[Callable[[], object], Callab
     return upload, where.read_bytes
 
 
-REQUESTS = {"gs": google_request, "az": azure_request}
+REQUESTS = {"local": folder_request, "gs": google_request, "az": azure_request}
 BARE = {"local": bare_folder, "s3": bare_s3, "gs": bare_google, "az": bare_azure}
 
 
@@ -204,22 +213,6 @@ def served(kind: str, folder: Path) -> Iterator[str]:
 def peak_mb() -> float:
     """This process's own peak, unlike ru_maxrss, which a child inherits."""
     return next(int(x.split()[1]) for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x) / 1024
-
-
-def print_memory(url: str) -> None:
-    """In a process of its own: how far the peak rises in two saves of a state."""
-    keep_memory()  # as a run does
-    saving = Saving(url)
-    saving.history.store.put("warm", bytes(PART + 1))  # the SDK loads much of itself with its first upload in parts
-    ctypes.CDLL(None).malloc_trim(0)  # making the state took more: give that back, and
-    Path("/proc/self/clear_refs").write_text("5")  # let the peak begin anew
-    before = peak_mb()
-    for _ in range(2):
-        saving.save()
-    saved = peak_mb()
-    state = saving.task.bytes / (1 << 20)
-    print(f"  memory: saving takes {saved - before:.0f} MiB beside a state of {state:.0f} MiB: a copy of it", end="")
-    print(f" and {saved - before - state:.0f} MiB")
 
 
 def timed(work: Callable[[], object]) -> Callable[[], float]:
@@ -251,41 +244,100 @@ def stall(rounds: int) -> None:
     print(f"  stall against one copy: {ratio(figures['stall'], figures['one copy'])}")
 
 
+def bare(kind: str, folder: Path) -> tuple[Callable[[], object], Callable[[], object], bytes]:
+    """The bare upload and download, and the bytes that they move; `folder` is what Google's take their files from."""
+    body = os.urandom(STATE_BYTES)
+    return *BARE[kind](body, folder), body
+
+
 def measured(kind: str, rounds: int) -> None:
     with ExitStack() as stack:
         folder = stack.enter_context(scratch())
         url = stack.enter_context(served(kind, folder))
-        saving = Saving(url)
         shm = Path("/dev/shm")
         fast = Path(
             stack.enter_context(tempfile.TemporaryDirectory(dir=shm if shm.is_dir() and kind == "gs" else folder))
         )
-        body = os.urandom(saving.task.bytes)
-        up, down = BARE[kind](body, fast)
-        ways = {"save": saving.save, "bare upload": timed(up), "restore": saving.load, "bare download": timed(down)}
-        if kind in REQUESTS:
-            ways["bare requests"] = timed(requests_of(body, REQUESTS[kind]()))
-        figures = in_turn(rounds, ways)
-        for name, seconds in figures.items():
-            print(f"  {name:14} {spread(seconds)} s")
-        print(f"  save against bare upload:      {ratio(figures['save'], figures['bare upload'])}")
-        if kind in REQUESTS:
-            print(f"  save against bare requests:    {ratio(figures['save'], figures['bare requests'])}")
-        print(f"  restore against bare download: {ratio(figures['restore'], figures['bare download'])}")
-        sys.stdout.flush()
-        subprocess.run([sys.executable, __file__, "--memory", url], check=True)
+        for part in PARTS:
+            command = [
+                sys.executable,
+                __file__,
+                "--store",
+                kind,
+                "--rounds",
+                str(rounds),
+                "--part",
+                part,
+                url,
+                str(fast),
+            ]
+            subprocess.run(command, check=True)
+
+
+def print_saving(kind: str, rounds: int, url: str, folder: Path) -> None:
+    keep_memory()  # as a run does
+    saving = Saving(url)
+    up, _, body = bare(kind, folder)
+    ways = {"save": saving.save, "bare upload": timed(up)}
+    if kind in REQUESTS:
+        ways["bare requests"] = timed(requests_of(body, REQUESTS[kind](folder)))
+    figures = in_turn(rounds, ways)
+    print_figures(figures)
+    print(f"  save against bare upload:      {ratio(figures['save'], figures['bare upload'])}")
+    if kind in REQUESTS:
+        print(f"  save against bare requests:    {ratio(figures['save'], figures['bare requests'])}")
+
+
+def print_restoring(kind: str, rounds: int, url: str, folder: Path) -> None:
+    history = History(open_store(url), "bench")
+    newest = history.newest_good()
+    assert newest is not None
+    name = newest.manifest.name
+    del newest  # its bytes
+    up, down, _ = bare(kind, folder)
+    up()
+    ways = {"restore": timed(lambda: history.load(history.manifest(name))), "bare download": timed(down)}
+    figures = in_turn(rounds, ways)
+    print_figures(figures)
+    print(f"  restore against bare download: {ratio(figures['restore'], figures['bare download'])}")
+
+
+def print_memory(_kind: str, _rounds: int, url: str, _folder: Path) -> None:
+    """How far the peak rises in two saves of a state."""
+    keep_memory()  # as a run does
+    saving = Saving(url)
+    saving.history.store.put("warm", bytes(PART + 1))  # the SDK loads much of itself with its first upload in parts
+    ctypes.CDLL(None).malloc_trim(0)  # making the state took more: give that back, and
+    Path("/proc/self/clear_refs").write_text("5")  # let the peak begin anew
+    before = peak_mb()
+    for _ in range(2):
+        saving.save()
+    saved = peak_mb()
+    state = STATE_BYTES / (1 << 20)
+    print(f"  memory: saving takes {saved - before:.0f} MiB beside a state of {state:.0f} MiB: a copy of it", end="")
+    print(f" and {saved - before - state:.0f} MiB")
+
+
+def print_figures(figures: dict[str, list[float]]) -> None:
+    for name, seconds in figures.items():
+        print(f"  {name:14} {spread(seconds)} s")
+
+
+# each in a process of its own
+PARTS = {"saving": print_saving, "restoring": print_restoring, "memory": print_memory}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", action="append", choices=BARE, help="one of these; again for more; all if not given")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--memory", metavar="URL", help=argparse.SUPPRESS)
+    parser.add_argument("--part", nargs=3, metavar=("PART", "URL", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.memory:
-        print_memory(options.memory)
+    if options.part:
+        part, url, folder = options.part
+        PARTS[part](*options.store, options.rounds, url, Path(folder))
         return
-    print(f"a state of {STATE_MB} MB, {machine()}")
+    print(f"a state of {STATE_BYTES / 1e6:.0f} MB, {machine()}")
     stall(options.rounds)
     for kind in options.store or BARE:
         print(f"{kind}:", flush=True)
