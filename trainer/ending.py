@@ -66,11 +66,12 @@ def stop(request: Request, settings: Settings, attempt: Attempt) -> int:
         )
     if outcome != "superseded":
         log.info(
-            "to go on: %s%sstart it again, %s (exit code %d)",
+            "to go on: %s%sstart it again, %s%s",
             "" if saved else mend(attempt.saver.fault),
             "remove that file, then " if notice is not None else "",
             "here" if attempt.history.store.url.startswith("file:") else "here or anywhere",
-            code,
+            # of several processes one that is lost decides what all end with, and whether they do
+            "" if mailbox.stop.source == "process" else f" (exit code {code})",
             extra={"fields": {"exit": int(code)}},
         )
     attempt.end(code, outcome)

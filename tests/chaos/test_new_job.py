@@ -137,6 +137,39 @@ def test_an_error_in_a_jobs_file_is_told_from_there_on_and_said_to_be_its_own(tm
     assert "last checkpoint durable at step 7, 0 steps lost (exit code 1)" in done.stdout
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_error_in_one_of_two_processes_costs_its_step_alone(tmp_path: Path, number: int) -> None:
+    newcomers(tmp_path)
+    mine = tmp_path / "trainer" / "jobs" / "reg.py"
+    mistake = "seen.append(1); len(seen) != 8 or os.environ['RANK'] != '{}' or 1 / 0\n        return nn"
+
+    def run(name: str, *, wrong: bool = False) -> subprocess.CompletedProcess[str]:
+        good = NO_DATA.replace("import torch\n", "import os\n\nimport torch\n\nseen = []\n", 1)
+        mine.write_text(good.replace("return nn", mistake.format(number), 1) if wrong else good)
+        return subprocess.run(
+            [sys.executable, "entrypoint.py", "reg", "--nproc", "2", "--micro-batch-size", "5", "--run", name],
+            cwd=tmp_path,
+            env=environment(OMP_NUM_THREADS="1"),
+            capture_output=True,
+            text=True,
+        )
+
+    def hashes(name: str) -> list[str]:
+        result = json.loads((tmp_path / "store" / name / "result.json").read_bytes())
+        return [result[key] for key in ("weights_sha256", "state_sha256", "order_sha256")]
+
+    failed = run("hurt", wrong=True)
+    assert (failed.returncode, failed.stderr) == (1, ""), failed
+    assert "last checkpoint durable at step 7, 0 steps lost" in failed.stdout, failed.stdout
+    assert f"this is a mistake in {mine}, line " in failed.stdout
+    assert not re.search(r"exit code (?!1\b)", failed.stdout), "no other than what they end with"
+    mended = run("hurt")
+    assert mended.returncode == 0, mended
+    assert "goes on at step 7 of 40" in mended.stdout
+    assert run("quiet").returncode == 0
+    assert hashes("hurt") == hashes("quiet")
+
+
 def test_a_stop_is_acknowledged_while_an_evaluation_goes_on_and_on(tmp_path: Path) -> None:
     newcomers(tmp_path)
     endless = NO_DATA.replace(
