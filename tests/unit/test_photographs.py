@@ -281,8 +281,11 @@ def test_odd_classes_get_one_line_each(tmp_path: Path) -> None:
     extra = source / "train" / "lonely"
     extra.mkdir()
     (extra / "1.jpg").write_bytes(photo(5))
+    for name in ("empty", "hollow"):
+        (source / "train" / name).mkdir()
     said: list[str] = []
     packed(str(source), tmp_path / "out", said)
+    assert "photos: train/empty has no file in it, so it is no class (nor are 1 more)" in said
     assert "photos: train has a single picture of lonely, from which little can be learnt" in said
     assert "photos: val has no pictures of lonely, so the accuracy says nothing of these" in said
     with pytest.raises(UserError, match="single picture of lonely"):

@@ -101,6 +101,7 @@ class Tree:
     root: Path
     files: tuple[Path, ...]  # sorted
     mark: str  # changes when files come, go, are moved or written anew
+    empty: tuple[str, ...]  # names of folders for a class of train's in which no file is
 
 
 def scan(folder: Path, pulse: Pulse) -> Tree | None:
@@ -113,13 +114,14 @@ def scan(folder: Path, pulse: Pulse) -> Tree | None:
         for path in _walk(root, pulse):
             status = path.stat()
             found[path] = status.st_size, status.st_mtime_ns
+        empty = _folders(root / "train") - {path.relative_to(root).parts[1] for path in found}
     except OSError as e:
         raise told(e, f"can't read {shown(e.filename or folder)}") from e
     files, digest = tuple(sorted(found)), hashlib.sha256()
     for path in files:  # with its name: a picture that is moved to another class keeps its size and time
         pulse.beat(f"listing {shown(folder)}")
         digest.update(os.fsencode(path.relative_to(root)) + b"\0%d\0%d\n" % found[path])
-    return Tree(root, files, f"files:{len(files)},sha256:{digest.hexdigest()}")
+    return Tree(root, files, f"files:{len(files)},sha256:{digest.hexdigest()}", tuple(sorted(empty)))
 
 
 def read_tree(dataset: Dataset, tree: Tree, pulse: Pulse) -> Splits:
@@ -164,6 +166,10 @@ def _walk(root: Path, pulse: Pulse) -> Iterator[Path]:
                 # a link that leads nowhere too, of which whoever looks at it is told: what it names was never fetched
                 if not hidden((name,)) and (path.is_file() or not path.exists()):
                     yield path
+
+
+def _folders(folder: Path) -> set[str]:
+    return {p.name for p in folder.iterdir() if p.is_dir() and not hidden((p.name,))} if folder.is_dir() else set()
 
 
 def _leads_back(folder: Path) -> bool:

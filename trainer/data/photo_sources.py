@@ -75,6 +75,11 @@ def _local(path: Path, pulse: Pulse) -> Photos:
             tree = folders.scan(path, pulse)
             if tree is None:
                 raise UserError(f"{shown(path)}: a folder without train and val in it; {ACCEPTED}")
+            if tree.empty:
+                more = f" (nor are {len(tree.empty) - 1:,} more)" if len(tree.empty) > 1 else ""
+                pulse.say(
+                    f"{shown(path.name)}: train/{shown(tree.empty[0])} has no file in it, so it is no class{more}"
+                )
             origin = Origin("image folder", path.resolve().name, tree.mark)
             return Photos(origin, partial(_of_tree, tree, pulse), len(tree.files))
         if not path.is_file():
