@@ -88,8 +88,9 @@ relay: dev-env ## one run over three simulated clouds, evicted and killed: STORE
 
 bench: dev-env ## the figures that the README states, measured here, but for bench/handover.py, which wants an image
 	@$(BIN)/python entrypoint.py data cifar10 $(if $(CIFAR10),--source '$(CIFAR10)')
-	@set -e; for figure in "startup" "loop_overhead" "determinism" "saving" "stores" "status" "watching" "eviction" "quick" \
-	    "quick --steps 98 --predecessor"; do \
+	@set -e; for figure in "startup" "loop_overhead" "determinism" "saving --rounds 20" "stores" \
+	    "status" "watching" "eviction" "quick --seeds 3" \
+	    "quick --seeds 3 --steps 98 --predecessor 1"; do \
 	    echo "== bench/$$figure"; $(BIN)/python bench/$${figure%% *}.py $$(echo "$$figure" | cut -s -d' ' -f2-); done
 
 soak: dev-env ## the tests that kill, race and resume, in their whole counts, over and over: make soak ROUNDS=20

@@ -3,12 +3,12 @@
 Saving is from a step boundary to the durable commit: the copy to host memory, hashing, all parts, the fence, the
 manifest. The bare upload is what the SDK's manual offers for one object: boto3's upload_fileobj, Google's
 transfer_manager (which takes files: one on tmpfs), Azure's upload_blob, each with parts of 8 MB and 8 at once; on a
-folder, a file written and synced. But on S3, where the SDK checks each part by itself, it stands beside requests of the
-size of Baton's too, each checked by the server, in a folder durable. Google's emulator takes whole objects one at a
-time, Azure's all requests on one thread. All ways of saving are measured with the allocator set as in a run, to keep
-freed memory for the next save.
-Restoring reads and hashes every part; the bare download is the SDK's parallel one. Both are measured in a process whose
-memory is new for each of them, as a start's is.
+folder, a file written and synced. Except on S3, whose SDK checks each part by itself, it stands beside requests of
+the size of Baton's too, each checked by the server, or synced in a folder. Google's emulator takes whole objects one
+at a time, Azure's all requests on one thread. All ways of saving are measured with the allocator set as in a run, to
+keep freed memory for the next save.
+Restoring reads and hashes every part; the bare download is the SDK's parallel one. Both are measured in a process
+whose memory is new for each of them, as a start's is.
 The servers are the emulators of tests/emulators on this machine, and share its processors with what is measured.
 """
 

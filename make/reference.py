@@ -45,6 +45,7 @@ def commands() -> str:
     lines += [f"| `{job}` | {summary(job)} | {', '.join(f'`{p}`' for p in presets_of(job))} |" for job in job_names()]
     lines += ["\nAll take every setting below, and `--allow-change SETTING` (`BATON_ALLOW_CHANGE`): go on with another",
               "value of a setting than the run has had.", "\n## Commands\n"]  # fmt: skip
+    lines += [f"- `{p.opts[0]}`: {told}\n" for p in baton.params if (told := getattr(p, "help", None))]
     for name in baton.others():
         command = baton.commands[name]
         arguments = [p.make_metavar(click.Context(command)) for p in command.params if isinstance(p, click.Argument)]
