@@ -255,6 +255,7 @@ def _begin(request: Request, ready: Prepared, prefetched: Restored | None, toget
     """Claim the run, then load what is newest now: an older copy may have saved until this moment."""
     history = request.history
     before = history.read_sign("status.json")
+    _look_again(request, ready, prefetched, before)
     claim: dict[str, Json] = {
         "run": history.run,
         "job": request.job,
@@ -289,6 +290,23 @@ def _begin(request: Request, ready: Prepared, prefetched: Restored | None, toget
         raise
 
 
+def _look_again(request: Request, ready: Prepared, prefetched: Restored | None, before: Sign | None) -> None:
+    """Raise `UserError` where an attempt that came meanwhile has made another run of it: who can't go on with that must
+    not take it. Looks only where the run's last sign is of another attempt than the checkpoint that is known."""
+    known = prefetched.checkpoint if prefetched else None
+    if before is None or before.record.get("attempt") == (known.manifest.attempt if known else None):
+        return
+    history, mailbox = request.history, request.mailbox
+    newest = Early(lambda: history.newest_good(known, mailbox.check), "newest-before").result(mailbox)
+    if newest is not None and newest is not known:
+        _check_again(request, ready, prefetched, newest)
+
+
+def _check_again(request: Request, ready: Prepared, prefetched: Restored | None, newest: Checkpoint) -> None:
+    """Raise `UserError` where the newest checkpoint, which was not known when this began, is of other settings."""
+    _check_same_run(newest.manifest, request, ready, request.allow_change if prefetched else ())
+
+
 def last_sign(sign: Sign | None) -> dict[str, Json] | None:
     """Of the run's last sign of life, what the ledger needs: the next sign, of another attempt, overwrites it."""
     return {name: sign.record.get(name) for name in ("attempt", "time", "tally")} if sign else None
@@ -312,8 +330,7 @@ def _load(
     if prefetched is not None and newest is prefetched.checkpoint:
         position = prefetched.position
     elif newest is not None:
-        if prefetched is None:
-            _check_same_run(newest.manifest, request, ready, ())
+        _check_again(request, ready, prefetched, newest)
         position = restore(ready.task, newest)
     if together is not None:
         from trainer.follow import hand_over

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
+import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.disks import fill_up
-from tests.runs import Lab
+from tests.runs import Container, Lab
 
 OPTIONS = ["--preset", "tutorial", "--batch-size", "10", "--epochs", "200", "--checkpoint-every", "0.3s"]
 
@@ -88,6 +92,42 @@ def test_copies_that_cannot_work_never_take_the_run(tmp_path: Path, small_cifar:
     assert attempts(lab) == 1
     first.signal(signal.SIGTERM)
     assert first.wait() == 75, first.text
+
+
+LATE = """
+import os, subprocess, sys
+from trainer.history import History
+plain, said = getattr(History, sys.argv[1]), []
+def late(self, *given):
+    if not said:
+        said.append(subprocess.run(sys.argv[2], shell=True, capture_output=True, text=True).stdout)
+    return plain(self, *given)
+setattr(History, sys.argv[1], late)
+import entrypoint
+sys.exit(entrypoint.main(sys.argv[3:]))
+"""
+
+
+@pytest.mark.parametrize("before", ["read_sign", "claim"])
+def test_who_starts_while_another_changes_the_run_does_not_go_on_with_it(
+    before: str, tmp_path: Path, small_cifar: Path
+) -> None:
+    """Another copy comes right before the first look at the run's sign, or right before the claim."""
+    lab = Lab(tmp_path, small_cifar, *OPTIONS[:-2], "--checkpoint-every", "10steps")
+    first = lab.start()
+    first.wait_for("durable after")
+    first.signal(signal.SIGTERM)
+    assert first.wait() == 75, first.text
+
+    arguments = ["cifar10", "--store", lab.url, "--halt", str(lab.halt), "--data", str(lab.data), *lab.options]
+    steps = int(str(lab.manifests()[-1]["step"])) + 30
+    changed = ["--lr", "0.002", "--allow-change", "lr", "--steps", str(steps), "--allow-change", "steps"]
+    other = shlex.join(lab.command(*arguments, *changed))
+    late = Container.of([sys.executable, "-c", LATE, before, other, *arguments])
+    assert late.wait() == 78, late.text
+    assert "was started with other settings (lr 0.002 -> 0.001, steps " in late.lines[-1]
+    assert attempts(lab) == (2 if before == "read_sign" else 3), "before its claim it takes nothing"
+    assert lab.manifests()[-1]["step"] == steps, "what the other made of it is the run"
 
 
 def test_a_copy_that_finds_no_room_never_takes_the_run(tmp_path: Path, small_cifar: Path, small_disk: Path) -> None:
