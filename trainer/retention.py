@@ -103,6 +103,7 @@ class Retention:
         self._settled_s = min(settled_s, young_s)
         self._every_s = every_s
         self._next_at = time.monotonic()
+        self._newest: tuple[str, float] | None = None  # the newest checkpoint, and since when, by the monotonic clock
         self._at_work = threading.Lock()
         self._known: dict[str, _Known] = {}
         self._named: dict[str, frozenset[str]] = {}  # parts, of manifests that nothing else matters of
@@ -111,9 +112,12 @@ class Retention:
     def between_saves(self, attempt: int, newest: str, busy: Callable[[], bool], stopping: Callable[[], bool]) -> None:
         """Clean up after this attempt's checkpoint `newest`, if it is time to; end as soon as `busy()` or `stopping()`.
 
+        It may be called with the same one again: where a store is full, what has become old makes room.
         Where saves follow each other so closely that it never comes to its end, it goes on beside them, once it is as
         late as the time between two. Raises nothing: a failed clean-up is a warning, and training goes on.
         """
+        if self._newest is None or self._newest[0] != newest:
+            self._newest = newest, time.monotonic()
         late_s = time.monotonic() - self._next_at
 
         def check() -> None:
@@ -123,16 +127,17 @@ class Retention:
         if late_s < 0 or not self._at_work.acquire(blocking=False):
             return
         try:
-            self._clean_up(attempt, newest, check)
+            self._clean_up(attempt, *self._newest, check)
         finally:
             self._at_work.release()
 
-    def _clean_up(self, attempt: int, newest: str, check: Callable[[], None]) -> None:
+    def _clean_up(self, attempt: int, newest: str, since: float, check: Callable[[], None]) -> None:
         try:
             check()
             self._history.check_fence(attempt)
-            # the store's time, by what was just written: this machine's clock may be anything
-            now = self._history.store.stat(self._history.key("checkpoints", f"{newest}.json")).modified
+            # the store's time, by what was written last: this machine's clock may be anything
+            written = self._history.store.stat(self._history.key("checkpoints", f"{newest}.json")).modified
+            now = written + time.monotonic() - since
             excess = self.excess(now, check)
             self.remove(excess, now, check)
             if excess.manifests or excess.parts:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from storage.errors import StoreError
+from storage.errors import NoSpace, StoreError
 from trainer.commit import Abandoned, Committed, RunFacts, Save, commit
 from trainer.curve import is_number
 from trainer.history import History, Superseded
@@ -109,7 +109,8 @@ class Saver:
         on_superseded: Callable[[Superseded], None],
         between: Callable[[Durable], None],
     ) -> None:
-        """`between` is called with the newest checkpoint after each save; it ends as soon as the saver is busy."""
+        """`between` is called with the newest checkpoint after each save, and where there was no room for one; it ends
+        as soon as the saver is busy."""
         self._between = between
         self._history = history
         self._facts = facts
@@ -141,10 +142,10 @@ class Saver:
         if self._defect is not None:
             raise self._defect
         assert not self.busy
-        self._flight = Flight(save)
-        self.began = self._flight.began
+        flight = Flight(save)
         # a daemon: at a deadline the process must end, whatever a request still waits for
-        threading.Thread(target=self._fly, args=(self._flight,), name="saver", daemon=True).start()
+        threading.Thread(target=self._fly, args=(flight,), name="saver", daemon=True).start()
+        self._flight, self.began = flight, flight.began  # only now: one without a thread would never land
 
     def save_now(
         self, save: Save, time_left: Callable[[], float], grace_s: float, try_s: float, *, evaluated: bool
@@ -231,7 +232,7 @@ class Saver:
         finally:
             self.busy_s += time.thread_time() - busy
             flight.landed.set()
-        if self.durable is not None and self.error is None and not self._superseded:
+        if self.durable is not None and self.fault in (None, NoSpace) and not self._superseded:
             self._between(self.durable)
 
     def _save(self, flight: Flight) -> None:

@@ -17,13 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from storage import open_store
-from storage.errors import StoreError, Unavailable
+from storage.errors import NoSpace, StoreError, Unavailable
+from storage.protocol import ObjectInfo, Source
 from trainer.checkpoint import HostBuffers, Position, restore, take
 from trainer.commit import SENDERS, Abandoned, Committed, RunFacts, Save, commit
 from trainer.history import History, Superseded
 from trainer.job import Task
 from trainer.parts import Part, encode
-from trainer.saver import Saver, durable
+from trainer.retention import Retention
+from trainer.saver import Durable, Saver, durable
 
 FACTS = RunFacts(
     run="run", job="job", attempt=1, steps=100, steps_per_epoch=10, settings={}, machine={}, synthetic=False
@@ -457,6 +459,63 @@ def test_a_save_of_the_very_state_that_is_last_is_not_given_up_for_it(store: Cou
     time.sleep(0.25)
     assert saver.save_now(save_of(task, 1), lambda: 105.0, 0.0, 60.0, evaluated=False)
     assert len(begun) == len(set(begun)), "each object once"
+
+
+def test_a_save_whose_thread_the_system_refuses_is_no_save_in_flight(
+    store: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container's limit on processes is reached at that moment: the start of one thread is made to fail."""
+    hearing, task = Hearing(store), HeadOnly()
+
+    def refused(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        with pytest.raises(RuntimeError, match="can't start"):
+            hearing.saver.start(save_of(task, 1))
+    assert not hearing.saver.busy
+    assert save_last(hearing.saver, save_of(task, 1))
+    assert names(store) == [(1, 1)]
+
+
+def test_a_full_store_is_cleaned_up_as_its_checkpoints_become_old(tmp_path: Path) -> None:
+    class Full(Counting):
+        def put(self, key: str, source: Source, *, if_absent: bool = False) -> ObjectInfo:
+            if "/parts/" in key and sum(info.size for info in self.list("run/parts/")) > 100_000:
+                raise NoSpace("no space left for it")
+            return super().put(key, source, if_absent=if_absent)
+
+    class Small(HeadOnly):
+        def __init__(self) -> None:
+            self.model = nn.Sequential(nn.Linear(50, 60))
+            self.optimizers = {}
+
+    store = Full(tmp_path)
+    run, task = History(store, "run"), Small()
+    run.claim({})
+    retention = Retention(run, 2, settled_s=1.0, every_s=0.0)
+    told: list[str] = []
+
+    def between(newest: Durable) -> None:
+        told.append(newest.name)
+        retention.between_saves(1, newest.name, lambda: False, lambda: False)
+
+    saver = Saver(run, FACTS, None, lambda _: None, lambda _: None, between)
+    refused = 0
+    for step in range(1, 100):
+        with torch.no_grad():
+            next(task.model.parameters()).add_(1)  # no part is like another
+        saver.start(save_of(task, step))
+        assert saver._flight is not None
+        saver._flight.landed.wait()
+        refused += saver.error is not None
+        if refused and saver.error is None:
+            break
+        time.sleep(0.1 if refused else 0)
+    assert refused, "it was never full"
+    assert saver.error is None, "room came by itself"
+    assert len(names(store)) < step - refused
 
 
 def test_a_copy_whose_run_was_deleted_and_begun_anew_leaves_no_metric_line_in_it(store: Counting) -> None:

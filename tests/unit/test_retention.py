@@ -335,6 +335,17 @@ def test_where_saves_follow_each_other_without_a_gap_it_goes_on_beside_them_once
     assert len(names(run)) == 2
 
 
+def test_where_no_save_succeeds_any_more_time_goes_on_all_the_same(run: History) -> None:
+    run.claim({})
+    made = chain(run, 1, [10, 20, 30, 40, 50, 60])
+    retention = Retention(run, 2, settled_s=1.5, every_s=0.0)
+    retention.between_saves(1, made[-1].name, lambda: False, lambda: False)
+    assert len(names(run)) == 6
+    time.sleep(2.0)
+    retention.between_saves(1, made[-1].name, lambda: False, lambda: False)
+    assert len(names(run)) == 2
+
+
 def test_a_superseded_copy_cleans_nothing_any_more(run: History) -> None:
     run.claim({})
     run.claim({})
