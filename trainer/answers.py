@@ -16,6 +16,7 @@ from trainer.job import Task
 from trainer.scores import Metric
 
 _ATTRIBUTES = ("model", "optimizers", "train_size", "eval_size", "eval_batch")
+_OWN = ("step", "epoch", "attempt", "time", "seconds", "samples_per_s", "train_loss")  # Baton's, beside metrics
 _METHODS = ("loss", "evaluate", "schedule")  # of which `Task` has the name alone
 
 
@@ -72,6 +73,8 @@ def metrics_of(task: Task, answer: object) -> dict[str, Metric]:
     for name, value in answer.items():
         if not isinstance(name, str):
             raise _wrong(task, f"{wanted}; {name!r:.60} is no name")
+        if name in _OWN:
+            raise _wrong(task, f"a metric can't be called {name}: that is one of Baton's own ({', '.join(_OWN)})")
         if isinstance(value, Tensor):
             raise _wrong(task, f"{wanted}; {name} is a tensor: float({name}) is its number")
         if isinstance(value, Real) and not isinstance(value, bool):

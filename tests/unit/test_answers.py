@@ -69,6 +69,7 @@ def changed(method: str, change: Callable[[Any], Any]) -> Task:
         ("metrics", lambda right: {"f1": True}, "f1 is True"),
         ("metrics", lambda right: {"table": [[0.5]]}, "table is [[0.5]]"),
         ("metrics", lambda right: {1: 0.5}, "1 is no name"),
+        ("metrics", lambda right: {"step": 3}, "a metric can't be called step: that is one of Baton's own (step,"),
     ],
 )
 def test_a_wrong_answer_of_a_jobs_is_told_in_a_line(method: str, change: Callable[[Any], Any], told: str) -> None:
