@@ -61,21 +61,23 @@ class LocalStore:
             _make_folders(path.parent)
             file = FileIO(scratch, "x")
         try:
-            with file:
-                self._sweep(path.parent, os.fstat(file.fileno()).st_mtime)
-                for view in views(source):  # outside: the source's own errors are not the store's
-                    with _translated(key):
-                        while view:  # an unbuffered write may be short
-                            view = view[file.write(view) :]
+            self._sweep(path.parent, os.fstat(file.fileno()).st_mtime)
+            for view in views(source):  # outside: the source's own errors are not the store's
                 with _translated(key):
-                    os.fsync(file.fileno())
-                    stat = os.fstat(file.fileno())
+                    while view:  # an unbuffered write may be short
+                        view = view[file.write(view) :]
+            with _translated(key):
+                os.fsync(file.fileno())
+                stat = os.fstat(file.fileno())
+                file.close()  # some file systems tell only here what went wrong
             with _translated(key, absent=Unsupported(f"{path}: is a folder here, so {key} can't be written")):
                 if if_absent:
                     _link(scratch, path)
                 else:
                     os.replace(scratch, path)
         finally:
+            with suppress(OSError):
+                file.close()
             with suppress(OSError):  # what is left is swept later
                 os.unlink(scratch)
         with _translated(key):

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -446,6 +447,30 @@ def test_a_put_that_could_not_be_synced_is_not_told_as_done(
     assert files(root) == ["run/a"]
     store.put("run/a", b"new")
     assert read(store, "run/a") == b"new"
+
+
+def test_what_a_file_system_tells_only_when_a_file_is_closed_is_told_too(
+    store: Store, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those over a network do so, and none is at hand: FileIO.close is made to fail as theirs does."""
+    store.put("run/a", b"old")
+
+    class Sick(FileIO):
+        def close(self) -> None:
+            was_open = not self.closed
+            super().close()
+            if was_open:
+                raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("storage.local.FileIO", Sick)
+        with pytest.raises(Transient, match="Input/output error"):
+            store.put("run/a", b"new")
+        patch.setattr(Sick, "write", lambda _self, _data: Sick.close(_self), raising=False)
+        with pytest.raises(Transient, match="Input/output error"):
+            store.put("run/a", b"new")
+    assert read(store, "run/a") == b"old"
+    assert files(root) == ["run/a"]
 
 
 def test_a_new_folder_that_could_not_be_recorded_is_recorded_by_the_next_try(
