@@ -49,10 +49,17 @@ def copy(source: History, target: History, tell: Callable[[str], None] = lambda 
     if source.is_marked():
         raise UserError(f"run {source.run!r} in {source.store.url} is not whole itself; `verify` says why")
     _check_same_history(source, target, attempts)
+    was_marked = target.is_marked()
     target.mark(f"was being copied from {source.store.url}: finish with the same `copy`, or `delete` it here")
     if source.is_marked():
         target.unmark()
         raise UserError(f"{source.store.url} and {target.store.url} are one store: give two", ExitCode.USAGE)
+    try:
+        _check_same_history(source, target, attempts)  # once more: a start there may have come before the mark
+    except UserError:
+        if not was_marked:
+            target.unmark()
+        raise
     for number in attempts:
         name = f"{number:06d}"
         target.create(target.key("attempts", f"{name}.json"), _whole(source, source.key("attempts", f"{name}.json")))

@@ -304,6 +304,25 @@ def test_another_history_there_is_never_overwritten(tmp_path: Path) -> None:
     assert {info.key: info for info in target.store.list("")} == before
 
 
+def test_a_run_that_is_started_there_just_before_the_copy_begins_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = made_run(tmp_path), history(tmp_path / "there")
+    copy(source, target)
+    source.claim({"who": "goes on here"})
+    mark = target.mark
+
+    def started_meanwhile(why: str) -> None:
+        history(tmp_path / "there").claim({"who": "goes on there"})
+        mark(why)
+
+    monkeypatch.setattr(target, "mark", started_meanwhile)
+    with pytest.raises(UserError, match="has another history: its attempt"):
+        copy(source, target)
+    assert not target.is_marked()
+    assert history(tmp_path / "there").claim({}) == 4, "and it can be started again"
+
+
 def test_nor_are_checkpoints_there_whose_claims_are_lost(tmp_path: Path) -> None:
     source, target = made_run(tmp_path), history(tmp_path / "there")
     chain(target, 1, [15])
