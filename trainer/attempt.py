@@ -351,10 +351,10 @@ class Attempt:
 
     def _put_end_on_record(self, exit_code: int, outcome: str) -> None:
         try:
-            if outcome == "superseded" and not self.history.holds_claim(self.facts.attempt):
+            if self.superseded is not None and not self.history.holds_claim(self.facts.attempt):
                 return  # the run was deleted: a record of this number is its heir's
             record_end(self.history, self.facts.attempt, exit_code, outcome, self._mailbox, self)
-            if outcome != "superseded":
+            if self.superseded is None:  # whatever else came: else the newer copy's sign would be overwritten
                 self.signs.last("finished" if outcome == "finished" else "stopped", exit_code, outcome)
         except Exception as e:
             # after a save that failed it says nothing new, and what was said last is what to do

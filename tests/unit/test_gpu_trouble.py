@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from torch import nn
 
 from storage import open_store
 from tests.unit.test_loop import Small
-from trainer import gpu, run
+from trainer import ending, gpu, run
 from trainer.attempt import Attempt
 from trainer.cadence import Cadence
 from trainer.checkpoint import Position, take
@@ -218,6 +219,20 @@ def test_once_another_process_is_gone_the_state_of_a_gpu_is_never_saved(
     loop, together = SimpleNamespace(run=lose), SimpleNamespace(has_lost=True)
     code = run._to_its_end(request, ready, mine, loop, together)  # type: ignore[arg-type]
     assert (code, len(read)) == ((74, 0) if device == "cuda" else (75, 1))
+
+
+def test_a_copy_that_fails_once_it_is_superseded_says_nothing_over_its_successors_sign(tmp_path: Path) -> None:
+    mine = attempt(tmp_path, "cpu", Mailbox(), [])
+    successor = History(open_store(f"file://{tmp_path}"), "run")
+    while successor.read_record("status.json") is None:
+        time.sleep(0.01)  # until its own sign of the start is there
+    assert successor.claim({}) == 2
+    successor.write_record({"attempt": 2, "state": "running"}, "status.json")
+    mine.position.step = 1
+    assert ending.fail(Settings(), mine, ZeroDivisionError("of the job's"), at_boundary=True)
+    assert mine.superseded is not None
+    assert (successor.read_record("status.json") or {})["attempt"] == 2
+    assert (successor.read_record("attempts", "000001.end.json") or {})["outcome"] == "defect"
 
 
 def test_evaluation_reads_the_last_steps_side_once_and_again_when_it_has_changed(
