@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file
 
 from tests.runs import REPOSITORY, Container, environment
 
+soak = pytest.mark.skipif(not os.environ.get("BATON_SOAK"), reason="in `make soak`")
 EXAMPLE = re.compile(r"## How to add a job\n.*?```python\n(.*?)```", re.DOTALL)
 
 
@@ -137,7 +139,7 @@ def test_an_error_in_a_jobs_file_is_told_from_there_on_and_said_to_be_its_own(tm
     assert "last checkpoint durable at step 7, 0 steps lost (exit code 1)" in done.stdout
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [pytest.param(0, marks=soak), 1])
 def test_an_error_in_one_of_two_processes_costs_its_step_alone(tmp_path: Path, number: int) -> None:
     newcomers(tmp_path)
     mine = tmp_path / "trainer" / "jobs" / "reg.py"
