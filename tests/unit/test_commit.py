@@ -495,10 +495,8 @@ def test_a_full_store_is_cleaned_up_as_its_checkpoints_become_old(tmp_path: Path
     run, task = History(store, "run"), Small()
     run.claim({})
     retention = Retention(run, 2, settled_s=1.0, every_s=0.0)
-    told: list[str] = []
 
     def between(newest: Durable) -> None:
-        told.append(newest.name)
         retention.between_saves(1, newest.name, lambda: False, lambda: False)
 
     saver = Saver(run, FACTS, None, lambda _: None, lambda _: None, between)
