@@ -58,7 +58,7 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...], comman
     mailbox = Mailbox()
     signals.install(mailbox, stop_grace_s())
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        signals.heed_parents_death()
+        signals.heed_launcher(mailbox, stop_grace_s())
     halt = HaltWatcher(settings.halt)
     if (notice := halt.check()) is not None:
         log.info("not started: %s; remove it to start", notice.detail)

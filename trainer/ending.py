@@ -29,7 +29,7 @@ def stop(request: Request, settings: Settings, attempt: Attempt) -> int:
     assert mailbox.stop is not None
     attempt.stopped_at = time.time()
     # what a watcher saw with a deadline was told of when it came
-    known = mailbox.stop.deadline is not None and not mailbox.stop.source.startswith("SIG")
+    known = mailbox.stop.deadline is not None and not mailbox.stop.source.startswith(("SIG", "process"))
     known |= mailbox.stop.source == "superseded"  # of which the last line tells
     log.info(
         "stopping at step %d%s",

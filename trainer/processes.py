@@ -28,6 +28,7 @@ from torch.distributed.elastic.rendezvous import registry as rendezvous
 from trainer.exits import ExitCode
 from trainer.ranks import ROLE
 from watchers import Mailbox
+from watchers.signals import LOST
 
 log = logging.getLogger("baton")
 
@@ -79,6 +80,10 @@ class Agent(LocalElasticAgent):
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
         self._told.pids = list(pids.values())
+        context = self._pcontext
+        assert context is not None
+        end = context.close  # called where one has died, and its SIGTERM would say that the machine goes
+        context.close = lambda death_sig=None, timeout=30: end(LOST, timeout)  # type: ignore[method-assign]
         return pids
 
 

@@ -32,6 +32,7 @@ from trainer.exits import ExitCode, UserError
 from trainer.ranks import Rank
 from trainer.settings import Json
 from watchers import Mailbox, Notice, Stopped
+from watchers.signals import OTHER_GONE
 
 log = logging.getLogger("baton")
 
@@ -310,7 +311,7 @@ class Together:
     def _lost(self, why: str) -> NoReturn:
         log.debug("another process is gone: %s", why)
         self.has_lost = True
-        notice = Notice("process", "stop", "another process of this run is gone", "process", time.time())
+        notice = Notice("process", "stop", OTHER_GONE, "process", time.time())
         self._mailbox.post(notice)
         raise Stopped(notice)
 

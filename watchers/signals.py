@@ -12,6 +12,8 @@ from watchers.mailbox import Mailbox
 from watchers.protocol import Notice
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+LOST = signal.SIGUSR1  # from trainer/processes.py: one of the others has died
+OTHER_GONE = "another process of this run is gone"
 AT_ONCE = {"SIGINT": "; once more ends it at once"}
 
 
@@ -37,8 +39,14 @@ def install(mailbox: Mailbox, stop_grace_s: float) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGHUP, signal.SIGINT))
 
 
-def heed_parents_death() -> None:
-    """Take the death of the process that started this one as a SIGTERM (Linux: prctl(2), PR_SET_PDEATHSIG)."""
+def heed_launcher(mailbox: Mailbox, stop_grace_s: float) -> None:
+    """Handle `LOST`, and take the launcher's own death as a SIGTERM (Linux: prctl(2), PR_SET_PDEATHSIG)."""
+
+    def on_lost(_number: int, _frame: FrameType | None) -> None:
+        now = time.time()
+        mailbox.post(Notice("process", "stop", OTHER_GONE, "lost", now, now + stop_grace_s))
+
+    signal.signal(LOST, on_lost)
     libc = ctypes.CDLL(None)
     if hasattr(libc, "prctl"):
         libc.prctl(1, int(signal.SIGTERM))

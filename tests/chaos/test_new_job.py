@@ -164,6 +164,8 @@ def test_an_error_in_one_of_two_processes_costs_its_step_alone(tmp_path: Path, n
     assert (failed.returncode, failed.stderr) == (1, ""), failed
     assert "last checkpoint durable at step 7, 0 steps lost" in failed.stdout, failed.stdout
     assert f"this is a mistake in {mine}, line " in failed.stdout
+    if number:  # which has died, and process 0 stops for that
+        assert "stopping at step 7: another process of this run is gone" in failed.stdout, failed.stdout
     assert not re.search(r"exit code (?!1\b)", failed.stdout), "no other than what they end with"
     mended = run("hurt")
     assert mended.returncode == 0, mended
