@@ -164,6 +164,7 @@ class Attempt:
         self._drawn = step
         line: dict[str, float] = {
             "step": step,
+            "epoch": -(-step // self.plan.steps_per_epoch),
             "seen": seen_this_epoch(self.plan, step),
             "attempt": self.facts.attempt,
             "seconds": self.tally.seconds,

@@ -24,19 +24,19 @@ def is_due(step: int, steps: int) -> bool:
 def losses(points: Iterable[Mapping[str, Json]]) -> list[tuple[int, float]]:
     """(step, mean training loss since the point before or since the epoch's begin) of points in the order of steps.
 
-    A point holds `step`, `loss_sum` over the epoch so far, and `seen`, the samples in that sum.
+    A point holds `step`, `epoch`, `loss_sum` over the epoch so far, and `seen`, the samples in that sum.
     """
     found: list[tuple[int, float]] = []
-    sum_before, seen_before = 0.0, 0.0
+    sum_before, seen_before, epoch_before = 0.0, 0.0, None
     for point in points:
         step, total, seen = point.get("step"), point.get("loss_sum"), point.get("seen")
         if type(step) is not int or not is_number(total) or not is_number(seen):
             continue
-        if seen <= seen_before:  # another epoch
+        if point.get("epoch") != epoch_before or seen <= seen_before:
             sum_before, seen_before = 0.0, 0.0
         if seen > seen_before:
             found.append((step, (total - sum_before) / (seen - seen_before)))
-        sum_before, seen_before = total, seen
+        sum_before, seen_before, epoch_before = total, seen, point.get("epoch")
     return found
 
 
