@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,7 +12,6 @@ from torch import Tensor
 
 from trainer.job import sent, tensor_of
 
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, by channel, of 255
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601
 RESIDENT = 0.3  # of a GPU's free memory: pictures that need no more lie there
 
@@ -84,6 +84,7 @@ def coloured(x: Tensor, bright: Tensor, contrast: Tensor, vivid: Tensor) -> Tens
     return (pale + (x - pale) * vivid).clamp(0, 255)
 
 
-def normalized(x: Tensor) -> Tensor:
-    mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (MEAN, STD))
-    return (x - mean) / std
+def normalized(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """`mean` and `std`: by channel, of 255."""
+    means, stds = (torch.tensor(v, device=x.device)[:, None, None] for v in (mean, std))
+    return (x - means) / stds

@@ -38,8 +38,11 @@ def fill(model: nn.Module, prefix: str, state: Mapping[str, Tensor], source: str
     model.load_state_dict({name: tensor for name, tensor in found.items() if name in own}, strict=False)
 
 
-def of_transformers(config: dict[str, Any], dropout: float) -> nn.Module:
-    """Any other encoder, computed by transformers, from chance. Raises `UserError` where it knows no such one."""
+def of_transformers(config: dict[str, Any], dropout: float) -> tuple[nn.Module, int]:
+    """Any other encoder, computed by transformers, from chance, and its padding's token.
+
+    Raises `UserError` where it knows no such one, or one that takes no padding.
+    """
     os.environ["HF_HUB_OFFLINE"] = "1"
     from transformers import AutoConfig, AutoModelForSequenceClassification
     from transformers.utils import logging as their_log
@@ -51,7 +54,13 @@ def of_transformers(config: dict[str, Any], dropout: float) -> nn.Module:
         theirs = AutoConfig.for_model(**own)
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"model_type {config['model_type']}: transformers doesn't know it: {e!s:.200}") from e
-    for name in ("hidden_dropout_prob", "dropout"):
+    pad = getattr(theirs, "pad_token_id", None)
+    if not isinstance(pad, int):
+        raise UserError(
+            f"model_type {config['model_type']}: its config.json has no pad_token_id, so no batch of texts can be "
+            "made; decoders such as GPT-2 have none: choose an encoder"
+        )
+    for name in ("hidden_dropout_prob", "dropout", "classifier_dropout", "seq_classif_dropout"):
         if hasattr(theirs, name):
             setattr(theirs, name, dropout)
     try:
@@ -60,4 +69,4 @@ def of_transformers(config: dict[str, Any], dropout: float) -> nn.Module:
         )
     except ValueError as e:
         raise UserError(f"model_type {config['model_type']}: {str(e).splitlines()[0]:.200}") from e
-    return model.float()
+    return model.float(), pad

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -65,6 +65,9 @@ class Task:
     eval_size: int  # samples
     eval_batch: int  # samples evaluated between two looks at the mailbox
     unit = "samples"  # what people call them
+    shapes_run: Mapping[
+        str, Json
+    ] = {}  # what is computed, where settings don't tell it all: a run goes on with no other
 
     def epoch_order(self, seed: int, epoch: int) -> order.Int64s:
         """All training samples in the order in which this epoch takes them; a pure function of (seed, epoch).
@@ -120,6 +123,7 @@ class Task:
 class Job(Protocol):
     """A module in trainer/jobs/. The first preset is the default one."""
 
+    WITHOUT_EFFECT: Sequence[str]  # settings that it makes no use of; may be lacking
     DATASET: str | None  # read without importing the module, so a plain string; None: it wants no data
     PRESETS: Mapping[str, Mapping[str, Any]]
 

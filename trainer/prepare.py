@@ -64,6 +64,7 @@ def start(wanted: Wanted) -> Start:
     put_off_compiler()
     job = jobs.load(wanted.job)
     name, preset = jobs.preset(job, wanted.given.get("preset", ""))
+    _check_effect(wanted.job, wanted.given, getattr(job, "WITHOUT_EFFECT", ()))
     settings = Settings.of({**wanted.given, "preset": name}, preset)
     _check_length(wanted.job, settings)
     device = machine.pick_device(settings.device, wanted.rank.local)
@@ -73,6 +74,13 @@ def start(wanted: Wanted) -> Start:
         machine.compute_quickly()
     machine.keep_memory()
     return Start(job, settings, device, threads)
+
+
+def _check_effect(job: str, given: Mapping[str, Any], without: Sequence[str]) -> None:
+    """Raise `UserError` for what was said in the belief that it does something."""
+    for name in without:
+        if name in given:
+            raise UserError(f"--{name.replace('_', '-')}: {job} makes no use of it; leave it out", ExitCode.USAGE)
 
 
 def _check_length(job: str, settings: Settings) -> None:
@@ -128,7 +136,7 @@ def build(begun: Start, wanted: Wanted, data: Packed, shape: dict[str, Json]) ->
     )
     if plan.steps > LARGEST_COUNT:
         raise UserError(f"--epochs {settings.epochs}: {plan.steps} steps are too many for a run", ExitCode.USAGE)
-    return Prepared(settings, shape, data, task, plan, _facts(begun, wanted))
+    return Prepared(settings, {**shape, **task.shapes_run}, data, task, plan, _facts(begun, wanted))
 
 
 def _check_micro_batches(model: torch.nn.Module, batch: int, micro: int) -> None:

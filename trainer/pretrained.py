@@ -98,6 +98,16 @@ def vocabulary(files: Mapping[str, str]) -> int:
     return 1 + max(max(ids), max(added, default=0))
 
 
+def tokens(file: str) -> Any:
+    """What decides which tokens a tokenizer.json makes of texts, to be compared; the text itself if it is no JSON."""
+    try:
+        described = json.loads(file)
+    except (ValueError, RecursionError):
+        return file
+    skipped = ("version", "truncation", "padding")  # which whoever packs sets anew
+    return {n: v for n, v in described.items() if n not in skipped} if isinstance(described, dict) else file
+
+
 def config_of(folder: Path) -> dict[str, Any]:
     """Its config.json. Raises `UserError`."""
     path = folder / "config.json"

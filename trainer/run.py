@@ -190,7 +190,8 @@ def _check_same_run(manifest: Manifest, request: Request, ready: Prepared, allow
     if manifest.job != request.job:
         raise other(f"is one of job {manifest.job}; give this one another name with --run NAME")
     # a setting that is newer than the run's image was not given to it
-    changed = difference(shape, {**Settings().that_shape_the_run(), **manifest.settings})
+    newer = {**Settings().that_shape_the_run(), **ready.task.shapes_run}
+    changed = difference(shape, {**newer, **manifest.settings})
     refused = {name: pair for name, pair in changed.items() if name not in allow_change or name in UNCHANGEABLE}
     if refused:
         follows = {"micro_batch_size"} if "batch_size" in refused else set()

@@ -69,7 +69,12 @@ class Settings:
     lr: float = setting(math.nan, "peak learning rate", shapes_run=True, above=0)
     momentum: float = setting(math.nan, "momentum", shapes_run=True, low=0)
     weight_decay: float = setting(math.nan, "weight decay", shapes_run=True, low=0)
-    dropout: float = setting(0.0, "share of activations dropped before the last layer", shapes_run=True, low=0)
+    dropout: float = setting(
+        0.0,
+        "share of activations dropped before the last layer; for imagenet 0 leaves the network's own",
+        shapes_run=True,
+        low=0,
+    )
     seed: int = setting(0, "seed of data order, augmentation, initial weights, dropout", shapes_run=True, low=0)
     precision: Literal["auto", "fp32", "bf16"] = setting(
         "auto", "bf16 autocast or fp32; auto: bf16 where the device computes in it", shapes_run=True
@@ -161,7 +166,7 @@ def check(name: str, value: Any) -> None:
 
 def check_changes(names: Sequence[str]) -> None:
     """Raise `UserError` (wrong command line) where --allow-change names what is no setting of a run."""
-    known = [f.name for f in fields(Settings) if f.metadata["shapes_run"]] + ["data_sha256"]
+    known = [f.name for f in fields(Settings) if f.metadata["shapes_run"]] + ["data_sha256", "network_sha256"]
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

@@ -92,6 +92,15 @@ def read(weights: str, check: Check) -> dict[str, Tensor]:
     return _of_run(weights, check) if is_url(weights) else _of_path(Path(weights).expanduser(), check)
 
 
+def beside(weights: str, file: str, check: Check) -> bytes | None:
+    """A small file that lies beside the weights of a path or a run; None where there is none. Raises as `read` does."""
+    if is_url(weights):
+        return _result_file(weights, file, check)
+    path = Path(weights).expanduser()
+    path = (path if path.is_dir() else path.parent) / file
+    return _bytes(path, check) if path.is_file() else None
+
+
 def find(published: Published, check: Check) -> dict[str, Tensor]:
     """Published weights, from the image, the cache or torch's own cache. Raises `UserError` with what gets them."""
     for folder in (BAKED, cache()):
@@ -182,22 +191,30 @@ def _of_path(path: Path, check: Check) -> dict[str, Tensor]:
 
 
 def _of_run(url: str, check: Check) -> dict[str, Tensor]:
+    data = _result_file(url, "model.safetensors", check)
+    if data is None:
+        raise UserError(f"--weights {shown(url)}: no finished run is there; a run has its result when it has ended")
+    return _parsed(data, url)[0]
+
+
+def _result_file(url: str, file: str, check: Check) -> bytes | None:
+    """A file of a run's result, held to its SHA-256; None where no finished run with such a file is."""
     root, _, run = url.rstrip("/").rpartition("/")
     store = patient(root, check)
     history = History(store, run)
     record = history.read_record("result.json")
     files = record.get("files") if record else None
-    entry = files.get("model.safetensors") if isinstance(files, dict) else None
+    entry = files.get(file) if isinstance(files, dict) else None
     if not isinstance(entry, dict) or not isinstance(entry.get("size"), int):
-        raise UserError(f"--weights {shown(url)}: no finished run is there; a run has its result when it has ended")
+        return None
     size, sink = int(str(entry["size"])), io.BytesIO()
     for start in range(0, size, CHUNK):
         check()
-        store.get(history.key("result", "model.safetensors"), sink, byte_range=(start, min(start + CHUNK, size)))
+        store.get(history.key("result", file), sink, byte_range=(start, min(start + CHUNK, size)))
     data = sink.getvalue()
     if hashlib.sha256(data).hexdigest() != entry.get("sha256"):
-        raise UserError(f"--weights {shown(url)}: its model.safetensors isn't what its result.json says; damaged?")
-    return _parsed(data, url)[0]
+        raise UserError(f"--weights {shown(url)}: its {file} isn't what its result.json says; damaged?")
+    return data
 
 
 def _read_safetensors(path: Path, check: Check) -> tuple[dict[str, Tensor], dict[str, str]]:

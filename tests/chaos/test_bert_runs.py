@@ -111,6 +111,17 @@ def test_a_run_that_goes_on_has_its_checkpoint_and_wants_its_weights_no_more(tmp
         container.signal(signal.SIGTERM)
         assert container.wait() == 75, container.text
         (model / "model.safetensors").unlink(missing_ok=True)
+    # weights of the same shapes in another network
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "num_attention_heads": 1}))
+    container = lab.start(job="bert")
+    assert container.wait() == 78, container.text
+    assert re.search(r"other settings \(network_sha256 \S+ -> \S+\): .* --allow-change network_sha256 ", container.text)
+    (model / "config.json").write_text(json.dumps({**config, "transformers_version": "9.9.9"}))
+    container = lab.start(job="bert")
+    assert container.wait_for("attempt 3 goes on at step") is not None, container.text
+    container.signal(signal.SIGTERM)
+    assert container.wait() == 75, container.text
 
 
 def test_what_does_not_fit_stops_before_the_run_is_touched(tmp_path: Path, data: Path) -> None:

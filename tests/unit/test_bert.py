@@ -108,7 +108,7 @@ def test_the_network_computes_what_transformers_computes(tmp_path: Path) -> None
     """Logits and gradients, with padding; though of the last layer it computes the first token alone."""
     folder = small_model(tmp_path)
     mine, config = filled(folder, 3), pretrained.config_of(folder)
-    theirs = encoder_weights.of_transformers({**config, "id2label": {"0": "a", "1": "b", "2": "c"}}, 0.0)
+    theirs, _ = encoder_weights.of_transformers({**config, "id2label": {"0": "a", "1": "b", "2": "c"}}, 0.0)
     theirs.load_state_dict(mine.state_dict())
     theirs.eval()
     ids = torch.randint(0, 90, (4, 12), generator=torch.Generator().manual_seed(1))
@@ -173,7 +173,7 @@ def test_another_architecture_is_computed_by_transformers_and_fits_its_weights(t
     config["id2label"] = {"0": "a", "1": "b"}
     assert Shape.of(config) is None
     torch.manual_seed(0)
-    one, two = (encoder_weights.of_transformers(config, 0.1) for _ in range(2))
+    one, two = (encoder_weights.of_transformers(config, 0.1)[0] for _ in range(2))
     body = {n.removeprefix("distilbert."): t for n, t in one.state_dict().items() if n.startswith("distilbert.")}
     encoder_weights.fill(two, "distilbert.", body, "it", 2)
     assert all(torch.equal(two.state_dict()[f"distilbert.{name}"], tensor) for name, tensor in body.items())
@@ -181,6 +181,40 @@ def test_another_architecture_is_computed_by_transformers_and_fits_its_weights(t
         encoder_weights.fill(two, "distilbert.", {"x": torch.zeros(1)}, "it", 2)
     with pytest.raises(UserError, match="model_type no-such-type"):
         encoder_weights.of_transformers({**config, "model_type": "no-such-type"}, 0.1)
+
+
+TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16, "vocab_size": 90}
+
+
+def test_padding_is_the_model_types_own_where_its_file_names_none_and_a_decoder_is_refused() -> None:
+    two = {"id2label": {"0": "a", "1": "b"}}
+    assert encoder_weights.of_transformers({"model_type": "roberta", **TINY, **two}, 0.0)[1] == 1
+    with pytest.raises(UserError, match=r"gpt2: its config.json has no pad_token_id"):
+        encoder_weights.of_transformers({"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 1, **two}, 0.0)
+
+
+def test_weights_of_another_tokenizer_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = small_model(tmp_path)
+    texts = str(small_texts(tmp_path))
+    data = pack("bert", texts, tmp_path / "out", options={"model": str(model)}, say=lambda line: None)
+    settings = Settings.of({"model": str(model), "lr": 0.2, "weight_decay": 0.3, "batch_size": 8})
+    task = jobs.load("bert").build(settings, data, torch.device("cpu"))
+    other = small_model(tmp_path, "other")
+    task.begin(str(other), lambda: None)
+    file = other / "tokenizer.json"
+    described = json.loads(file.read_text())
+    file.write_text(json.dumps({**described, "truncation": None, "padding": None}, indent=1))
+    task.begin(str(other / "model.safetensors"), lambda: None)
+    first, second, *_ = words = sorted(described["model"]["vocab"], key=described["model"]["vocab"].get)
+    described["model"]["vocab"] = {word: number for number, word in enumerate([second, first, *words[2:]])}
+    file.write_text(json.dumps(described))
+    for weights in (other, other / "model.safetensors"):
+        with pytest.raises(UserError, match=r"theirs is another tokenizer than the texts'; pack the texts by that one"):
+            task.begin(str(weights), lambda: None)
+    assert not caplog.records
+    file.unlink()
+    task.begin(str(other), lambda: None)
+    assert "no tokenizer.json beside them" in caplog.text
 
 
 def test_neither_bert_nor_cifar10_imports_transformers_or_torchvision() -> None:

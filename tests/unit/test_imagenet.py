@@ -12,11 +12,11 @@ from PIL import Image
 from tests.jobs import photos
 from trainer import job as jobs
 from trainer import weights
-from trainer.crops import MEAN, STD
 from trainer.data.pack import pack
 from trainer.data.packed import Packed, open_packed
 from trainer.exits import UserError
 from trainer.job import Batch, Task
+from trainer.jobs.imagenet import scale_of
 from trainer.settings import Settings
 
 STEPS = 21
@@ -77,7 +77,7 @@ EPOCHS = 40
 
 def views(task: Task, seed: int, epochs: int = EPOCHS) -> torch.Tensor:
     """What a run sees of the first two pictures, as bytes would have it: float32 [2, epochs, 3, side, side]."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    mean, std = (torch.tensor(values)[:, None, None] for values in task.scale)  # type: ignore[attr-defined]
     batches = (Batch(np.arange(2), seed, epoch, torch.device("cpu")) for epoch in range(epochs))
     return torch.stack([task.seen(batch) for batch in batches], 1) * std + mean  # type: ignore[attr-defined]
 
@@ -145,3 +145,16 @@ def test_the_rate_goes_up_then_down_along_a_cosine_and_matrices_alone_decay(
     assert rates == pytest.approx([peak / 2, peak, *falling])
     decay = {id(p): group["weight_decay"] for group in made.param_groups for p in group["params"]}
     assert {(p.ndim > 1, decay[id(p)]) for p in task.model.parameters()} == {(True, 0.3), (False, 0.0)}
+
+
+def test_a_network_whose_weights_want_another_scale_gets_it(packed: Packed) -> None:
+    for model, scale in (("efficientnet_v2_l", 127.5), ("shufflenet_v2_x0_5", 123.675)):
+        assert scale_of(model)[0][0] == pytest.approx(scale)
+    assert built(packed, model="googlenet").model.transform_input is True
+
+
+def test_a_dropout_that_nothing_would_drop_by_is_refused(packed: Packed) -> None:
+    with pytest.raises(UserError, match=r"--dropout 0\.3: shufflenet_v2_x0_5 has no layer that drops"):
+        built(packed, dropout=0.3)
+    dropped = [m.p for m in built(packed, model="googlenet", dropout=0.3).model.modules() if hasattr(m, "p")]
+    assert dropped == [0.3]

@@ -10,15 +10,18 @@ transformers.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainer import encoder_weights, order, pretrained
 from trainer import weights as those
@@ -30,6 +33,8 @@ from trainer.job import Batch, Task, sent, tensor_of
 from trainer.scores import Metric, confusion, of_confusion
 from trainer.settings import Json, Settings
 
+log = logging.getLogger("baton")
+
 DATASET = "bert"
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "finetune": {
@@ -40,7 +45,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "dropout": 0.1,
     },
 }  # fmt: skip
+WITHOUT_EFFECT = ("optimizer", "momentum", "size", "train_size")
 WARM_UP = 0.1  # of the steps: the learning rate rises from zero to its peak, then falls to zero
+NO_MATTER = ("_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype", "id2label", "label2id")
 POOL = 50  # batches whose texts are sorted by length together
 
 
@@ -84,13 +91,17 @@ class Classify(Task):
         self._check_data()
         self.config["id2label"] = {str(i): name for i, name in enumerate(self.classes)}
         self.config["label2id"] = {name: i for i, name in enumerate(self.classes)}
-        self.pad = int(self.config.get("pad_token_id") or 0)
         shape = Shape.of(self.config)
+        network: nn.Module
         if shape is None:
-            network = encoder_weights.of_transformers(self.config, settings.dropout)
+            network, self.pad = encoder_weights.of_transformers(self.config, settings.dropout)
         else:
+            self.pad = int(self.config.get("pad_token_id") or 0)
             self.config["architectures"] = ["BertForSequenceClassification"]
             network = BertClassifier(shape, len(self.classes), settings.dropout)
+        # a model's name or folder may mean another network on another day, and not all of it shows in weights' shapes
+        computed = asdict(shape) if shape else {n: v for n, v in self.config.items() if n not in NO_MATTER}
+        self.shapes_run = {"network_sha256": hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()}
         self.model = network.to(device)
         self.prefix = f"{getattr(network, 'base_model_prefix', 'bert')}."  # of all names but the classifier's
         if settings.freeze:
@@ -128,7 +139,22 @@ class Classify(Task):
             if pretrained.tokenizer_files(self.folder) != self.tokenizer:
                 raise UserError(f"the texts were tokenized by another tokenizer than the model's; {self._again}")
             weights = str(pretrained.weights_of(self.folder))
+        else:
+            self._check_tokenizer(weights, check)
         encoder_weights.fill(self.model, self.prefix, those.read(weights, check), weights, len(self.classes))
+
+    def _check_tokenizer(self, weights: str, check: Callable[[], None]) -> None:
+        """Raise `UserError` for weights whose embeddings are of other tokens than the texts'."""
+        file = pretrained.TOKENIZER
+        theirs = those.beside(weights, file, check)
+        if theirs is None:
+            what = "no %s beside them, so whether they know the texts' tokens by the same numbers can't be told"
+            log.warning(f"weights: %s: {what}", shown(weights), file)
+        elif pretrained.tokens(theirs.decode(errors="replace")) != pretrained.tokens(self.tokenizer[file]):
+            raise UserError(
+                f"--weights {shown(weights)}: theirs is another tokenizer than the texts'; pack the texts by that one: "
+                f"entrypoint.py data bert --source FILE --model FOLDER, where its {file} and config.json are"
+            )
 
     def epoch_order(self, seed: int, epoch: int) -> order.Int64s:
         lengths = np.diff(self.offsets["train"])

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torchvision import models  # type: ignore[import-untyped]
 
 from trainer import weights as those
-from trainer.crops import MEAN, STD, Pictures, coloured, normalized, parts
+from trainer.crops import Pictures, coloured, normalized, parts
 from trainer.data.packed import Packed, remedy
 from trainer.exits import ExitCode, UserError
 from trainer.job import Batch, Task, tensor_of
@@ -74,6 +74,16 @@ def known(model: str) -> str:
     return model
 
 
+def scale_of(model: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation by channel, of 255, that a network's published weights want pictures to be scaled by.
+
+    Raises `UserError`.
+    """
+    published = models.get_model_weights(known(model)).DEFAULT.transforms()
+    mean, std = (tuple(round(255 * value, 6) for value in values) for values in (published.mean, published.std))
+    return mean, std
+
+
 def build(settings: Settings, data: Packed, device: torch.device) -> Task:
     return Photographs(settings, data, device)
 
@@ -86,6 +96,7 @@ class Photographs(Task):
         self.settings, self.device = settings, device
         self.classes = len(data.classes)
         self.side = settings.size
+        self.scale = scale_of(settings.model)
         self.fixed_side = settings.train_size or (self.side if settings.model.startswith(FIXED_SIDE) else 0)
         self.train_side = self._train_side(0.0)
         packed, largest = data.arrays["train_images"].shape[1], max(self.side, self._train_side(1.0))
@@ -102,8 +113,8 @@ class Photographs(Task):
 
         # what torchvision's get_model needs to build it again; the two with more than one head train with one here
         self.arguments: dict[str, Json] = {"num_classes": self.classes}
-        if settings.model in ("googlenet", "inception_v3"):
-            self.arguments |= {"aux_logits": False, "init_weights": True}
+        if settings.model in ("googlenet", "inception_v3"):  # their own weights want pictures in another scale
+            self.arguments |= {"aux_logits": False, "init_weights": True, "transform_input": True}
         if settings.model.startswith("vit"):
             self.arguments["image_size"] = self.side
         if settings.model.startswith("maxvit"):
@@ -133,8 +144,12 @@ class Photographs(Task):
                 match pool:
                     case nn.AdaptiveAvgPool2d(output_size=(int(rows), int(columns))) if rows * columns > 1:
                         setattr(module, child, MeanPool(rows, columns))
-            if isinstance(module, nn.Dropout) and self.settings.dropout:
-                module.p = self.settings.dropout
+        drops = [module for module in network.modules() if isinstance(module, nn.Dropout)]
+        if share := self.settings.dropout:
+            if not drops:
+                raise UserError(f"--dropout {share}: {name} has no layer that drops anything", ExitCode.USAGE)
+            for module in drops:
+                module.p = share
         return network
 
     def _freeze(self) -> list[nn.Module]:
@@ -253,7 +268,7 @@ class Photographs(Task):
         middle = np.full(len(labels), 7 / 8)
         corner = np.full(len(labels), 1 / 16)
         whole = np.zeros(len(labels), bool)
-        logits = self.logits(normalized(parts(images, (corner, corner), (middle, middle), whole, self.side)))
+        logits = self.logits(self.normalized(parts(images, (corner, corner), (middle, middle), whole, self.side)))
         sums = {
             "accuracy": (logits.argmax(1) == labels).sum(),
             "loss": F.cross_entropy(logits, labels, reduction="sum"),
@@ -284,12 +299,16 @@ class Photographs(Task):
         mirrored = batch.random_below(2, "mirror") == 1
         x = parts(self.train_images.take(batch.samples), corner, (height, width), mirrored, self.train_side)
         factors = (batch.on_device((1 + COLOUR * (2 * f - 1)).astype(np.float32)) for f in (bright, contrast, vivid))
-        return normalized(coloured(x, *(factor[:, None, None, None] for factor in factors)))
+        return self.normalized(coloured(x, *(factor[:, None, None, None] for factor in factors)))
+
+    def normalized(self, x: Tensor) -> Tensor:
+        """As the network's published weights want their pictures."""
+        return normalized(x, *self.scale)
 
     def result_config(self) -> dict[str, Json]:
         return {
             "model": self.settings.model, "arguments": self.arguments, "size": self.side,
-            "mean": [m / 255 for m in MEAN], "std": [s / 255 for s in STD],
+            "mean": [m / 255 for m in self.scale[0]], "std": [s / 255 for s in self.scale[1]],
         }  # fmt: skip
 
 

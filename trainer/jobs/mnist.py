@@ -17,3 +17,4 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }  # fmt: skip
 build = cifar10.build
+WITHOUT_EFFECT = cifar10.WITHOUT_EFFECT
