@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from storage.errors import StoreError
 from trainer.data.dataset import shown
 from trainer.data.pulse import told
 from trainer.exits import UserError
@@ -58,7 +59,8 @@ def members(
     opener: Callable[[], BinaryIO] | None = None,
     total_limit: int = 0,
 ) -> Iterator[Member]:
-    """Each regular file in the tar. Raises `UserError` for damage, links, devices and names that climb out.
+    """Each regular file in the tar. Raises `UserError` for damage, links, devices and names that climb out, and what
+    `opener`'s file raises of a store.
 
     `opener`: opens it where `path` only names it. `total_limit`: bytes, decompressed; `TOTAL_LIMIT` if 0.
     """
@@ -93,6 +95,8 @@ class _Stream:
             self._raw = opener() if opener else path.open("rb")
             magic = self._raw.read(6)
             self._raw.seek(0)
+        except StoreError:  # some are OSError too; a store that is away is no damage
+            raise
         except OSError as e:
             raise told(e, f"can't read {shown(path)}") from e
         unpacker = next((o for start, o in _OPENERS.items() if magic.startswith(start)), lambda raw: raw)
@@ -122,6 +126,8 @@ class _Stream:
             raise ends_early(self.path) from e
         except (lzma.LZMAError, zlib.error) as e:
             raise _Damaged(str(e)) from e
+        except StoreError:
+            raise
         except OSError as e:
             if e.errno is None:  # from bz2 and gzip, of their content
                 raise _Damaged(str(e)) from e
