@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 from console.checks.examination import Check, Patient, Trouble, Warn
-from storage.errors import NotFound, StoreError
-from trainer.history import History
+from storage.errors import StoreError
+from trainer.history import Bad, History
+from trainer.manifest import Manifest, checkpoint_name
 from trainer.place import runs
 
 MEASURE_S = 1.5  # seconds of writing that give the speed
 PIECE = 1 << 18  # bytes of the first object; each next is twice as large
 MOST = 32 << 20
+FEW = 3  # checkpoints of a run that are looked at
 GRACE_S = 10.0  # docker's own, between SIGTERM and the kill
 NOTICE_S = {"aws": 120.0, "gcp": 30.0, "azure": 30.0}
 SHORTEST_S = min(NOTICE_S.values())
@@ -73,16 +76,21 @@ def _checkpoint_bytes(patient: Patient) -> tuple[int | None, str]:
     for run in [patient.run] if patient.run else runs(patient.store)[:20]:
         history = History(patient.store, run)
         try:
-            newest = max(history.checkpoints(), default=None)
-            if newest is None:
-                continue
-            manifest = history.manifest(f"{newest[0]:06d}-{newest[1]:08d}")
-        except (NotFound, StoreError, ValueError):
+            manifest = _newest(history)
+        except (StoreError, ValueError):
             continue
-        size = sum(part.size for part in manifest.parts)
-        if size > (best[0] or 0):
+        size = sum(part.size for part in manifest.parts) if manifest else 0
+        if manifest and size > (best[0] or 0):
             best = size, f"{run}, step {manifest.step}"
     return best
+
+
+def _newest(history: History) -> Manifest | None:
+    """Of the newest few, the first whose manifest is good: how large it is matters here, not which it is."""
+    for attempt, step in history.checkpoints()[:FEW]:
+        with suppress(Bad):  # told by a start, and by `verify`
+            return history.manifest(checkpoint_name(attempt, step))
+    return None
 
 
 CHECKS = (

@@ -26,7 +26,7 @@ from console.checks.examination import Check, Found, Patient, Warn, examine
 from console.doctor import LANES
 from storage import open_store
 from storage.errors import NotSetUp, PermissionDenied
-from tests.checkpoints import history, save, snapshot
+from tests.checkpoints import chain, history, save, snapshot
 from tests.clouds import reached
 from tests.docs.pages import documents
 from tests.emulators.metadata import Metadata
@@ -415,6 +415,17 @@ def test_each_fault_of_a_machine_is_found_and_comes_with_its_mend(
     assert found.status == status, found
     assert words in found.detail
     assert mend in found.mend
+
+
+@pytest.mark.parametrize(("damaged", "said"), [(1, "step 200"), (2, "no checkpoint there yet")])
+def test_a_damaged_manifest_is_no_defect_and_the_one_before_it_tells_how_large_a_save_is(
+    damaged: int, said: str, machine: Machine
+) -> None:
+    run = history(machine.folder / "store")
+    for manifest in chain(run, 1, [200, 201])[-damaged:]:
+        run.store.put(f"run/checkpoints/{manifest.name}.json", b"{")
+    found = machine.examined("time")["time: save"]
+    assert (found.status, said in found.detail) == ("ok", True), found
 
 
 def test_what_is_too_large_to_be_read_in_its_time_is_not_taken_for_a_disk_that_hangs(machine: Machine) -> None:
