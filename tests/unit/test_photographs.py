@@ -74,6 +74,29 @@ def test_a_picture_stands_as_its_camera_was_held(orientation: int) -> None:
     assert np.array_equal(decode(saved(stored, "PNG", exif=exif), 40), np.asarray(quarters()))
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_a_good_picture_whose_exif_cant_be_read_is_packed_as_it_lies(kind: str) -> None:
+    data = saved(quarters(), kind, exif=b"Exif\0\0no TIFF file", **({"lossless": True} if kind == "WEBP" else {}))
+    assert np.array_equal(decode(data, 40), np.asarray(quarters()))
+
+
+@pytest.mark.parametrize("size", range(100, 4000, 300))
+def test_a_png_that_is_cut_short_is_broken_with_or_without_exif(size: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for options in ({}, {"exif": exif}):
+        data = saved(Image.open(io.BytesIO(photo(1))), "PNG", **options)
+        assert len(data) > 4000
+        with pytest.raises(Broken):
+            decode(data[:size], 32)
+
+
+def test_a_picture_of_floating_point_numbers_is_told_rather_than_packed_black() -> None:
+    heights = np.linspace(0, 1, 40 * 40, dtype="<f4").tobytes()
+    with pytest.raises(Broken, match="floating-point"):
+        decode(b"Pf\n40 40\n-1.0\n" + heights, 32)
+
+
 @pytest.mark.parametrize("data", [b"", b"<html>", photo(1)[:300], saved(Image.new("1", (9000, 9000)), "PNG")])
 def test_what_is_no_picture_is_told_and_a_bomb_is_not_decoded(data: bytes) -> None:
     with pytest.raises(Broken) as told:

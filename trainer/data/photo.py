@@ -44,10 +44,13 @@ def decode(data: bytes, side: int) -> Bytes:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > PIXEL_LIMIT:
             raise Broken(f"{image.width}x{image.height} pixels, and {PIXEL_LIMIT // 10**6} million are the most")
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+        if image.mode == "F":
+            raise Broken("its pixels are floating-point numbers, of which none is known to be white")
         image.draft(
             None, (side, side)
         )  # JPEG: decoded at an eighth, a quarter or half of its size where that is enough
+        image.load()  # before its EXIF, which in a PNG may lie behind the pixels: a fault of these must be heard
+        turn = _TURNS.get(_orientation(image))
         image = _in_8_bits(image).convert("RGB")
         short = min(image.size)
         left, top = (image.width - short) / 2, (image.height - short) / 2
@@ -59,6 +62,16 @@ def decode(data: bytes, side: int) -> Bytes:
         raise Broken("no kind of picture that is read here") from e
     except Exception as e:  # Pillow raises many kinds for broken files, among them SyntaxError and struct.error
         raise Broken(shown(e) or type(e).__name__) from e
+
+
+def _orientation(image: Image.Image) -> int:
+    """1, for upright, where the file doesn't tell: a good picture may have EXIF that can't be read."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except MemoryError:
+        raise
+    except Exception:  # many kinds, as above
+        return 1
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
