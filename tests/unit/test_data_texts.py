@@ -67,6 +67,47 @@ def test_ag_news_is_known_by_its_layout_with_or_without_a_byte_order_mark(tmp_pa
     assert text_of(plain, "train", 0).startswith("title")
 
 
+@pytest.mark.parametrize("header", ["Class Index,Title,Description", '"class index", TITLE ,description'])
+def test_ag_news_is_known_by_the_header_of_its_copies_too(header: str, tmp_path: Path) -> None:
+    plain = packed(tmp_path / "a", file(tmp_path, AG))
+    headed = packed(tmp_path / "b", file(tmp_path, f"{header}\n{AG}", "headed.csv"))
+    assert (headed.classes, headed.sha256) == (plain.classes, plain.sha256)
+
+
+OTHERS = {
+    "two columns": "".join(f"{1 + i % 4},Stars given for {i}\n" for i in range(60)),
+    "another header": "label,text\n" + "".join(f"{1 + i % 4},Stars given for {i}\n" for i in range(60)),
+    "JSON lines": "".join(json.dumps({"label": 1 + i % 4, "text": f"Stars given for {i}"}) + "\n" for i in range(60)),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_labels_from_1_to_4_of_another_layout_are_no_news(name: str, tmp_path: Path) -> None:
+    assert packed(tmp_path / "a", file(tmp_path, OTHERS[name])).classes == ("1", "2", "3", "4")
+
+
+def test_labels_that_are_numbers_lie_by_their_value_and_one_of_any_length_is_taken(tmp_path: Path) -> None:
+    labels = ["10", "9", "-1", "1" * 5000]
+    rows = "".join(f"{labels[i % 4]},text {i}\n" for i in range(40))
+    assert set(packed(tmp_path / "a", file(tmp_path, rows)).classes) == set(labels)
+    rows = "".join(f"{labels[i % 3]},text {i}\n" for i in range(40))
+    assert packed(tmp_path / "a", file(tmp_path, rows)).classes == ("-1", "9", "10")
+
+
+def test_a_header_of_other_names_is_no_class_though_both_parts_have_it(tmp_path: Path) -> None:
+    source = tmp_path / "two"
+    rows = "a,one\nb,two\na,three\nb,four\n"
+    file(source, "topic,body\n" + rows, "train.csv")
+    file(source, "topic,body\n" + rows, "test.csv")
+    with pytest.raises(UserError, match=r"^train.csv: its first line names no `label` and `text`, and .* topic: if"):
+        packed(tmp_path / "out", source)
+    file(source, "topic,of its own\n" + rows, "train.csv")
+    assert packed(tmp_path / "out", source).classes == ("a", "b", "topic"), "a class of one text is one, if they differ"
+    file(source, "a,in both\n" + rows, "train.csv")
+    file(source, "a,in both\n" + rows, "test.csv")
+    assert packed(tmp_path / "out", source).classes == ("a", "b"), "and a text in both is no header, if it isn't alone"
+
+
 def test_a_folder_has_its_own_parts(tmp_path: Path) -> None:
     source = tmp_path / "two"
     file(source, "a,one\nb,two\na,three\n", "train.csv")
@@ -88,6 +129,19 @@ def test_it_is_packed_once_and_found_again_by_a_training_run(tmp_path: Path) -> 
         found = locate("bert", str(source), tmp_path, cache=tmp_path / "cache", say=said.append)
     assert found.sha256 == first.sha256
     assert "already packed" in said[-1]
+
+
+def test_the_same_rows_parted_elsewhere_are_packed_anew(tmp_path: Path) -> None:
+    source, said = tmp_path / "two", list[str]()
+    for first, second in (
+        ("a,one\nb,two\na,three\n", "b,four\na,five\n"),
+        ("a,one\nb,two\n", "a,three\nb,four\na,five\n"),
+    ):
+        file(source, first, "train.csv")
+        file(source, second, "test.csv")
+        data = packed(tmp_path / "out", source, said)
+    assert [len(data.arrays[f"{part}_labels"]) for part in ("train", "test")] == [2, 3]
+    assert not any("already packed" in line for line in said)
 
 
 def test_a_stop_in_the_midst_leaves_what_was_there(tmp_path: Path) -> None:
@@ -202,6 +256,10 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "a JSON array": ('[\n {"label": 1, "text": "x"}\n]\n', "is one JSON array; one object a line is wanted: jq -c"),
     "tabs": ("label\ttext\na\tx\n", r"'label\ttext', with tabs where commas are wanted"),
     "too many labels": ("".join(f"label {i},x\n" for i in range(300)), "300 different labels"),
+    "a header of other names": (
+        "topic,body\n" + "".join(f"{'ab'[i % 2]},x {i}\n" for i in range(20)),
+        "its first line names no `label` and `text`, and no other has its label, topic",
+    ),
     "a class of one text": (
         "".join(f"{'ab'[i % 2]},x {i}\n" for i in range(20)) + "c,x\n",
         "no text of class c is left",

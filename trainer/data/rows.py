@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -13,7 +13,9 @@ from trainer.data.dataset import shown
 from trainer.data.pulse import Pulse, told
 from trainer.exits import UserError
 
-LABEL, TEXT = ("label", "class", "category"), ("text", "sentence", "title", "description", "content")
+LABEL = ("label", "class", "category", "class index")
+TEXT = ("text", "sentence", "title", "description", "content")
+AG_NEWS_HEADER = ["class index", "title", "description"]  # of most copies of AG News; the original has none
 AG_NEWS = {"1": "World", "2": "Sports", "3": "Business", "4": "Sci/Tech"}
 FIELD_LIMIT = 64 << 20  # characters of one field of a CSV
 WANTED = (
@@ -30,35 +32,37 @@ class Row:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rows:
     """A file's rows but those without a text."""
 
-    rows: list[Row]
-    empty: int  # rows without a text, left out
-    first_empty: int  # line of the first of them
+    rows: list[Row] = field(default_factory=list)
+    empty: int = 0  # rows without a text, left out
+    first_empty: int = 0  # line of the first of them
+    has_header: bool = True  # or wants none, as JSON lines; else the first line is a row
+    is_ag_news: bool = False  # by its layout
 
 
 def read(path: Path, pulse: Pulse) -> Rows:
     """Raises `UserError`."""
-    rows: list[Row] = []
-    empty = first_empty = 0
-    for number, row in enumerate(_rows(path)):
+    found = Rows()
+    for number, row in enumerate(_rows(path, found)):
         if number % 1000 == 0:
             pulse.beat(f"reading {shown(path.name)}: {number:,} rows")
         if not row.label:
             raise UserError(f"{shown(path)}, line {row.line}: has no label")
         if row.text:
-            rows.append(row)
+            found.rows.append(row)
         else:
-            empty, first_empty = empty + 1, first_empty or row.line
-    if not rows:
-        why = f"all {empty} rows are without a text" if empty else "no rows in it"
+            found.empty, found.first_empty = found.empty + 1, found.first_empty or row.line
+    if not found.rows:
+        why = f"all {found.empty} rows are without a text" if found.empty else "no rows in it"
         raise UserError(f"{shown(path)}: {why}; {WANTED}")
-    return Rows(rows, empty, first_empty)
+    return found
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def _rows(path: Path, found: Rows) -> Iterator[Row]:
+    """What `found` says of the layout is right once the first row is out."""
     try:
         with path.open("rb") as raw:
             head = raw.read(4096)
@@ -71,7 +75,7 @@ def _rows(path: Path) -> Iterator[Row]:
             raise UserError(f"{shown(path)}: is one JSON array; one object a line is wanted: jq -c '.[]' {shown(path)}")
         is_json = begin.startswith(b"{")
         with path.open(encoding="utf-8-sig", newline="") as file:  # -sig: with or without a byte-order mark
-            yield from _json_rows(path, file) if is_json else _csv_rows(path, file)
+            yield from _json_rows(path, file) if is_json else _csv_rows(path, file, found)
     except UnicodeDecodeError as e:
         line = _line_of_wrong_byte(path)
         raise UserError(
@@ -95,7 +99,7 @@ def _line_of_wrong_byte(path: Path) -> int:
 # -- CSV ------------------------------------------------------------------------------------------------------
 
 
-def _csv_rows(path: Path, file: TextIO) -> Iterator[Row]:
+def _csv_rows(path: Path, file: TextIO, found: Rows) -> Iterator[Row]:
     csv.field_size_limit(FIELD_LIMIT)
     reader = csv.reader(file, strict=True)
     pick: Callable[[list[str]], tuple[str, str]] | None = None
@@ -108,6 +112,8 @@ def _csv_rows(path: Path, file: TextIO) -> Iterator[Row]:
                 width = len(cells)
                 columns = _columns(path, cells)
                 pick = _picked(columns or ([0], list(range(1, width))))
+                found.has_header = columns is not None
+                found.is_ag_news = width == 3 and (columns is None or _names(cells) == AG_NEWS_HEADER)
                 if columns is not None:
                     continue
             if len(cells) != width:
@@ -122,7 +128,7 @@ def _csv_rows(path: Path, file: TextIO) -> Iterator[Row]:
 
 def _columns(path: Path, first: list[str]) -> tuple[list[int], list[int]] | None:
     """(columns of the label, those of the text) by the names in the first line; None where it names none."""
-    names = [cell.strip().lower() for cell in first]
+    names = _names(first)
     label = [names.index(name) for name in LABEL if name in names][:1]
     text = [names.index(name) for name in TEXT if name in names]
     text = text[:1] if text and names[text[0]] in ("text", "sentence") else text
@@ -136,6 +142,10 @@ def _columns(path: Path, first: list[str]) -> tuple[list[int], list[int]] | None
         )
         raise UserError(f"{shown(path)}: lacks a column for {lacks}: its first line is {found:.200}{other}; {WANTED}")
     return None
+
+
+def _names(first: list[str]) -> list[str]:
+    return [cell.strip().lower() for cell in first]
 
 
 def _picked(columns: tuple[list[int], list[int]]) -> Callable[[list[str]], tuple[str, str]]:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +41,7 @@ HELD_OUT = 1000  # texts for evaluation, of a file that has no test part of its 
 SHARE = 5  # but no more than one of so many
 MAX_CLASSES = 256
 ENDINGS = (".csv", ".jsonl", ".json")
+_NUMBER = re.compile("-?[0-9]{1,18}")  # Python makes no numbers of thousands of digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,8 @@ def _recognise(source: str, files: Mapping[str, str] | None, pulse: Pulse) -> So
     for file in parts:
         try:
             with file.open("rb") as raw:
+                # where one ends: rows that move from train to test are other parts, of the same bytes
+                digest.update(b"%d " % os.fstat(raw.fileno()).st_size)
                 while chunk := raw.read(4 << 20):
                     digest.update(chunk)
                     pulse.beat(f"checking {shown(file.name)}")
@@ -152,13 +157,12 @@ def _parts(folder: Path) -> tuple[Path, ...]:
 
 def read(files: Sequence[Path], pulse: Pulse) -> Texts:
     """The texts of these files, in the order of their hashes, split. Raises `UserError`."""
-    parts = []
-    for file in files:
-        found = rows.read(file, pulse)
-        if found.empty:
-            first = f"the first in line {found.first_empty}"
-            pulse.say(f"{shown(file.name)}: {found.empty:,} rows without a text left out, {first}")
-        parts.append(sorted(found.rows, key=_hash))
+    found = [rows.read(file, pulse) for file in files]
+    for file, some in zip(files, found, strict=True):
+        if some.empty:
+            first = f"the first in line {some.first_empty}"
+            pulse.say(f"{shown(file.name)}: {some.empty:,} rows without a text left out, {first}")
+    parts = [sorted(some.rows, key=_hash) for some in found]
     name = shown(files[0].name)
     labels = {row.label for row in parts[0]}
     if len(labels) > MAX_CLASSES:
@@ -167,10 +171,23 @@ def read(files: Sequence[Path], pulse: Pulse) -> Texts:
         )
     if len(labels) < 2:
         raise UserError(f"{name}: every label is {shown(*labels):.100}; there must be two classes or more")
+    _refuse_header(name, found)
     if len(parts) == 1:
         parts = _held_out(parts[0])
     _check(files, labels, *parts)
-    return Texts(*_named(labels, *parts))
+    return Texts(*_named(labels, all(some.is_ag_news for some in found), *parts))
+
+
+def _refuse_header(name: str, found: Sequence[rows.Rows]) -> None:
+    """Raise `UserError` where each first line names columns by other names, which would be a class of its own."""
+    firsts = {(file.rows[0].label, file.rows[0].text) for file in found if not file.has_header}
+    alone = (sum(row.label == file.rows[0].label for row in file.rows) == 1 for file in found)
+    if len(firsts) == 1 and not any(file.has_header for file in found) and all(alone):
+        label, _ = firsts.pop()
+        raise UserError(
+            f"{name}: its first line names no `label` and `text`, and no other has its label, {shown(label):.100}: if "
+            f"it is no text, name them there; if it is one, its class needs more; {rows.WANTED}"
+        )
 
 
 def _held_out(rows: list[Row]) -> list[list[Row]]:
@@ -210,12 +227,14 @@ def _check(files: Sequence[Path], labels: set[str], train: list[Row], test: list
             )
 
 
-def _named(labels: set[str], train: list[Row], test: list[Row]) -> tuple[tuple[str, ...], list[Row], list[Row]]:
-    """The classes in order, numbers by their value, AG News' by their names."""
-    if labels == rows.AG_NEWS.keys():
+def _named(
+    labels: set[str], is_ag_news: bool, train: list[Row], test: list[Row]
+) -> tuple[tuple[str, ...], list[Row], list[Row]]:
+    """The classes in order, numbers by their value, AG News' by their names. `is_ag_news`: so far as layout tells."""
+    if is_ag_news and labels == rows.AG_NEWS.keys():
         renamed = [[Row(r.line, rows.AG_NEWS[r.label], r.text) for r in part] for part in (train, test)]
         return tuple(rows.AG_NEWS.values()), renamed[0], renamed[1]
-    numbers = all(label.isascii() and label.removeprefix("-").isdigit() for label in labels)
+    numbers = all(_NUMBER.fullmatch(label) for label in labels)
     return tuple(sorted(labels, key=lambda label: (int(label) if numbers else 0, label))), train, test
 
 
