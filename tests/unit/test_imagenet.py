@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,27 @@ def test_pictures_grow_from_half_to_three_quarters_and_stay_so_for_the_last_seve
 
 def test_who_gives_a_side_gets_it_throughout(packed: Packed) -> None:
     assert set(sides(packed, train_size=56)) == {56}
+
+
+@pytest.mark.parametrize("size", [8, 9, 15, 20, 26, 27, 30])
+def test_the_smallest_sizes_are_trained_on_what_is_packed_for_them(size: int, tmp_path: Path) -> None:
+    small = pack("imagenet", photos(tmp_path, 8, 4), tmp_path / "out", options={"size": size}, say=lambda line: None)
+    seen = sides(small, size=size)
+    assert max(seen) <= size
+
+
+@pytest.mark.parametrize("wanted", [{"size": 100}, {"train_size": 100}, {"size": 80, "train_size": 100}])
+def test_a_side_that_is_more_than_is_packed_is_told_with_one_that_is_not(
+    wanted: dict[str, int], packed: Packed, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="more than the 74 pixels") as told:
+        built(packed, **wanted)
+    found = re.search(r"^--([a-z-]+) \d+ is .*: give --\1 (\d+), or .* --size (\d+)$", str(told.value))
+    assert found
+    less = {name: min(side, int(found[2])) for name, side in wanted.items()}
+    built(packed, **less)
+    anew = pack("imagenet", photos(tmp_path, 4, 2), tmp_path / "out", options={"size": int(found[3])}, say=print)
+    built(anew, **wanted)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), torch.AcceleratorError("CUDA error")])

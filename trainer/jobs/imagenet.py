@@ -56,7 +56,7 @@ SMALLEST, WIDEST = 0.35, 4 / 3  # of a part: its share of the picture, its sides
 COLOUR = 0.2  # brightness, contrast and saturation change by at most this factor
 FIXED_SIDE = ("vit", "maxvit")  # networks that see one side only
 FIRST_SIDE, LAST_SIDE, GROWN = 1 / 2, 3 / 4, 6 / 7  # of evaluation's; the last from this share of the run on
-SIDE_STEP, SMALLEST_SIDE = 8, 32  # pixels
+SIDE_STEP, SMALLEST_SIDE = 8, 32  # pixels; the second but for a smaller --size
 MOST_CONFUSED = 20  # classes, beyond which nobody reads a confusion matrix
 
 
@@ -99,12 +99,14 @@ class Photographs(Task):
         self.scale = scale_of(settings.model)
         self.fixed_side = settings.train_size or (self.side if settings.model.startswith(FIXED_SIDE) else 0)
         self.train_side = self._train_side(0.0)
-        packed, largest = data.arrays["train_images"].shape[1], max(self.side, self._train_side(1.0))
-        if packed < largest:
-            raise UserError(
-                f"--size {largest} is more than the {packed} pixels that the pictures are packed at: give --size "
-                f"{packed * 7 // 8}, or {remedy(DATASET)} --size {self.side}"
-            )
+        packed = data.arrays["train_images"].shape[1]
+        for name, side, most in (("--size", self.side, packed * 7 // 8), ("--train-size", self.fixed_side, packed)):
+            if packed < side:
+                anew = max(self.side, -(-self.fixed_side * 7 // 8))
+                raise UserError(
+                    f"{name} {side} is more than the {packed} pixels that the pictures are packed at: give {name} "
+                    f"{most}, or {remedy(DATASET)} --size {anew}"
+                )
         self.train_images, self.test_images = (Pictures(data.arrays[f"{s}_images"], device) for s in ("train", "test"))
         self.train_labels, self.test_labels = (
             tensor_of(data.arrays[f"{s}_labels"].astype(np.int64), device) for s in ("train", "test")
@@ -129,7 +131,7 @@ class Photographs(Task):
     def _train_side(self, done: float) -> int:
         """Pixels, when this share of the run is done."""
         share = FIRST_SIDE + (LAST_SIDE - FIRST_SIDE) * min(1.0, done / GROWN)
-        return self.fixed_side or max(SMALLEST_SIDE, round(self.side * share / SIDE_STEP) * SIDE_STEP)
+        return self.fixed_side or max(min(SMALLEST_SIDE, self.side), round(self.side * share / SIDE_STEP) * SIDE_STEP)
 
     # -- the network -------------------------------------------------------------------------------------------
 
