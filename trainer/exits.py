@@ -29,8 +29,8 @@ MEANINGS = {
         "start it again, anywhere",
     ),
     ExitCode.NOT_DURABLE: (
-        "stopped, or the store can't be reached, or the GPU is lost, and the last save is not durable; the one before "
-        "it is",
+        "stopped, or the store or the data's address can't be reached, or the GPU is lost, and the last save is not "
+        "durable; the one before it is",
         "start it again, and look",
     ),
     ExitCode.SETUP: (

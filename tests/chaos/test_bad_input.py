@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -133,6 +134,13 @@ def test_a_halt_folder_that_is_none_is_warned_of(kind: str, words: str, tmp_path
     got, lines = run("cifar10", "--store", f"file://{tmp_path}/store", "--halt", str(halt), "--data", "/nowhere/at/all")
     assert (got, len(lines)) == (78, 2), lines
     assert f"warning: --halt {halt} {words}" in lines[0]
+
+
+def test_data_whose_address_is_away_for_now_is_a_start_to_try_again(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]  # nobody's, once it is closed
+    got, lines = run("cifar10", "--data", f"http://127.0.0.1:{port}/x.tar", XDG_CACHE_HOME=str(tmp_path))
+    assert (got, [line for line in lines if "Connection refused" in line]) == (74, lines[-1:]), lines
 
 
 def test_other_settings_than_the_runs_are_refused_with_the_difference_and_both_ways_on(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
-from collections.abc import Iterator
+import urllib.error
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.jobs import photos
 from tests.unit.data_makers import SMALL, python_archive, small_splits, tar, tree
-from trainer.data import pack as pack_module
+from trainer.data import download
 from trainer.data.dataset import Archive, Dataset
 from trainer.data.download import DownloadError, fetch
 from trainer.data.pack import pack
@@ -34,6 +37,7 @@ class Served:
     hang: str = ""  # "before" the answer, or "within" it
     asked: list[str] = field(default_factory=list)
     release: threading.Event = field(default_factory=threading.Event)
+    stop: Callable[[], None] = lambda: None
 
 
 @pytest.fixture
@@ -64,15 +68,20 @@ def served() -> Iterator[Served]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     it.url = f"http://127.0.0.1:{server.server_port}"
+
+    def stop() -> None:
+        it.release.set()
+        server.shutdown()
+        server.server_close()
+
+    it.stop = stop
     yield it
-    it.release.set()
-    server.shutdown()
-    server.server_close()
+    stop()
 
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pack_module, "fetch", partial(fetch, silence_s=1.0))
+    monkeypatch.setattr(download, "fetch", partial(fetch, silence_s=1.0))
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
@@ -110,6 +119,97 @@ def test_the_same_version_is_not_fetched_again(served: Served, tmp_path: Path) -
     served.headers = {"ETag": '"2"'}
     served.content = tar(tmp_path / "x.tar.xz", tree(small_splits(2)), "w:xz").read_bytes()
     assert pack(SMALL, f"{served.url}/x.tar.xz", tmp_path / "out", say=said.append).sha256 != first.sha256
+
+
+def photographs(folder: Path) -> bytes:
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(photos(folder)).rglob("*.jpg"))}
+    return tar(folder / "x.tar", files, "w").read_bytes()
+
+
+def small_pictures(folder: Path) -> bytes:
+    return tar(folder / "x.tar", tree(small_splits()), "w").read_bytes()
+
+
+KINDS: dict[str, tuple[Dataset | str, Callable[[Path], bytes], dict[str, int]]] = {
+    "small pictures": (SMALL, small_pictures, {}),
+    "photographs": ("imagenet", photographs, {"size": 32}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_packed_is_neither_fetched_again_nor_lost_with_its_server(
+    kind: str, served: Served, tmp_path: Path
+) -> None:
+    dataset, made, options = KINDS[kind]
+    served.content, served.headers = made(tmp_path), {"ETag": '"1"'}
+    url, out, said = f"{served.url}/x.tar", tmp_path / "out", list[str]()
+    first = pack(dataset, url, out, options=options, say=said.append)
+    inode = first.path.stat().st_ino
+    served.hang = "within"  # its answer alone comes; who wants the content waits in vain
+    pack(dataset, url, out, options=options, say=said.append)
+    assert len(served.asked) == 2
+    assert not any("taken" in line for line in said)
+    served.hang, served.headers = "", {"ETag": '"2"'}
+    for status in (503, 404):
+        served.status = status
+        pack(dataset, url, out, options=options, say=said.append)
+        assert f"x.tar: the server answers {status}" in said[-2]
+    served.stop()
+    pack(dataset, url, out, options=options, say=said.append)
+    assert said[-2] == (
+        "x.tar: can't be fetched: Connection refused; check the network and the address; "
+        "what was packed from there before is taken"
+    )
+    assert said[-1].startswith("already packed")
+    assert first.path.stat().st_ino == inode
+    with pytest.raises(UserError, match="Connection refused"):
+        pack(dataset, f"http://127.0.0.1:{closed_port()}/x.tar", out, options=options, say=said.append)
+    if options:
+        with pytest.raises(UserError, match="Connection refused"):
+            pack(dataset, url, out, options={"size": 64}, say=said.append)
+
+
+TROUBLES: dict[str, tuple[dict[str, object], int]] = {
+    "hang": ({"hang": "before"}, 74),
+    "hang within": ({"hang": "within"}, 74),
+    "cut": ({"cut": 100}, 74),
+    "overloaded": ({"status": 503}, 74),
+    "too many requests": ({"status": 429}, 74),
+    "not there": ({"status": 404}, 78),
+    "forbidden": ({"status": 403}, 78),
+    "a web page": ({"headers": {"Content-Type": "text/html"}}, 78),
+    "no archive": ({"content": b"hello" * 1000}, 78),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fault_that_may_pass_ends_with_the_code_for_trying_again(
+    kind: str, trouble: str, served: Served, tmp_path: Path
+) -> None:
+    dataset, _, options = KINDS[kind]
+    served.content = bytes(500_000)
+    wrong, code = TROUBLES[trouble]
+    for name, value in wrong.items():
+        setattr(served, name, value)
+    with pytest.raises(UserError) as told:
+        pack(dataset, f"{served.url}/x.tar", tmp_path / "out", options=options, say=lambda line: None)
+    assert told.value.code == code, told.value
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        (ConnectionRefusedError(111, "Connection refused"), 74),
+        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), 74),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), 78),
+        (ssl.SSLCertVerificationError(1, "certificate verify failed"), 78),
+        ("unknown url type: ftp", 78),
+    ],
+)
+def test_a_name_that_is_none_and_a_wrong_certificate_dont_pass(reason: object, code: int) -> None:
+    """Made here: neither a name server nor a certificate's issuer is at hand."""
+    assert download._plain("x.tar", urllib.error.URLError(reason), 1.0).code == code  # type: ignore[arg-type]
 
 
 def official(served: Served, folder: Path) -> Dataset:

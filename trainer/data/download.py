@@ -6,8 +6,11 @@ than a notice may wait; the caller's thread only ever waits 0.1 s.
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import queue
+import socket
+import ssl
 import threading
 import time
 import urllib.error
@@ -16,17 +19,20 @@ from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
 from trainer.data.dataset import shown
+from trainer.data.packed import Origin
 from trainer.data.pulse import Pulse
 from trainer.data.scratch import Scratch
-from trainer.exits import UserError
+from trainer.exits import ExitCode, UserError
 
 SILENCE_S = 10.0  # without an answer, or without a byte of it
 CHUNK = 1 << 18  # bytes
+AGAIN = ExitCode.NOT_DURABLE  # the code for which a container is started again
+BUSY = (408, 425, 429)  # HTTP statuses of a client's doing by their number, and of the moment by their meaning
 _WAITING = 16  # chunks read and not yet written
 
 
 class DownloadError(UserError):
-    """The address gave no whole file."""
+    """The address gave no whole file. A fault that may pass by itself has the exit code for trying again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +66,7 @@ def fetch(url: str, into: Scratch, pulse: Pulse, *, known: str = "", silence_s: 
             if isinstance(answer, _Start):
                 start = answer
                 if start.content_type == "text/html":
-                    raise DownloadError(f"{name}: the address gives a web page, not an archive; check it")
+                    raise DownloadError(f"{shown(name)}: the address gives a web page, not an archive; check it")
                 if start.tag and start.tag == known:
                     return None
                 continue
@@ -70,9 +76,29 @@ def fetch(url: str, into: Scratch, pulse: Pulse, *, known: str = "", silence_s: 
     finally:
         stop.set()
     if start.total is not None and got != start.total:
-        raise DownloadError(f"{name}: the download ended early, after {got:,} of {start.total:,} bytes; try again")
+        why = f"the download ended early, after {got:,} of {start.total:,} bytes; try again"
+        raise DownloadError(f"{shown(name)}: {why}", AGAIN)
     into.sync()
     return start.tag
+
+
+def fetch_unless_held(url: str, into: Scratch, pulse: Pulse, held: Origin | None) -> str | None:
+    """As `fetch`. None also where `held`, of what is packed already, is what `url` gives, or where that gives nothing
+    and `held` came from there.
+    """
+    known = held.tag if held and held.name == name_of(url) else ""
+    try:
+        return fetch(url, into, pulse, known=known)
+    except DownloadError as e:
+        if held is None or held.address != mark_of(url):
+            raise
+        pulse.say(f"{e}; what was packed from there before is taken")
+        return None
+
+
+def mark_of(url: str) -> str:
+    """By which an address is known again, and not found out."""
+    return hashlib.sha256(url.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
 def _next(
@@ -85,9 +111,7 @@ def _next(
             return answers.get(timeout=0.1)
         except queue.Empty:
             if time.monotonic() > end:
-                raise DownloadError(
-                    f"{name}: no answer in {silence_s:g} s; check the network and the address"
-                ) from None
+                raise _silent(name, silence_s) from None
 
 
 def _read(
@@ -136,15 +160,30 @@ def _start(headers: http.client.HTTPMessage) -> _Start:
 
 
 def _plain(name: str, error: Exception, silence_s: float) -> DownloadError:
-    name = shown(name)
     if isinstance(error, urllib.error.HTTPError):
-        return DownloadError(f"{name}: the server answers {error.code} {shown(error.reason)}; check the address")
+        what = f"{shown(name)}: the server answers {error.code} {shown(error.reason)}"
+        if error.code >= 500 or error.code in BUSY:
+            return DownloadError(f"{what}; try again", AGAIN)
+        return DownloadError(f"{what}; check the address")
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(reason, TimeoutError):
-        return DownloadError(f"{name}: no answer in {silence_s:g} s; check the network and the address")
-    if isinstance(reason, OSError) and reason.strerror:
-        reason = reason.strerror
-    return DownloadError(f"{name}: can't be fetched: {shown(reason)}; check the network and the address")
+        return _silent(name, silence_s)
+    said = reason.strerror if isinstance(reason, OSError) and reason.strerror else reason
+    what = f"{shown(name)}: can't be fetched: {shown(said)}; check the network and the address"
+    return DownloadError(what, AGAIN if _may_pass(reason) else ExitCode.SETUP)
+
+
+def _silent(name: str, silence_s: float) -> DownloadError:
+    return DownloadError(f"{shown(name)}: no answer in {silence_s:g} s; check the network and the address", AGAIN)
+
+
+def _may_pass(reason: object) -> bool:
+    """Whether a fault other than an HTTP status can go away by itself; a wrong address, name or certificate doesn't."""
+    if isinstance(reason, socket.gaierror):
+        return reason.errno != socket.EAI_NONAME
+    if isinstance(reason, (ssl.SSLCertVerificationError, http.client.InvalidURL)):
+        return False
+    return isinstance(reason, (OSError, http.client.HTTPException))
 
 
 def _progress(name: str, got: int, total: int | None, seconds: float) -> str:

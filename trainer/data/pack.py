@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 
 from trainer.data import sources
 from trainer.data.dataset import PACKERS, Archive, Dataset, Splits, named, shown
-from trainer.data.download import DownloadError, fetch, name_of
+from trainer.data.download import DownloadError, fetch_unless_held, mark_of, name_of
 from trainer.data.held import already, held
 from trainer.data.packed import FILE_NAME, Packed, open_packed, remedy, write_packed
 from trainer.data.pulse import Pulse, told
@@ -141,10 +141,9 @@ def _from_address(dataset: Dataset, url: str, folder: Path, pulse: Pulse) -> Pac
     published = _published(dataset, name)
     if before and before.origin.name == name and published and before.origin.mark == f"md5:{published.md5}":
         return already(before, pulse)
-    known = before.origin.tag if before and before.origin.name == name else ""
     pulse.say(f"fetching {shown(name)}")
     with scratch(folder) as file:
-        tag = fetch(url, file, pulse, known=known)
+        tag = fetch_unless_held(url, file, pulse, before.origin if before else None)
         if tag is None and before:
             return already(before, pulse)
         try:
@@ -156,7 +155,8 @@ def _from_address(dataset: Dataset, url: str, folder: Path, pulse: Pulse) -> Pac
             # people know the file by its own name, not by that of the scratch file
             message = str(e).replace(str(file.path), shown(name))
             raise (DownloadError if published else UserError)(message, e.code) from e
-        return _write(dataset, source, splits, folder, pulse, tag or "")
+        origin = replace(source.origin, tag=tag or "", address=mark_of(url))
+        return _write(dataset, replace(source, origin=origin), splits, folder, pulse)
 
 
 def _published(dataset: Dataset, name: str) -> Archive | None:
@@ -165,7 +165,7 @@ def _published(dataset: Dataset, name: str) -> Archive | None:
 
 def _from_source(dataset: Dataset, source: Source, folder: Path, pulse: Pulse) -> Packed:
     before = held(folder, pulse, lambda packed: _fits(packed, dataset))
-    if before and replace(before.origin, tag="") == source.origin:
+    if before and before.origin == source.origin:
         return already(before, pulse)
     return _write(dataset, source, _read(dataset, source, pulse), folder, pulse)
 
@@ -178,9 +178,8 @@ def _read(dataset: Dataset, source: Source, pulse: Pulse) -> Splits:
     return splits
 
 
-def _write(dataset: Dataset, source: Source, splits: Splits, folder: Path, pulse: Pulse, tag: str = "") -> Packed:
-    origin = replace(source.origin, tag=tag)
-    packed = write_packed(folder, dataset, splits, origin, synthetic=source.synthetic, pulse=pulse)
+def _write(dataset: Dataset, source: Source, splits: Splits, folder: Path, pulse: Pulse) -> Packed:
+    packed = write_packed(folder, dataset, splits, source.origin, synthetic=source.synthetic, pulse=pulse)
     pulse.say(
         f"packed {len(splits.train.labels):,} training and {len(splits.test.labels):,} test pictures"
         f"{' (SYNTHETIC)' if source.synthetic else ''}: {shown(packed.path)}, SHA-256 {packed.sha256[:12]}"

@@ -20,7 +20,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -63,12 +63,16 @@ CHUNK = 8 << 20  # bytes hashed or written between two looks at `check`
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where packed data came from; enough to know the same source again, and nothing about the machine."""
+    """Where packed data came from; enough to know the same source again, and nothing about the machine.
+
+    Two are equal that are of the same content, wherever it was fetched from.
+    """
 
     kind: str  # for people: "image tar", "python archive", ...
     name: str  # file or folder name, without the folders above
     mark: str  # checksum, of a folder that of its files' names, sizes and times
-    tag: str = ""  # what a server said of this version of a download (its ETag), if anything
+    tag: str = field(default="", compare=False)  # what a server said of this version (its ETag), if anything
+    address: str = field(default="", compare=False)  # of a download: a hash, for the address itself may hold a secret
 
 
 @dataclass(frozen=True)
@@ -224,7 +228,7 @@ def _metadata(raw: Any) -> dict[str, Any]:
     classes, source = meta["classes"], meta["source"]
     _require(type(classes) is list and all(type(c) is str for c in classes) and len(classes) > 0, "odd class names")
     _require(len(set(classes)) == len(classes) <= MOST_CLASSES, "odd class names")
-    _require(type(source) is dict and source.keys() == {"kind", "name", "mark", "tag"}, "odd source")
+    _require(type(source) is dict and source.keys() - {"address"} == {"kind", "name", "mark", "tag"}, "odd source")
     _require(all(type(v) is str for v in source.values()), "odd source")
     _require(re.fullmatch("[0-9a-f]{64}", meta["sha256"]) is not None, "odd SHA-256")
     return meta

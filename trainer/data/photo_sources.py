@@ -14,7 +14,7 @@ from storage.errors import NotFound
 from storage.protocol import ObjectInfo
 from trainer.data import folders
 from trainer.data.dataset import shown
-from trainer.data.download import fetch, name_of
+from trainer.data.download import fetch_unless_held, mark_of, name_of
 from trainer.data.packed import Origin
 from trainer.data.photo import EXTENSIONS, FILE_LIMIT
 from trainer.data.pictures import read_file
@@ -55,14 +55,22 @@ class Photos:
 
 
 @contextlib.contextmanager
-def opened(source: str, folder: Path, pulse: Pulse) -> Iterator[Photos]:
-    """What `source` is; a download lies in `folder` until the end. Raises `UserError` and `StoreError`."""
+def opened(source: str, folder: Path, pulse: Pulse, held: Origin | None) -> Iterator[Photos]:
+    """What `source` is; a download lies in `folder` until the end. Raises `UserError` and `StoreError`.
+
+    `held`: where what is packed already came from, if that would do; given back, without pictures, where an address
+    has nothing else.
+    """
     if is_address(source):
         name = name_of(source)
         pulse.say(f"fetching {shown(name)}")
         with scratch(folder) as file:
-            tag = fetch(source, file, pulse) or f"bytes:{file.path.stat().st_size}"
-            yield _tar(file.path, Origin("image tar", name, f"tag:{tag}"), pulse)
+            tag = fetch_unless_held(source, file, pulse, held)
+            if tag is None and held is not None:
+                yield Photos(held, lambda: iter(()))
+                return
+            mark = f"tag:{tag}" if tag else f"bytes:{file.path.stat().st_size}"
+            yield _tar(file.path, Origin("image tar", name, mark, tag or "", mark_of(source)), pulse)
     elif is_stored(source):
         yield _stored(source, pulse)
     else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,9 @@ def pack(source: str | None, folder: Path, options: Mapping[str, Any], pulse: Pu
         return _already(found, pulse)
     with alone(folder, pulse):
         remove_stale(folder)
-        with opened(source, folder, pulse) as photos:
-            found = held(folder, pulse, _is_ours)
-            if found is not None and _is_that(found, photos, side) and not (strict and found.skipped):
+        found = held(folder, pulse, lambda packed: _would_do(packed, side, strict))
+        with opened(source, folder, pulse, found.origin if found else None) as photos:
+            if found is not None and found.origin == photos.origin:
                 return _already(found, pulse)
             return _packed(photos, folder, side, strict, pulse)
 
@@ -58,8 +58,9 @@ def _is_ours(packed: Packed) -> bool:
     return packed.name == NAME
 
 
-def _is_that(held: Packed, photos: Photos, side: int) -> bool:
-    return held.origin == photos.origin and held.arrays["train_images"].shape[1] == side
+def _would_do(packed: Packed, side: int, strict: bool) -> bool:
+    """Whether it is what would be packed, if it is from the same source."""
+    return _is_ours(packed) and packed.arrays["train_images"].shape[1] == side and not (strict and packed.skipped)
 
 
 def _already(packed: Packed, pulse: Pulse) -> Packed:
@@ -69,7 +70,8 @@ def _already(packed: Packed, pulse: Pulse) -> Packed:
 
 
 def _packed(photos: Photos, folder: Path, side: int, strict: bool, pulse: Pulse) -> Packed:
-    what = {"source": asdict(photos.origin), "side": side, "strict": strict}
+    # by whatever address: one may hold a token that is another each time
+    what = {"source": asdict(replace(photos.origin, address="")), "side": side, "strict": strict}
     growing = Growing(folder, what, side)
     try:
         if growing.seen:
