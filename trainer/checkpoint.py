@@ -14,7 +14,7 @@ from trainer.exits import UserError
 from trainer.history import Checkpoint
 from trainer.job import Task
 from trainer.order import NO_SAMPLES
-from trainer.parts import decode
+from trainer.parts import decode, packed_strides
 from trainer.settings import Json
 
 _GROUP = re.compile(r"[^.]+\.group[0-9]{1,6}\..+")  # as `written` names it; a parameter's state has its number there
@@ -50,15 +50,13 @@ class HostBuffers:
         self._buffers: dict[str, Tensor] = {}
 
     def copy(self, tensors: Mapping[str, Tensor], section: str) -> dict[str, Tensor]:
-        """Copies of `tensors`, with their strides, valid until the next call; a GPU's once it has settled."""
+        """Copies of `tensors`, in their memory order, valid until the next call; a GPU's once it has settled."""
         copies = {}
         for name, tensor in tensors.items():
             key = f"{section}/{name}"
-            buffer = self._buffers.get(key)
-            if buffer is None or buffer.shape != tensor.shape or buffer.stride() != tensor.stride():
-                buffer = torch.empty_strided(
-                    tensor.shape, tensor.stride(), dtype=tensor.dtype, pin_memory=tensor.is_cuda
-                )
+            buffer, strides = self._buffers.get(key), packed_strides(tensor)
+            if buffer is None or buffer.shape != tensor.shape or buffer.stride() != strides:
+                buffer = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
                 self._buffers[key] = buffer
             copies[name] = buffer.copy_(tensor, non_blocking=tensor.is_cuda)
         return copies

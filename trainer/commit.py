@@ -15,6 +15,7 @@ from typing import ParamSpec, Protocol, TypeVar, overload
 from storage.errors import Unavailable
 from storage.protocol import Chunk
 from trainer.checkpoint import Snapshot
+from trainer.header import check_start
 from trainer.history import History, Superseded
 from trainer.manifest import Manifest, PartRef, checkpoint_name
 from trainer.parts import encode, grouped
@@ -176,6 +177,7 @@ def _send_parts(
     with ThreadPoolExecutor(SENDERS, "send") as pool:
         for section, group in groups:
             part = encode(group)
+            check_start(bytes(part.chunks[0][: part.head]), part.size)  # ValueError for one that no start could read
             refs.append(PartRef(section, part.sha256, part.size))
             for data in part.data() if section == "model" else ():
                 weights.update(data)

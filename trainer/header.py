@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from trainer import strict
@@ -66,11 +66,8 @@ class PartReader:
             return f"has {self.size} bytes and should have {size}"
         if self._sha256.hexdigest() != sha256:
             return "is damaged"
-        end = self._head.end
         try:
-            if not 8 < end <= min(size, 8 + MAX_HEADER_BYTES):
-                raise ValueError(f"its header of {end - 8} bytes is none")
-            check_header(bytes(self._head.kept[8:end]), size - end)
+            check_start(self._head.kept, size)
         except ValueError as e:
             return f"is no part of a checkpoint: {e}"
         return None
@@ -116,6 +113,14 @@ def data_start(head: bytes | bytearray) -> int:
     return 8 + int.from_bytes(head[:8], "little")
 
 
+def check_start(start: bytes | bytearray, size: int) -> None:
+    """Raise ValueError if what begins so, with all of its header, is no part of `size` bytes."""
+    end = data_start(start)
+    if not 8 < end <= min(size, 8 + MAX_HEADER_BYTES):
+        raise ValueError(f"its header of {end - 8} bytes is none")
+    check_header(bytes(start[8:end]), size - end)
+
+
 def check_header(text: bytes, data_bytes: int) -> None:
     """Raise ValueError if this is not the header of a part with so many bytes of tensors."""
     header = _json(text, "its header")
@@ -157,11 +162,18 @@ def _check_shape(name: str, shape: list[Any], strides: Any) -> None:
         return
     if not isinstance(strides, list) or not _are_counts(strides) or len(strides) != len(shape):
         raise ValueError(f"tensor {name!a:.60} has no strides")
-    expected = 1  # each element in a place of its own, and no place left out
+    if not are_dense(shape, strides):
+        raise ValueError(f"tensor {name!a:.60} has strides that don't fit its shape")
+
+
+def are_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether each element has a place of its own, and no place between them is left out."""
+    expected = 1
     for stride, length in sorted((s, n) for s, n in zip(strides, shape, strict=True) if n > 1):
         if stride != expected and 0 not in shape:
-            raise ValueError(f"tensor {name!a:.60} has strides that don't fit its shape")
+            return False
         expected *= length
+    return True
 
 
 def _are_counts(values: list[Any]) -> bool:

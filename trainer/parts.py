@@ -19,6 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from trainer.header import are_dense
+
 # What every store takes in one request: large enough for its price, small enough for several on their way at once in
 # little memory.
 PART_BYTES = 6 << 20
@@ -98,12 +100,13 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = N
     """The part that holds these CPU tensors, and this metadata for other readers.
 
     Their strides go into its metadata where memory order is another than the logical one: arithmetic on a tensor
-    that comes back from a checkpoint in another memory order (channels_last) can round otherwise.
+    that comes back from a checkpoint in another memory order (channels_last) can round otherwise. A view's don't, for
+    what lies between its elements is not saved.
     """
     ordered = sorted(tensors.items())
     header: dict[str, object] = {}
     # not is_contiguous(): that overlooks dimensions of size 1, by whose strides kernels choose their path too
-    strides = {name: t.stride() for name, t in ordered if t.stride() != _row_major(t.shape)}
+    strides = {name: own for name, t in ordered if (own := packed_strides(t)) != _row_major(t.shape)}
     said = dict(metadata or {})
     if strides:
         said["strides"] = json.dumps(strides, separators=(",", ":"))
@@ -144,6 +147,12 @@ def _laid_out(tensor: Tensor, strides: list[int] | None) -> Tensor:
     if own.untyped_storage().nbytes() != tensor.nbytes:
         raise ValueError(f"strides {strides} don't fit the shape {tuple(tensor.shape)}")
     return own.copy_(tensor)
+
+
+def packed_strides(tensor: Tensor) -> tuple[int, ...]:
+    """Those of a copy of its own: the tensor's, but row-major ones for a view that leaves places out or shares them."""
+    own = tensor.stride()
+    return own if tensor.is_contiguous() or are_dense(tensor.shape, own) else _row_major(tensor.shape)
 
 
 def _row_major(shape: torch.Size) -> tuple[int, ...]:

@@ -139,6 +139,42 @@ def test_an_error_in_a_jobs_file_is_told_from_there_on_and_said_to_be_its_own(tm
     assert "last checkpoint durable at step 7, 0 steps lost (exit code 1)" in done.stdout
 
 
+def test_a_job_whose_tensors_are_views_of_larger_ones_goes_on_from_its_checkpoints(tmp_path: Path) -> None:
+    newcomers(tmp_path)
+    views = """nn.Linear(3, 1)
+        self.model.weight = nn.Parameter(torch.rand(1, 9, generator=torch.Generator().manual_seed(2))[:, ::3])
+        self.model.bias = nn.Parameter(torch.rand(4, 2)[::4, 1])
+        self.model.register_buffer("seen", torch.zeros(2, 8)[:, :3])"""
+    job = NO_DATA.replace("nn.Linear(3, 1)", views).replace("lr=settings.lr", "lr=settings.lr, momentum=0.9")
+    job = job.replace("        return nn", "        self.model.seen += self.x[batch.index].mean(0)\n        return nn")
+    job = job.replace("        pass", '        str(step) == os.environ.get("AT") and os.kill(os.getpid(), 15)')
+    (tmp_path / "trainer" / "jobs" / "reg.py").write_text(
+        job.replace("import torch\n", "import os\n\nimport torch\n", 1)
+    )
+
+    def run(name: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        words = ["reg", "--run", name, "--checkpoint-every", "3steps"]
+        return subprocess.run(
+            [sys.executable, "entrypoint.py", *words],
+            cwd=tmp_path,
+            env=environment(**variables),
+            capture_output=True,
+            text=True,
+        )
+
+    def hashes(name: str) -> list[str]:
+        result = json.loads((tmp_path / "store" / name / "result.json").read_bytes())
+        return [result[key] for key in ("weights_sha256", "state_sha256", "order_sha256")]
+
+    assert run("quiet").returncode == 0
+    stopped = run("stopped", AT="7")
+    assert stopped.returncode == 75, stopped
+    mended = run("stopped")
+    assert mended.returncode == 0, mended
+    assert re.search(r"goes on at step [78] of 40", mended.stdout), mended.stdout
+    assert hashes("stopped") == hashes("quiet")
+
+
 @pytest.mark.parametrize("number", [pytest.param(0, marks=soak), 1])
 def test_an_error_in_one_of_two_processes_costs_its_step_alone(tmp_path: Path, number: int) -> None:
     newcomers(tmp_path)

@@ -141,6 +141,15 @@ def test_the_weights_hash_is_over_raw_bytes_in_row_major_order_by_name_whatever_
     )
 
 
+def test_a_part_that_no_start_could_read_makes_no_checkpoint(store: Counting) -> None:
+    """Its name is not a tensor's in this format."""
+    task = HeadOnly()
+    task.model.register_buffer("__metadata__", torch.zeros(3))
+    with pytest.raises(ValueError, match="its metadata are none of Baton's"):
+        committed(store, task, 1)
+    assert not names(store)
+
+
 def test_parts_are_let_go_as_they_are_sent(store: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
     class Held(bytearray):
         """Bytes whose end can be seen."""

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
 
+from trainer.checkpoint import HostBuffers
+from trainer.header import check_start
 from trainer.parts import PART_BYTES, decode, encode, grouped
 
 TENSORS = {
@@ -24,6 +26,17 @@ TENSORS = {
     "flags": torch.tensor([True, False]),
     "not a number": torch.tensor([float("nan"), float("-inf"), -0.0]),
     "bytes": torch.arange(256, dtype=torch.uint8),
+}
+
+VIEWS = {
+    "beginnings": torch.randn(4, 10)[:, :3],
+    "every second": torch.randn(4, 10)[:, ::2].bfloat16(),
+    "large": torch.randn(PART_BYTES // 8, 4)[:, 1:],
+    "one of four": torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last)[:, :1],
+    "one place for all": torch.tensor(3.5).expand(2, 3),
+    "rows of one place": torch.randn(3, 1).expand(3, 5),
+    "transposed": torch.randn(10, 4)[:3].t(),
+    "windows": torch.arange(9).unfold(0, 4, 2),
 }
 
 
@@ -42,6 +55,17 @@ def test_tensors_come_back_to_the_bit_and_in_their_memory_order() -> None:
         assert (back[name].dtype, back[name].shape) == (tensor.dtype, tensor.shape)
         assert back[name].stride() == tensor.stride(), name
         assert bits(back[name]) == bits(tensor), name
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_view_that_leaves_places_out_or_shares_them_is_saved_as_what_a_start_can_read(name: str) -> None:
+    copies = HostBuffers().copy({name: VIEWS[name]}, "model")
+    part = encode({name: VIEWS[name]})
+    assert encode(copies).sha256 == part.sha256
+    data = b"".join(part.chunks)
+    check_start(data[: part.head], part.size)
+    back = decode(data)[name]
+    assert (back.dtype, bits(back)) == (VIEWS[name].dtype, bits(VIEWS[name]))
 
 
 def test_any_safetensors_reader_reads_them() -> None:
