@@ -30,7 +30,7 @@ MEANINGS = {
     ),
     ExitCode.NOT_DURABLE: (
         "stopped, or the store or the data's address can't be reached, or the GPU is lost, and the last save is not "
-        "durable; the one before it is",
+        "durable; the one before it is; or another copy has begun the same run meanwhile",
         "start it again, and look",
     ),
     ExitCode.SETUP: (
@@ -59,6 +59,6 @@ class UserError(Exception):
 class OtherRun(UserError):
     """The store's run of this name is another than was meant. `synthetic`: it, whatever was to be trained on here."""
 
-    def __init__(self, message: str, *, synthetic: bool) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, synthetic: bool, code: ExitCode = ExitCode.SETUP) -> None:
+        super().__init__(message, code)
         self.synthetic = synthetic

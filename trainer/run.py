@@ -304,8 +304,24 @@ def _look_again(request: Request, ready: Prepared, prefetched: Restored | None, 
 
 
 def _check_again(request: Request, ready: Prepared, prefetched: Restored | None, newest: Checkpoint) -> None:
-    """Raise `UserError` where the newest checkpoint, which was not known when this began, is of other settings."""
-    _check_same_run(newest.manifest, request, ready, request.allow_change if prefetched else ())
+    """Raise `UserError` where the newest checkpoint, which was not known when this began, is of other settings.
+
+    What nobody said is as the run's first machine had it: where this was to be that, a new start takes it over.
+    """
+    if prefetched is not None:
+        _check_same_run(newest.manifest, request, ready, request.allow_change)
+        return
+    settings, theirs = ready.settings, newest.manifest.settings
+    unsaid = {"precision": settings.precision == "auto", "micro_batch_size": not settings.micro_batch_size}
+    shape = {**ready.shape, **{name: theirs[name] for name in unsaid if unsaid[name] and name in theirs}}
+    _check_same_run(newest.manifest, request, replace(ready, shape=shape), ())
+    if shape != ready.shape:
+        raise OtherRun(
+            f"another copy has begun run {request.history.run!r} in {request.history.store.url} meanwhile, in "
+            "another precision or other micro-batches: start this one again, and it goes on with those",
+            synthetic=newest.manifest.synthetic,
+            code=ExitCode.NOT_DURABLE,
+        )
 
 
 def last_sign(sign: Sign | None) -> dict[str, Json] | None:

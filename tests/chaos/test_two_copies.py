@@ -15,6 +15,7 @@ import pytest
 from tests.disks import fill_up
 from tests.runs import Container, Lab
 
+soak = pytest.mark.skipif(not os.environ.get("BATON_SOAK"), reason="in `make soak`")
 OPTIONS = ["--preset", "tutorial", "--batch-size", "10", "--epochs", "200", "--checkpoint-every", "0.3s"]
 
 
@@ -128,6 +129,30 @@ def test_who_starts_while_another_changes_the_run_does_not_go_on_with_it(
     assert "was started with other settings (lr 0.002 -> 0.001, steps " in late.lines[-1]
     assert attempts(lab) == (2 if before == "read_sign" else 3), "before its claim it takes nothing"
     assert lab.manifests()[-1]["step"] == steps, "what the other made of it is the run"
+
+
+@pytest.mark.parametrize(
+    ("before", "said", "code"),
+    [
+        ("read_sign", [], 74),
+        ("claim", [], 74),
+        pytest.param("claim", ["--micro-batch-size", "10"], 78, marks=soak),
+    ],
+)
+def test_of_two_first_starts_the_later_goes_on_with_what_nobody_said_when_it_is_started_again(
+    before: str, said: list[str], code: int, tmp_path: Path, small_cifar: Path
+) -> None:
+    """The other computes in other micro-batches, as one of more processes does."""
+    lab = Lab(tmp_path, small_cifar, "--preset", "tutorial", "--batch-size", "10", "--steps", "20")
+    arguments = ["cifar10", "--store", lab.url, "--halt", str(lab.halt), "--data", str(lab.data), *lab.options, *said]
+    other = shlex.join(lab.command(*arguments, "--micro-batch-size", "5"))
+    late = Container.of([sys.executable, "-c", LATE, before, other, *arguments])
+    assert late.wait() == code, late.text
+    if code == 74:
+        assert "another copy has begun run 'cifar10'" in late.lines[-1], late.text
+        assert "start this one again" in late.lines[-1]
+    again = lab.start(*said)
+    assert again.wait() == (0 if code == 74 else 78), again.text
 
 
 def test_a_copy_that_finds_no_room_never_takes_the_run(tmp_path: Path, small_cifar: Path, small_disk: Path) -> None:
