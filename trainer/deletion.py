@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from storage import ObjectInfo
-from storage.errors import NoSpace
+from storage.errors import NoSpace, NotFound
 from trainer.exits import UserError
 from trainer.history import History
 from trainer.place import none_of
@@ -46,7 +47,8 @@ def contents(history: History) -> Contents:
 def check_silent(history: History) -> None:
     """Raise `UserError` if the newest attempt has not ended and gave a sign of life less than 90 s ago.
 
-    By the store's clock alone. A claim is a sign of life too.
+    By the store's clock alone. A claim is a sign of life too, and so is a record that can't be read: whoever wrote that
+    lives.
     """
     attempts = history.attempts()
     if not attempts:
@@ -56,8 +58,9 @@ def check_silent(history: History) -> None:
         return
     last = history.store.stat(history.key("attempts", f"{number}.json")).modified
     sign = history.read_record("status.json")
-    if sign is not None and sign.get("attempt") == attempts[-1]:
-        last = max(last, history.store.stat(history.key("status.json")).modified)
+    if sign is None or sign.get("attempt") == attempts[-1]:
+        with suppress(NotFound):
+            last = max(last, history.store.stat(history.key("status.json")).modified)
     seen_s = store_time(history) - last
     if seen_s < ALIVE_S:
         raise UserError(

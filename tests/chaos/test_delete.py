@@ -73,13 +73,15 @@ def test_says_first_and_leaves_other_runs_alone(tmp_path: Path) -> None:
     assert command("delete", "--store", run.store.url)[0] == 64
 
 
-@pytest.mark.parametrize("sign", ["status.json", "attempts/000001.json"])
-def test_a_run_that_shows_signs_of_life_is_refused_until_it_is_silent(tmp_path: Path, sign: str) -> None:
+@pytest.mark.parametrize(
+    ("sign", "damaged"), [("status.json", False), ("status.json", True), ("attempts/000001.json", False)]
+)
+def test_a_run_that_shows_signs_of_life_is_refused_until_it_is_silent(tmp_path: Path, sign: str, damaged: bool) -> None:
     run = made_run(tmp_path)
     run.store.delete(run.key("attempts", "000001.end.json"))
     age(run, 1)
     body = run.read(f"run/{sign}", 1 << 20)
-    run.store.put(f"run/{sign}", body)
+    run.store.put(f"run/{sign}", body[: 7 if damaged else None])
     code, text = command("delete", "--store", run.store.url, "--run", "run", "--yes")
     assert code == 78, text
     assert "gave a sign of life" in text
