@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from numbers import Integral, Real
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -17,6 +18,7 @@ from trainer.scores import Metric
 
 _ATTRIBUTES = ("model", "optimizers", "train_size", "eval_size", "eval_batch")
 _OWN = ("step", "epoch", "attempt", "time", "seconds", "samples_per_s", "train_loss")  # Baton's, beside metrics
+MOST_CELLS = 100_000  # of all tables; as JSON they must fit a record (trainer/place.py) and a manifest
 _METHODS = ("loss", "evaluate", "schedule")  # of which `Task` has the name alone
 
 
@@ -31,6 +33,12 @@ def check_task(job: str, task: object) -> None:
         raise UserError(f"{file}: its Task has no {', no '.join(lacking)}; docs/jobs.md has a whole one")
     if not isinstance(task.model, nn.Module):
         raise UserError(f"{file}: its Task's model must be a torch.nn.Module; it is {_kind(task.model)}")
+    for name, tensor in (*task.model.named_parameters(), *task.model.named_buffers()):
+        if _shares_places(tensor):
+            raise UserError(
+                f"{file}: its Task's model has {name} as an expanded tensor, into which no checkpoint can be put back: "
+                "give it memory of its own, with .clone()"
+            )
     optimizers: object = task.optimizers
     if not isinstance(optimizers, Mapping) or not all(isinstance(one, Optimizer) for one in optimizers.values()):
         raise UserError(f"{file}: its Task's optimizers must be a dict of torch's, such as {{\"sgd\": sgd}}")
@@ -70,6 +78,7 @@ def metrics_of(task: Task, answer: object) -> dict[str, Metric]:
     if not isinstance(answer, dict):
         raise _wrong(task, f"{wanted}; it gives {_kind(answer)}")
     found: dict[str, Metric] = {}
+    cells = 0
     for name, value in answer.items():
         if not isinstance(name, str):
             raise _wrong(task, f"{wanted}; {name!r:.60} is no name")
@@ -81,9 +90,21 @@ def metrics_of(task: Task, answer: object) -> dict[str, Metric]:
             found[name] = float(value)
         elif _is_table(value):
             found[name] = [[int(cell) for cell in row] for row in value]
+            if (cells := cells + sum(map(len, value))) > MOST_CELLS:
+                more = f"{name}'s {len(value):,} rows make it {cells:,}: leave it out, or add rows and columns up"
+                raise _wrong(
+                    task, f"tables may have {MOST_CELLS:,} cells in all, for every checkpoint has them; {more}"
+                )
         else:
             raise _wrong(task, f"{wanted}, or of tables, each a list of rows of whole numbers; {name} is {value!r:.60}")
     return found
+
+
+def _shares_places(tensor: Tensor) -> bool:
+    """Whether elements of it lie in one place, as torch looks before it writes into a tensor."""
+    if tensor.layout != torch.strided:
+        return False
+    return any(n > 1 and not stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _is_table(value: object) -> bool:

@@ -14,7 +14,7 @@ from trainer import strict
 from trainer.curve import is_number
 from trainer.settings import Json, is_run_name
 
-MAX_RECORD_BYTES = 1 << 20
+MAX_RECORD_BYTES = 4 << 20  # of which tables of metrics take most: up to 36 bytes a cell
 COPIED = "age_when_copied_s"  # in a record that another store had for so long before
 
 

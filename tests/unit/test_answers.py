@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,15 @@ import pytest
 import torch
 
 from console.defects import whose
+from tests.checkpoints import history
 from tests.unit.test_loop import Small, planned
 from trainer import names
-from trainer.answers import check_task, metrics_of
+from trainer.answers import MOST_CELLS, check_task, metrics_of
 from trainer.checkpoint import Position
 from trainer.exits import ExitCode, UserError
 from trainer.job import Task
 from trainer.loop import Loop
+from trainer.manifest import MAX_BYTES
 from trainer.presets import check_presets
 from trainer.scores import Metric
 from watchers import Mailbox
@@ -68,6 +71,11 @@ def changed(method: str, change: Callable[[Any], Any]) -> Task:
         ("metrics", lambda right: {"f1": None}, "f1 is None"),
         ("metrics", lambda right: {"f1": True}, "f1 is True"),
         ("metrics", lambda right: {"table": [[0.5]]}, "table is [[0.5]]"),
+        (
+            "metrics",
+            lambda right: {"small": [[1]], "table": [[0] * 1000] * 100},
+            "tables may have 100,000 cells in all, for every checkpoint has them; table's 100 rows make it",
+        ),
         ("metrics", lambda right: {1: 0.5}, "1 is no name"),
         ("metrics", lambda right: {"step": 3}, "a metric can't be called step: that is one of Baton's own (step,"),
     ],
@@ -84,6 +92,15 @@ def test_metrics_may_be_numbers_of_any_library_and_tables() -> None:
     found = metrics_of(Small(), given)
     assert {name: type(value) for name, value in found.items()} == {**dict.fromkeys(given, float), "table": list}
     assert json.dumps(found) == '{"whole": 3.0, "single": 0.5, "table": [[1, 2], [3, 4]], "none": NaN}'
+
+
+def test_the_largest_tables_fit_a_record_and_a_manifest(tmp_path: Path) -> None:
+    largest = -(1 << 63)
+    metrics = metrics_of(Small(), {f"table{i}": [[largest]] * 1000 for i in range(MOST_CELLS // 1000)})
+    run = history(tmp_path)
+    run.write_record({"metrics": metrics}, "status.json")
+    assert run.read_record("status.json") == {"metrics": metrics}
+    assert 2 * run.store.stat(run.key("status.json")).size < MAX_BYTES
 
 
 @pytest.mark.parametrize(
@@ -110,11 +127,38 @@ def test_a_preset_that_says_what_no_setting_can_be_is_told_with_its_place(preset
     check_presets("mine", {"plain": {"lr": 1, "epochs": 0, "steps": 98, "freeze": True, "device": "cpu", "model": ""}})
 
 
+def with_buffer(tensor: torch.Tensor) -> torch.nn.Module:
+    model = torch.nn.Linear(3, 2)
+    model.register_buffer("mean", tensor, persistent=False)
+    return model
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.ones(4, 10)[:, :3],
+        torch.arange(5).expand(1, -1),
+        torch.arange(9).unfold(0, 4, 2),
+        torch.eye(3).to_sparse(),
+        torch.tensor(1),
+    ],
+)
+def test_any_other_tensor_of_a_models_is_taken(tensor: torch.Tensor) -> None:
+    task = Small()
+    task.model = with_buffer(tensor)
+    check_task("mine", task)
+    tensor.copy_(tensor.clone())  # what a checkpoint is put back by
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [
         ({"eval_batch": 5.0}, "its Task's eval_batch must be a whole number of samples; it is 5.0"),
         ({"optimizers": [torch.optim.SGD]}, "its Task's optimizers must be a dict of torch's"),
+        (
+            {"model": with_buffer(torch.ones(3, 1).expand(3, 5))},
+            "its Task's model has mean as an expanded tensor, into",
+        ),
         ({"model": None}, "its Task's model must be a torch.nn.Module; it is nothing"),
     ],
 )
