@@ -123,30 +123,62 @@ def _optimizer_state(task: Task) -> tuple[dict[str, Tensor], dict[str, Json]]:
 def _scalar(key: str, value: object) -> Json:
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"optimizer state {key} is a {type(value).__name__}, which no checkpoint can hold")
+    raise TypeError(
+        f"optimizer state {key} is a {type(value).__name__}, which no checkpoint can hold: keep it as a number, or "
+        "as a tensor in the state of a parameter"
+    )
 
 
+_PLAIN = frozenset({bool, int, float, str, type(None)})  # kinds of nearly all values in a group
 Groups = dict[str, list[dict[str, object]]]  # an optimizer's name -> its `param_groups`
 
 
 def groups_of(task: Task) -> Groups:
-    """Every optimizer's groups as they are now."""
-    return {name: [dict(group) for group in optimizer.param_groups] for name, optimizer in task.optimizers.items()}
+    """Every optimizer's groups as they are now, whatever is changed in place later; but for the parameters."""
+    return {
+        name: [
+            {key: value if type(value) in _PLAIN else _kept(value) for key, value in group.items() if key != "params"}
+            for group in optimizer.param_groups
+        ]
+        for name, optimizer in task.optimizers.items()
+    }
 
 
-def written(before: Groups, after: Groups) -> dict[str, Json]:
-    """What a step itself has written into the groups, by "optimizer.group0.name".
+def _kept(value: object) -> object:
+    """What can't change under it: the value itself, or a copy."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, list) or (isinstance(value, tuple) and not all(type(one) in _PLAIN for one in value)):
+        return [_kept(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _kept(one) for key, one in value.items()}
+    return value
+
+
+def _is_still(kept: object, value: object) -> bool:
+    """Whether a value of a group is the one that was kept of it."""
+    match kept, value:
+        case Tensor(), Tensor():
+            return (kept.dtype, kept.device) == (value.dtype, value.device) and torch.equal(kept, value)
+        case list(), list() | tuple():
+            return len(kept) == len(value) and all(map(_is_still, kept, value))
+        case dict(), dict():
+            return kept.keys() == value.keys() and all(_is_still(kept[key], value[key]) for key in kept)
+    return kept is value or (type(kept) is type(value) and bool(kept == value))
+
+
+def written(before: Groups, task: Task) -> dict[str, Json]:
+    """What a step itself has written into the groups since `before`, by "optimizer.group0.name".
 
     Optimizers that find their own learning rate do so: it is state like any other. The rest of a group comes from the
-    settings and the schedule.
+    settings and the schedule. Raises TypeError for what no checkpoint can hold.
     """
     return {
         (place := f"{name}.group{i}.{key}"): _scalar(place, value)
-        for name, groups in after.items()
-        for i, (old, new) in enumerate(zip(before[name], groups, strict=True))
-        if old != new
+        for name, optimizer in task.optimizers.items()
+        for i, (old, new) in enumerate(zip(before[name], optimizer.param_groups, strict=True))
         for key, value in new.items()
-        if key not in old or value != old[key]
+        if key != "params" and not (key in old and (old[key] is value or _is_still(old[key], value)))
     }
 
 

@@ -108,7 +108,7 @@ class Loop:
             raise
         groups = groups_of(task)
         task.update()
-        position.groups |= written(groups, groups_of(task))
+        position.groups |= written(groups, task)
 
         if index == 0:
             position.sums = {}

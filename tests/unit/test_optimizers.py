@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,29 @@ def test_state_that_no_start_could_put_back_is_refused_at_once(tmp_path: Path) -
     task.optimizers = {"odd.one": task.optimizers["odd"]}
     with pytest.raises(TypeError, match="dot"):
         take(task, Position())
+
+
+@pytest.mark.parametrize(
+    ("value", "change", "kind"),
+    [
+        (torch.tensor(0.5), lambda value: value.mul_(2), "Tensor"),
+        ([1.0], lambda value: value.append(2.0), "list"),
+        ((torch.ones(2), 3), lambda value: value[0].zero_(), "tuple"),
+        ({"best": [1, 2]}, lambda value: value["best"].sort(reverse=True), "dict"),
+    ],
+)
+def test_what_is_changed_in_place_in_a_group_is_not_taken_for_unchanged(
+    value: Any, change: Callable[[Any], object], kind: str, tmp_path: Path
+) -> None:
+    task = Rated()
+    odd = task.optimizers["odd"]
+    odd.param_groups[0]["own"] = value
+    position = Position()
+    trained(task, position, tmp_path)
+    assert sorted(position.groups) == ["odd.group0.calls", "odd.group0.found"], "as long as it stays the same"
+    odd.register_step_post_hook(lambda *_: (change(value), None)[1])
+    with pytest.raises(TypeError, match=rf"odd\.group0\.own is a {kind}, which no checkpoint can hold: keep it as"):
+        trained(task, Position(), tmp_path / "again")
 
 
 @pytest.mark.parametrize("lacking", ["a parameter", "a group"])
