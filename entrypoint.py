@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 if __name__ == "__main__":  # before the slower imports: whoever is told to go by then has nothing to save
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
+
+    def leave(*_: object) -> None:
+        """With the exit code that --preempted-exit-code says, though nothing has read the command line yet."""
+        flag, said = "--preempted-exit-code", os.environ.get("BATON_PREEMPTED_EXIT_CODE", "")
+        for before, argument in zip(sys.argv, sys.argv[1:], strict=False):
+            if before == flag or argument.startswith(f"{flag}="):
+                said = argument.removeprefix(f"{flag}=")
+        os._exit(int(said) if len(said) <= 3 and said.isascii() and said.isdecimal() else 75)
+
+    signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import logging
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress

@@ -216,17 +216,27 @@ print(json.dumps(tried))
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "options", "variable", "code"),
+    [
+        (signal.SIGTERM, [], "", 75),
+        (signal.SIGINT, ["--preempted-exit-code", "7"], "", 130),
+        (signal.SIGTERM, ["--preempted-exit-code", "7"], "", 7),
+        (signal.SIGTERM, ["--preempted-exit-code=7"], "8", 7),
+        (signal.SIGTERM, [], "8", 8),
+        (signal.SIGTERM, ["--preempted-exit-code"], "eight", 75),
+    ],
+)
 def test_who_is_told_to_go_while_the_command_line_is_loaded_goes_with_the_right_code(
-    number: int, code: int, tmp_path: Path
+    number: int, options: list[str], variable: str, code: int, tmp_path: Path
 ) -> None:
     (tmp_path / "click.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)\n")
     process = subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "entrypoint.py"), "cifar10"],
+        [sys.executable, str(REPOSITORY / "entrypoint.py"), "cifar10", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "BATON_PREEMPTED_EXIT_CODE": variable},
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "loading\n"
