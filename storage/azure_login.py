@@ -44,8 +44,10 @@ AZURES_TAG = "7783-7084-3265-9085-8269-3286-77"  # of every virtual machine on A
 MOST_SKEW_S = 15 * 60.0  # Azure takes no request signed longer ago
 # A token is fetched in the midst of a request to the store, which the caller may be waiting on with a deadline.
 TOKEN_S = 10.0
+CONNECT_S = 5.0
 DEFAULT = "DefaultAzureCredential"
-_BRIEF: dict[str, Any] = {"retry_total": 1, "connection_timeout": 5, "read_timeout": TOKEN_S}
+_TIMES: dict[str, Any] = {"connection_timeout": CONNECT_S, "read_timeout": TOKEN_S}
+_BRIEF: dict[str, Any] = {"retry_total": 1, **_TIMES}
 
 log = logging.getLogger("baton.storage")
 _told: set[str] = set()
@@ -189,7 +191,7 @@ def _transport(*, direct: bool = False) -> RequestsTransport:
     session.trust_env = not direct
     for scheme in ("https://", "http://"):
         session.mount(scheme, PacedAdapter(lambda: TOKEN_S))
-    return RequestsTransport(session=session)
+    return RequestsTransport(session=session, **_TIMES)  # which a credential hands on to a transport of its own alone
 
 
 def _on_azure(asset_tag: Path) -> bool:

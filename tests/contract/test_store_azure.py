@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import random
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ from store_contract import MIB, Place, StoreContract, names, read
 
 from storage import Store, open_store
 from storage.azure import AzureStore, _Transport
-from storage.azure_login import AZURES_TAG, _identity, log_in
+from storage.azure_login import _TIMES, AZURES_TAG, _identity, log_in
 from storage.errors import Damaged, InvalidURL, NotFound, NotSetUp, PermissionDenied, Unavailable
 from tests.emulators.azurite import ACCOUNT, KEY, Azurite, sas
 from tests.emulators.proxy import Fault, Proxy
@@ -448,6 +449,22 @@ def test_an_identity_service_in_trouble_is_waited_for_and_one_without_an_identit
         identity_service.faults = [fault]
         with pytest.raises(error, match="managed identity"):
             log_in("account", "az://account/runs").credential.get_token_info("https://storage.azure.com/.default")
+
+
+def test_an_identity_service_that_takes_no_connection_is_not_waited_for_by_the_minute(
+    identity_service: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(_TIMES, "connection_timeout", 1.0)
+    with socket.socket() as full, socket.socket() as only:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)  # one may wait to be taken; whoever comes after it hears nothing at all
+        only.connect(full.getsockname())
+        monkeypatch.setenv("IDENTITY_ENDPOINT", f"http://127.0.0.1:{full.getsockname()[1]}/msi/token")
+        credential = log_in("account", "az://account/runs").credential
+        begun = time.monotonic()
+        with pytest.raises(Unavailable, match="managed identity"):
+            credential.get_token_info("https://storage.azure.com/.default")
+        assert time.monotonic() - begun < 60
 
 
 def test_azure_is_known_by_its_machines_tag_without_asking_anyone(azurite: Azurite, tmp_path: Path) -> None:
