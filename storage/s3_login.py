@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,7 @@ from botocore.config import Config  # type: ignore[import-untyped]
 from botocore.httpsession import URLLib3Session  # type: ignore[import-untyped]
 from botocore.utils import InstanceMetadataFetcher  # type: ignore[import-untyped]
 
-from storage.errors import NotSetUp, StoreError, one_line
+from storage.errors import NotSetUp, StoreError, Unavailable, one_line
 from storage.machine_identity import of_this_machine
 from storage.pace import Patience
 
@@ -37,8 +38,10 @@ def find_credentials(session: Any, url: str, patience: Patience) -> None:
     _take_machines_identity(session, patience)
     with _told(url):
         # there is no public way in; a profile's role that rests on the instance's is asked of the same provider
-        instance = session._session.get_component("credential_provider").get_provider("iam-role")
+        chain = session._session.get_component("credential_provider")
+        instance = chain.get_provider("iam-role")
         instance._role_fetcher = _Metadata(instance._role_fetcher)
+        _bound_programs(chain, url, patience)
         credentials = session.get_credentials()
     if credentials is None:
         raise sdk.NoCredentialsError
@@ -84,6 +87,37 @@ def _be_brief(session: Any, wait: float) -> None:
         retries={"total_max_attempts": 1},
     )
     session._session.set_default_client_config(config)
+
+
+def _bound_programs(chain: Any, url: str, patience: Patience) -> None:
+    """Wait for a `credential_process` as long as for a token service; the SDK would do so without end."""
+
+    class Program(subprocess.Popen[bytes]):
+        def __init__(self, command: list[str], **more: Any) -> None:
+            super().__init__(command, stdin=subprocess.DEVNULL, **more)
+
+        def communicate(self, *_: Any, **__: Any) -> tuple[bytes, bytes]:
+            wait = max(0.1, patience())
+            try:
+                return super().communicate(timeout=wait)
+            except subprocess.TimeoutExpired as e:
+                self.kill()
+                with self:  # not what it has started, which may hold its output open for as long as it likes
+                    pass
+                what = f"{url}: credential_process has given no credentials for {wait:.0f} s, and was ended"
+                raise Unavailable(what) from e
+
+    # a role's source profile may name a program as well, for which the SDK makes a provider later
+    makers = chain.get_provider("assume-role")._profile_provider_builder
+    made = makers._create_process_provider
+
+    def make(profile: str) -> Any:
+        provider = made(profile)
+        provider._popen = Program
+        return provider
+
+    makers._create_process_provider = make
+    chain.get_provider("custom-process")._popen = Program
 
 
 class _Metadata(InstanceMetadataFetcher):  # type: ignore[misc]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import socket
 import sys
 import threading
@@ -188,6 +190,38 @@ def test_a_program_that_gives_no_credentials_is_a_persons_matter(
         open_store(url).put("a", b"1")
     assert "\n" not in str(caught.value)
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("profile", ["program", "role"])
+def test_a_program_that_hangs_is_waited_for_no_longer_than_the_rest_and_has_no_input(
+    profile: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A profile's own, and that of a role's source; with a process of its own that keeps its output open."""
+    program = tmp_path / "program"
+    program.write_text('#!/bin/sh\n[ -z "$(cat)" ] && touch asked\nsleep 60 & echo $! > child\nwait\n')
+    program.chmod(0o700)
+    ask_program(str(program), tmp_path, monkeypatch)
+    role = "[profile role]\nrole_arn = arn:aws:iam::123456789012:role/baton\nsource_profile = program\n"
+    config = (tmp_path / "config").read_text().replace("[default]", "[profile program]") + role
+    (tmp_path / "config").write_text(config)
+    monkeypatch.setenv("AWS_PROFILE", profile)
+    monkeypatch.chdir(tmp_path)
+    ours, kept_open = os.pipe()  # a terminal, at which nobody types
+    stdin = os.dup(0)
+    os.dup2(ours, 0)
+    begun = time.monotonic()
+    try:
+        with pytest.raises(Unavailable, match="credential_process has given no credentials for 1 s") as caught:
+            open_store(url, patience=lambda: 1.0).put("a", b"1")
+    finally:
+        os.dup2(stdin, 0)
+        for one in (ours, kept_open, stdin):
+            os.close(one)
+    assert time.monotonic() - begun < 45
+    os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+    assert (tmp_path / "asked").exists()
+    assert str(caught.value).startswith(url)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_pods_token_file_that_is_missing_is_a_persons_matter(
