@@ -345,7 +345,7 @@ class Attempt:
         thread.start()
         began = CLOCK()
         while thread.is_alive():
-            if self._time_left() < RECORD_S - SPARE_S and CLOCK() - began > RECORD_S:
+            if CLOCK() - began > RECORD_S and (self.saver.stuck or self._time_left() < RECORD_S - SPARE_S):
                 log.warning("no time is left to put the end of this attempt on record")
                 return
             thread.join(0.05)

@@ -179,7 +179,11 @@ class History(Place):
         self.store.delete(self.key("checkpoints", self.MARK))
 
     def is_marked(self) -> bool:
-        return self.MARK in self._manifest_names()
+        try:
+            self.store.stat(self.key("checkpoints", self.MARK))
+        except NotFound:
+            return False
+        return True
 
     def why_marked(self) -> str | None:
         """Why the run is not whole, in words that follow its name; None where it isn't marked so."""
@@ -351,10 +355,14 @@ class History(Place):
             self.create(self.key("checkpoints", f"{manifest.name}.json"), body)
         except AlreadyExists as e:
             # this attempt wrote it before, in a try whose end it didn't hear of: the same state is a success
-            with suppress(Bad):
-                if self.manifest(manifest.name).state_sha256 == manifest.state_sha256:
-                    return
-            raise Superseded(manifest.attempt) from e
+            try:
+                written = self.manifest(manifest.name)
+            except Absent:
+                raise Superseded(manifest.attempt) from e
+            except Bad as bad:  # no other attempt writes this name: the run is still this one's, which has later states
+                raise Damaged(f"{self.store.url}: checkpoint {manifest.name} came damaged: {bad}") from e
+            if written.state_sha256 != manifest.state_sha256:
+                raise Superseded(manifest.attempt) from e
 
 
 def add_tensors(found: set[tuple[str, str]], section: str, names: Iterable[str]) -> None:

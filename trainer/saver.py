@@ -20,6 +20,9 @@ log = logging.getLogger("baton.saver")
 
 CLOCK = time.monotonic
 _OF_ITS_OWN = re.compile(r"[0-9a-f]{64}|[0-9]{6,}-[0-9]{8,}")  # in an error: the names that each save has others of
+# A save in which nothing begins for so long is over, where no deadline ends it: a disk or server that hangs for good.
+# Generous, for a tensor is one thing, whatever its size: of 1 GB it is on its way for that long at 2.3 Mbit/s.
+STUCK_S = 3600.0
 TAKE_BACK_S = 2.0  # nobody waits for a copy that is superseded, but it holds a machine
 RECENT = 3  # saves whose slowest tells how long the next one may take
 
@@ -60,7 +63,7 @@ class Flight:
 
     def __init__(self, save: Save) -> None:
         self.save = save
-        self.began = CLOCK()
+        self.began = self.moved = CLOCK()  # when a tensor or a part was last begun to be sent
         self.landed = threading.Event()  # made durable, failed or given up
         self._lock = threading.Lock()
         self._committing = self._abandoned = False
@@ -82,6 +85,7 @@ class Flight:
 
     def check(self, *, committing: bool = False) -> None:
         """Raise `Abandoned` if it was given up; once `committing`, it can't be any more."""
+        self.moved = CLOCK()
         with self._lock:
             if self._abandoned:
                 raise Abandoned
@@ -125,6 +129,7 @@ class Saver:
         self.began = CLOCK()  # when the last save began
         self.error: str | None = None  # why the last save failed; None once one worked
         self.fault: type[StoreError] | None = None  # the same as a kind: an error itself would keep its save in memory
+        self.stuck = False  # the store hangs, and nobody waits for it any more
         self.busy_s = 0.0  # processor time that saving has taken
 
     @property
@@ -154,7 +159,7 @@ class Saver:
 
         `time_left()`: seconds until the machine goes, asked again and again. A failing save is tried again for as long,
         or for `try_s` seconds where it is infinite, because nobody said. `evaluated`: the checkpoint must hold its
-        step's evaluation. Raises the defect that this save met, but no earlier one's.
+        step's evaluation. Raises the defect that this save met, but no earlier one's. Nothing is given up that moves.
         """
         began, mine, told = CLOCK(), None, False
         while not self._superseded:
@@ -164,6 +169,8 @@ class Saver:
             if left <= 0:
                 return False
             if flight is not None and self.busy:
+                if self._is_stuck(flight, began, left):
+                    return False
                 if flight is not mine and not flight.holds(save.snapshot.step, evaluated=evaluated):
                     self._make_way(flight, left, grace_s)
                 flight.landed.wait(min(0.1, left))
@@ -190,14 +197,21 @@ class Saver:
 
     def land(self, step: int, time_left: Callable[[], float]) -> bool:
         """Wait for what is in flight, for no more than `time_left()` seconds. True if `step` is durable then."""
-        flight = self._flight
+        flight, began = self._flight, CLOCK()
         while flight is not None and not flight.landed.is_set() and (left := time_left()) > 0:
+            if self._is_stuck(flight, began, left):
+                break
             flight.landed.wait(min(0.1, left))
         return self._is_durable(step, evaluated=False)
 
     def _is_durable(self, step: int, *, evaluated: bool) -> bool:
         last = self.durable
         return last is not None and last.step == step and (last.evaluated or not evaluated)
+
+    def _is_stuck(self, flight: Flight, waiting_since: float, left: float) -> bool:
+        if left == math.inf and CLOCK() - max(waiting_since, flight.moved) > STUCK_S:
+            self.stuck, self.error = True, f"the store has hung for {STUCK_S / 60:.0f} minutes"
+        return self.stuck
 
     def _make_way(self, flight: Flight, left: float, grace_s: float) -> None:
         """Abandon what is in flight if only the last save fits before the deadline."""

@@ -17,15 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from storage import open_store
-from storage.errors import NoSpace, StoreError, Unavailable
+from storage.errors import Damaged, NoSpace, StoreError, Unavailable
 from storage.protocol import ObjectInfo, Source
+from storage.retry import Retrying
 from trainer.checkpoint import HostBuffers, Position, restore, take
 from trainer.commit import SENDERS, Abandoned, Committed, RunFacts, Save, commit
 from trainer.history import History, Superseded
 from trainer.job import Task
 from trainer.parts import Part, encode
 from trainer.retention import Retention
-from trainer.saver import Durable, Saver, durable
+from trainer.saver import STUCK_S, Durable, Saver, durable
 
 FACTS = RunFacts(
     run="run", job="job", attempt=1, steps=100, steps_per_epoch=10, settings={}, machine={}, synthetic=False
@@ -395,6 +396,95 @@ def test_a_store_that_stays_away_is_given_up_and_the_reason_kept(
     assert hearing.saver.error == "no right to write"
     waits = [r.getMessage() for r in caplog.records if "another" in r.getMessage()]
     assert waits == [f"trying for another {waits[0].split()[3]} s to save the last state: no right to write"], "once"
+
+
+class Slow:
+    """A store in which each put takes `takes_s` by the test's clock, one after the other, until it `hangs`."""
+
+    def __init__(self, store: Counting, takes_s: float) -> None:
+        self.store, self.takes_s = store, takes_s
+        self.now, self.turn = 1e6, threading.Lock()
+        self.hangs, self.healed = False, threading.Event()
+
+    def put(self, *args: Any, **kwargs: Any) -> Any:
+        with self.turn:
+            self.now += self.takes_s
+            end = self.now + 3 * STUCK_S
+            while self.hangs and self.now < end and not self.healed.wait(0.01):
+                self.now += 100
+            return self.store.put(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+
+def test_where_no_deadline_is_known_a_save_that_moves_is_waited_for_and_one_that_hangs_is_not_for_ever(
+    store: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, task = Slow(store, STUCK_S - 100), HeadOnly()
+    monkeypatch.setattr("trainer.saver.CLOCK", lambda: slow.now)
+    hearing = Hearing(slow)  # type: ignore[arg-type]
+    hearing.saver.start(save_of(task, 1))
+    assert save_last(hearing.saver, save_of(task, 2))
+    assert slow.now > 1e6 + 5 * STUCK_S, "hours by the clock"
+    task.step()
+    slow.hangs = True
+    hearing.saver.start(save_of(task, 3))
+    assert not save_last(hearing.saver, save_of(task, 4))
+    assert hearing.saver.stuck
+    assert hearing.saver.error == "the store has hung for 60 minutes"
+    assert not hearing.saver.land(4, never)
+    slow.healed.set()
+    assert names(store)[-2:] == [(1, 2), (1, 1)]
+
+
+class Damaging:
+    """A store that writes something else in a manifest's place, once, whose reply is lost."""
+
+    def __init__(self, store: Counting) -> None:
+        self.store, self.left = store, 1
+
+    def put(self, key: str, source: Any, **kwargs: Any) -> Any:
+        if "checkpoints" in key and self.left:
+            self.left -= 1
+            self.store.put(key, bytes(len(source)), **kwargs)
+            raise Unavailable("the reply was lost")
+        return self.store.put(key, source, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_manifest_that_came_damaged_costs_its_save_and_the_run_is_still_this_copys(
+    store: Counting, *, last: bool
+) -> None:
+    patient = Retrying(Damaging(store), lambda tried: 9.0, lambda seconds: None)  # type: ignore[arg-type]
+    hearing, task = Hearing(patient), HeadOnly()  # type: ignore[arg-type]
+    if last:
+        assert not hearing.saver.save_now(save_of(task, 1), never, 0.0, 0.0, evaluated=False)
+    else:
+        hearing.saver.start(save_of(task, 1))
+        assert hearing.saver._flight is not None
+        assert hearing.saver._flight.landed.wait(30)
+    assert hearing.superseded == []
+    assert hearing.saver.fault is Damaged
+    assert hearing.saver.error is not None
+    assert "000001-00000001 came damaged: its manifest" in hearing.saver.error
+    if not last:
+        assert save_last(hearing.saver, save_of(task, 2)), "the next one has a name of its own"
+        newest = History(store, "run").newest_good()
+        assert newest is not None
+        assert newest.manifest.step == 2
+
+
+def test_another_state_in_this_attempts_name_is_an_heirs(store: Counting) -> None:
+    task = HeadOnly()
+    committed(store, task, 1)
+    task.step()
+    hearing = Hearing(store)
+    assert not save_last(hearing.saver, save_of(task, 1))
+    assert [gone.attempt for gone in hearing.superseded] == [1]
 
 
 def test_a_final_checkpoint_must_hold_its_evaluation(store: Counting) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from storage.errors import Unavailable
+from storage.local import LocalStore
 from tests.checkpoints import history, snapshot
+from tests.unit.test_gpu_trouble import attempt as training
 from trainer.attempt import LAST_TRY_S, TRY_S, retry_s
 from trainer.commit import RunFacts, Save
 from trainer.history import History
 from trainer.saver import Saver, last_save_needs_way
+from watchers import Mailbox
 
 
 @pytest.mark.parametrize(
@@ -73,3 +77,14 @@ def test_what_a_save_waits_for_a_store_follows_the_deadline() -> None:
     assert retry_s(10.0, math.inf, stopping=True) == LAST_TRY_S - 10
     assert retry_s(LAST_TRY_S + 10, 49.0, stopping=True) == 49, "the last one has all the time that is left"
     assert retry_s(1.0, 3.0, stopping=True) == 3
+
+
+def test_who_has_given_up_a_store_that_hangs_does_not_wait_for_it_to_take_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, healed, taken = training(tmp_path, "cpu", Mailbox(), []), threading.Event(), []
+    monkeypatch.setattr(LocalStore, "put", lambda *_, **__: taken.append(healed.wait(10)))
+    mine.saver.stuck = True
+    mine.end(74, "not durable")
+    assert taken == []
+    healed.set()
