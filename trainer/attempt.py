@@ -346,7 +346,8 @@ class Attempt:
         began = CLOCK()
         while thread.is_alive():
             if CLOCK() - began > RECORD_S and (self.saver.stuck or self._time_left() < RECORD_S - SPARE_S):
-                log.warning("no time is left to put the end of this attempt on record")
+                why = "the store hangs" if self.saver.stuck else "no time is left"
+                log.warning("the end of this attempt is not put on record: %s", why)
                 return
             thread.join(0.05)
 
