@@ -9,6 +9,9 @@ Kept are the newest good checkpoints, and besides, by the store's own clock:
 What makes it safe beside a running writer, a zombie and another cleaner:
 - Parts are listed before manifests: a part that a manifest comes to name meanwhile is no candidate, or is kept.
 - A part's age is asked again right before it goes: a writer may have put the same bytes again since the listing.
+- So is the mark of a copy to here, which counts parts as there that it finds: from its mark to the first part that it
+  looks at are more requests than from that question to the deletion. What begins and ends between two such questions
+  is not seen; a copy that is repeated for nothing new reads all parts again, and takes its time.
 - A writer leaves out only parts that its own newest manifest names, and while it may still commit, that one is kept:
   as the newest of the newest attempt, or for 24 h.
 - Why 1 h is enough there. Let D be such a manifest, X one of its parts, L the attempt's last but one, and C a manifest
@@ -43,6 +46,7 @@ from dataclasses import dataclass
 
 from storage import ObjectInfo
 from storage.errors import NotFound, StoreError
+from trainer.exits import UserError
 from trainer.history import Absent, Bad, History, Superseded, fallback_order
 from trainer.manifest import checkpoint_name, is_sha256, parse_name
 from trainer.side_by_side import side_by_side
@@ -225,20 +229,31 @@ class Retention:
         return left, max(now - self._young_s, min(last_but_one, now - self._settled_s))
 
     def remove(self, excess: Excess, now: float, check: Callable[[], None] = lambda: None) -> None:
-        """Delete it: manifests first, so that none is left whose parts are going. Raises `StoreError`."""
+        """Delete it: manifests first, so that none is left whose parts are going.
+
+        Raises `StoreError`, and `UserError` if a copy to here has begun meanwhile: it may count on what is left.
+        """
         store = self._history.store
+        if excess.manifests:
+            self._check_whole()
         for info in excess.manifests:
             check()
             store.delete(info.key)
 
         def remove(part: ObjectInfo) -> None:
             check()
+            self._check_whole()
             with suppress(NotFound):
                 if store.stat(part.key).modified < now - self._settled_s:  # not put again since it was listed
                     store.delete(part.key)
 
         for _ in side_by_side(remove, excess.parts, REMOVERS):
             pass
+
+    def _check_whole(self) -> None:
+        if self._history.is_marked():
+            where = f"run {self._history.run!r} in {self._history.store.url}"
+            raise UserError(f"{where} has been marked as not whole meanwhile, so what is left stays")
 
     def _kept(
         self, manifests: dict[str, ObjectInfo], parts: dict[str, ObjectInfo], check: Callable[[], None]

@@ -29,7 +29,7 @@ from trainer import transfer
 from trainer.exits import UserError
 from trainer.history import History
 from trainer.records import read
-from trainer.retention import Retention, store_time
+from trainer.retention import Retention, _last, store_time
 from trainer.transfer import copy
 from trainer.verify import verify
 
@@ -293,6 +293,33 @@ def test_cleaning_takes_nothing_from_a_copy_that_is_not_whole(tmp_path: Path) ->
 
     assert copy(source, History(Cleaned(), "run")).found_parts > 2  # type: ignore[arg-type]
     assert [v.problems for v in verify(target)] == [[]] * 4
+
+
+def test_a_clean_up_that_has_begun_takes_nothing_from_a_copy_that_is_repeated(tmp_path: Path) -> None:
+    """It finds parts there that only what goes names, and is about to name them anew."""
+    source, target = made_run(tmp_path), history(tmp_path / "there")
+    copy(source, target)
+    age(target, 25)
+    retention, now = Retention(target, 2), store_time(target)
+    excess = retention.excess(now)
+    save(source, 2, 50, "000002-00000040", snapshot(50, 10.0))
+    assert len(
+        {ref.sha256 for ref in source.manifest("000002-00000050").parts} & {_last(part) for part in excess.parts}
+    )
+
+    class Cleaned:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(target.store, name)
+
+        def put(self, key: str, *args: Any, **options: Any) -> Any:
+            if key.endswith("000002-00000050.json"):
+                for what in (excess, replace(excess, manifests=[])):
+                    with pytest.raises(UserError, match="marked as not whole meanwhile, so what is left stays"):
+                        retention.remove(what, now)
+            return target.store.put(key, *args, **options)
+
+    assert copy(source, History(Cleaned(), "run")).sent_parts == 0  # type: ignore[arg-type]
+    assert [v.problems for v in verify(target)] == [[]] * 5
 
 
 def test_another_history_there_is_never_overwritten(tmp_path: Path) -> None:
