@@ -22,6 +22,7 @@ from typing import Any
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous import registry as rendezvous
 
@@ -35,6 +36,7 @@ log = logging.getLogger("baton")
 RESTARTS = 3
 LOOK_S = 0.1
 TOLD = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+HELD = (*TOLD, LOST)
 
 
 class Told:
@@ -72,18 +74,25 @@ class Agent(LocalElasticAgent):
     def __init__(self, spec: WorkerSpec, told: Told, log_dir: str) -> None:
         super().__init__(spec, DefaultLogsSpecs(log_dir))
         self._told = told
+        self.by_themselves: set[int] = set()  # which had ended before the others were closed, if they were
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        signal.pthread_sigmask(signal.SIG_BLOCK, TOLD)  # a new process inherits it; watchers.signals.install unblocks
+        signal.pthread_sigmask(signal.SIG_BLOCK, HELD)  # a new process inherits it; watchers.signals unblocks
         try:
             pids: dict[int, Any] = super()._start_workers(worker_group)
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
         self._told.pids = list(pids.values())
         context = self._pcontext
-        assert context is not None
+        assert isinstance(context, SubprocessContext)
         end = context.close  # called where one has died, and its SIGTERM would say that the machine goes
-        context.close = lambda death_sig=None, timeout=30: end(LOST, timeout)  # type: ignore[method-assign]
+
+        def close(death_sig: signal.Signals | None = None, timeout: int = 30) -> None:
+            ended = {n for n, process in context.subprocess_handlers.items() if process.proc.poll() is not None}
+            self.by_themselves = self.by_themselves or ended
+            end(LOST, timeout)
+
+        context.close = close  # type: ignore[method-assign]
         return pids
 
 
@@ -99,12 +108,12 @@ def train(count: int, arguments: Sequence[str], mailbox: Mailbox) -> int:
     quiet.handlers[:] = [logging.NullHandler()]
     quiet.propagate = False
     for restart in range(RESTARTS + 1):
-        result = _run(count, arguments, told)
-        codes = {number: failure.exitcode for number, failure in result.failures.items()}
-        killed = [number for number, code in codes.items() if code < 0]
+        codes, by_themselves = _run(count, arguments, told)
+        # one that had no time to end when another had ended is killed too, and says nothing
+        killed = [number for number, code in codes.items() if code < 0 and number in by_themselves]
         if not killed or told.signals or ExitCode.DEFECT in codes.values():
             break
-        first = min(killed, key=lambda number: result.failures[number].timestamp)
+        first = min(killed)
         name = signal.Signals(-codes[first]).name
         if restart == RESTARTS:
             log.error("process %d of %d was killed again (%s), after %d restarts", first, count, name, restart)
@@ -116,7 +125,8 @@ def train(count: int, arguments: Sequence[str], mailbox: Mailbox) -> int:
     return code_of(codes)
 
 
-def _run(count: int, arguments: Sequence[str], told: Told) -> RunResult:
+def _run(count: int, arguments: Sequence[str], told: Told) -> tuple[dict[int, int], set[int]]:
+    """Exit codes of those that failed, below 0 where a signal ended it; and who ended before the others were closed."""
     address = "127.0.0.1"
     place = rendezvous.get_rendezvous_handler(
         RendezvousParameters("c10d", f"{address}:0", uuid.uuid4().hex, 1, 1, local_addr=address)
@@ -133,8 +143,10 @@ def _run(count: int, arguments: Sequence[str], told: Told) -> RunResult:
     )
     try:
         with tempfile.TemporaryDirectory() as folder:  # the agent makes one, and leaves it
-            result: RunResult = Agent(spec, told, folder).run()
-            return result
+            agent = Agent(spec, told, folder)
+            result: RunResult = agent.run()
+            codes = {number: failure.exitcode for number, failure in result.failures.items()}
+            return codes, agent.by_themselves
     finally:
         told.pids = []
         place.shutdown()

@@ -47,6 +47,7 @@ def heed_launcher(mailbox: Mailbox, stop_grace_s: float) -> None:
         mailbox.post(Notice("process", "stop", OTHER_GONE, "lost", now, now + stop_grace_s))
 
     signal.signal(LOST, on_lost)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (LOST,))  # kept back until now, as by `install`
     libc = ctypes.CDLL(None)
     if hasattr(libc, "prctl"):
         libc.prctl(1, int(signal.SIGTERM))

@@ -145,6 +145,37 @@ def test_one_that_is_killed_again_and_again_ends_in_74(number: int, tmp_path: Pa
     assert f"process {number} of 2 was killed again (SIGKILL), after 3 restarts" in container.lines[-1]
 
 
+LAUNCHER = """
+import sys
+from trainer import processes
+from watchers import Mailbox
+sys.exit(processes.train(2, sys.argv[1:], Mailbox()))
+"""
+FIRST_ENDS = """
+import os, signal, sys, time
+from watchers import Mailbox, signals
+with open(sys.argv[1], "a") as file:
+    file.write(os.environ["RANK"])
+if os.environ["RANK"] == "1":
+    sys.exit(78)
+while sys.argv[2] == "hangs" or signal.SIGUSR1 not in signal.sigpending():
+    time.sleep(0.05)  # it is still being loaded
+mailbox = Mailbox()
+signals.heed_launcher(mailbox, 10.0)
+sys.exit(75 if mailbox.stop is not None and mailbox.stop.detail == signals.OTHER_GONE else 1)
+"""
+
+
+@pytest.mark.parametrize("other", ["starts", pytest.param("hangs", marks=soak)])
+def test_who_is_ended_by_the_launcher_while_it_starts_hides_nobodys_exit_code(other: str, tmp_path: Path) -> None:
+    """It takes it once it can, or is killed after 30 s; neither is a reason to start again."""
+    (tmp_path / "one.py").write_text(FIRST_ENDS)
+    program = [sys.executable, "-c", LAUNCHER, str(tmp_path / "one.py"), str(tmp_path / "started"), other]
+    done = subprocess.run(program, capture_output=True, text=True, env=environment(PYTHONPATH=str(REPOSITORY)))
+    assert (done.returncode, done.stdout, done.stderr) == (78, "", ""), done
+    assert sorted((tmp_path / "started").read_text()) == ["0", "1"]
+
+
 @soak
 def test_a_mistake_that_all_of_them_find_is_one_line(tmp_path: Path, small_cifar: Path) -> None:
     lab = Lab(tmp_path, small_cifar)
