@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
+from storage.errors import StoreError
 from trainer import gpu, prepare
 from trainer.checkpoint import Position, restore
 from trainer.ending import acknowledge, exit_code_for
@@ -72,9 +74,15 @@ def _prepare(wanted: Wanted, together: Together) -> Prepared:
             raise UserError("its data are not those of process 0")
         with gpu.in_one_line():
             ready = prepare.build(begun, wanted, data, shape)
-    except (UserError, Stopped) as e:
-        together.say_why_not(e)
+    except Ended:
+        raise
+    except (UserError, Stopped, StoreError) as e:
+        together.say_why_not(e, exit_code_for(e, Settings.of(wanted.given)))
         raise together.last_word() from e
+    except Exception as e:
+        with suppress(Stopped):  # by process 0 being gone: it is this that has to be seen
+            together.say_why_not(e, ExitCode.DEFECT)
+        raise
     together.say_ready({name: ready.machine.get(name) for name in BILLED} if wanted.rank.local == 0 else None)
     return ready
 

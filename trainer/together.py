@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from storage.errors import StoreError, one_line
 from trainer.early import Early
 from trainer.exits import ExitCode, UserError
 from trainer.ranks import Rank
@@ -40,6 +41,7 @@ log = logging.getLogger("baton")
 STEP_S = 300.0
 START_S = 1800.0  # for all to be started: machines of a cloud come one by one
 PARTING_S = 5.0
+NOTICES_S = 60.0  # for one that is slow to tell its notices: taken for gone, it costs a GPU's state
 POLL_S = 0.02
 GOES_ON, SAVES, STOPS = 0, 1, 2
 
@@ -131,12 +133,18 @@ class Together:
         """Tell process 0 that this one is ready to train. `machine`: from the first process of each."""
         self.say(f"ready/{self.number}", {"machine": machine})
 
-    def say_why_not(self, ending: UserError | Stopped) -> None:
+    def say_why_not(self, ending: Exception, code: int) -> None:
+        """Tell process 0, which waits for all, what keeps this one from it. Raises `Stopped` if that is gone."""
+        word: dict[str, Json]
         match ending:
-            case UserError():
-                self.say(f"ready/{self.number}", {"error": str(ending), "code": int(ending.code)})
             case Stopped():
-                self.say(f"ready/{self.number}", {"notice": _words_of(ending.notice)})
+                word = {"notice": _words_of(ending.notice)}
+            case UserError() | StoreError():
+                word = {"error": str(ending), "code": code}
+            case _:
+                word = {"error": f"{type(ending).__name__}: {one_line(ending)}", "code": code}
+        with self._others():
+            self.say(f"ready/{self.number}", word)
 
     def wait_for_others(self) -> list[Json]:
         """Until all are ready; their machines. What keeps any from it is raised: `UserError` or `Stopped`."""
@@ -292,12 +300,17 @@ class Together:
     # -- the others --------------------------------------------------------------------------------------------
 
     def _tell_notices(self) -> None:
-        """All come to know each other's reasons to stop: the exit code and the time that is left follow from them."""
+        """All come to know each other's reasons to stop: the exit code and the time that is left follow from them.
+
+        Of a time that is known half is left for the save.
+        """
         mine = [_words_of(notice) for notice in list(self._mailbox.notices) if notice.action == "stop"]
         with self._others():
             self.say(f"notices/{self.number}", mine)
-        for number in range(self.count):
-            for word in self.hear(f"notices/{number}", PARTING_S, to_the_end=True) if number != self.number else ():
+        for number in (n for n in range(self.count) if n != self.number):
+            deadline = self._mailbox.deadline
+            patience_s = NOTICES_S if deadline is None else min(NOTICES_S, (deadline - time.time()) / 2)
+            for word in self.hear(f"notices/{number}", patience_s, to_the_end=True):
                 self._mailbox.post(Notice(action="stop", **word))
 
     @contextmanager

@@ -18,7 +18,7 @@ import pytest
 
 from console.report import prices, tables
 from storage import open_store
-from tests.chaos.test_new_job import newcomers
+from tests.chaos.test_new_job import NO_DATA, newcomers
 from tests.jobs import JOBS, options_for, packed
 from tests.runs import REPOSITORY, Container, Lab, environment
 from trainer.history import History
@@ -214,6 +214,37 @@ def test_machines_meet_by_torchruns_variables_and_heed_each_others_notices(tmp_p
     (row,) = tables.attempts(account(records), prices.load())
     assert (row["instance"].text, row["rate $/h"].value) == ("2 x desk", 1.0), "both are on the bill"
     assert lab.status()["machines"] == 2
+
+
+def test_a_store_that_fails_another_machine_before_it_starts_is_told_by_process_0_with_its_code(
+    tmp_path: Path,
+) -> None:
+    """At once: who tells nobody is waited for for half an hour."""
+    data, port = packed("imagenet", tmp_path), free_port()
+    lab = Lab(tmp_path, data, *options_for("imagenet", data))
+    nobody = ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    nothing = {**dict.fromkeys(nobody, ""), "AWS_EC2_METADATA_DISABLED": "true"}
+    ours, theirs = ({**torchrun_variables(number, port), **ONE_THREAD} for number in range(2))
+    started = [
+        lab.start(job="imagenet", **ours),
+        lab.start("--data", "s3://baton-nobodys/photos.tar", job="imagenet", **theirs, **nothing),
+    ]
+    assert [one.wait() for one in started] == [78, 78], started[0].text + started[1].text
+    assert "process 1 of 2: s3://baton-nobodys: no AWS credentials" in started[0].lines[-1]
+
+
+def test_a_mistake_that_one_machine_alone_meets_before_it_starts_ends_all_and_is_shown_there(tmp_path: Path) -> None:
+    newcomers(tmp_path)
+    mistake = "import os\n    os.environ['RANK'] == '0' or {}['key']\n    return Regression("
+    (tmp_path / "trainer" / "jobs" / "reg.py").write_text(NO_DATA.replace("return Regression(", mistake))
+    port = free_port()
+    command = [sys.executable, "entrypoint.py", "reg", "--store", f"file://{tmp_path}/store", "--micro-batch-size", "5"]
+    started = [
+        Container.of(command, cwd=tmp_path, **torchrun_variables(number, port), **ONE_THREAD) for number in range(2)
+    ]
+    assert [one.wait() for one in started] == [1, 1], started[0].text + started[1].text
+    assert started[0].lines[-1].endswith("process 1 of 2: KeyError: 'key'")
+    assert "reg.py, line " in started[1].lines[-1]
 
 
 def test_what_cannot_be_is_one_line(tmp_path: Path, small_cifar: Path) -> None:
