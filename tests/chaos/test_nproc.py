@@ -233,6 +233,7 @@ def test_a_store_that_fails_another_machine_before_it_starts_is_told_by_process_
     assert "process 1 of 2: s3://baton-nobodys: no AWS credentials" in started[0].lines[-1]
 
 
+@soak
 def test_a_mistake_that_one_machine_alone_meets_before_it_starts_ends_all_and_is_shown_there(tmp_path: Path) -> None:
     newcomers(tmp_path)
     mistake = "import os\n    os.environ['RANK'] == '0' or {}['key']\n    return Regression("
