@@ -181,7 +181,7 @@ def test_the_curve_never_makes_a_gpu_wait_for_each_of_its_points(tmp_path: Path)
         mine.end(0, "finished")
     points = [(line["step"], line["loss_sum"], line["seen"]) for line in lines[:-1]]
     assert points == [(step, step * 5.0, step * 5) for step in range(1, 7)]
-    assert list(lines[0]) == ["step", "loss_sum", "seen", "attempt", "seconds"]
+    assert list(lines[0]) == ["step", "loss_sum", "epoch", "seen", "attempt", "seconds"]
     assert (lines[-1]["step"], lines[-1]["train_loss"]) == (6, 1.0)
 
 
