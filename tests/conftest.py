@@ -52,14 +52,8 @@ def cifar(pytestconfig: pytest.Config) -> Path:
 @pytest.fixture(scope="session")
 def small_cifar(cifar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first 2,000 training and 600 test images of it: epochs of a second, evaluations of two pieces."""
-    from trainer.data.dataset import Samples, Splits, named
-    from trainer.data.packed import open_packed, write_packed
+    from tests.jobs import keep
 
-    whole = open_packed(cifar)
-    splits = {
-        split: Samples(whole.arrays[f"{split}_images"][:count], whole.arrays[f"{split}_labels"][:count])
-        for split, count in (("train", 2000), ("test", 600))
-    }
     folder = tmp_path_factory.mktemp("small")
-    write_packed(folder, named("cifar10"), Splits(**splits), whole.origin, synthetic=whole.synthetic)
+    keep(cifar, folder, (2000, 600))
     return folder

@@ -12,7 +12,8 @@ from PIL import Image
 
 from tests.bert_makers import small_model, small_texts
 from tests.runs import command
-from trainer.data.dataset import CIFAR10
+from trainer.data.dataset import CIFAR10, PictureSet, Samples, Splits
+from trainer.data.packed import open_packed, write_packed
 from trainer.names import job_names
 
 
@@ -21,6 +22,7 @@ class Tiny:
     source: Callable[[Path], str]  # makes, in a folder, what `data JOB --source` reads
     options: tuple[str, ...]  # in which {folder} is that folder
     packing: tuple[str, ...] = ()
+    first: tuple[int, int] | None = None  # training and test samples that are kept of it; None: all
 
 
 def photo(seed: int, size: tuple[int, int] = (60, 48), kind: str = "JPEG", mode: str = "RGB") -> bytes:
@@ -76,8 +78,12 @@ JOBS = {
         ),
         ("--model", "{folder}/model"),
     ),
-    "cifar100": Tiny(stand_in, ("--preset", "quick", "--batch-size", "64", "--steps", "30", "--dropout", "0.1")),
-    "mnist": Tiny(stand_in, ("--preset", "tutorial", "--batch-size", "64", "--steps", "40", "--dropout", "0.1")),
+    "cifar100": Tiny(
+        stand_in, ("--preset", "quick", "--batch-size", "16", "--epochs", "5", "--dropout", "0.1"), first=(96, 40)
+    ),
+    "mnist": Tiny(
+        stand_in, ("--preset", "tutorial", "--batch-size", "16", "--epochs", "5", "--dropout", "0.1"), first=(96, 40)
+    ),
 }
 assert sorted(JOBS) == job_names(), "a new job wants its line here: every suite over all jobs goes by it"
 
@@ -88,7 +94,21 @@ def packed(job: str, folder: Path) -> Path:
     packing = [option.format(folder=folder) for option in tiny.packing]
     code, said = command("data", job, "--source", tiny.source(folder), "--out", str(folder / "packed"), *packing)
     assert code == 0, said
+    if tiny.first is not None:
+        keep(folder / "packed", folder / "packed", tiny.first)
     return folder / "packed"
+
+
+def keep(packed: Path, folder: Path, counts: tuple[int, int]) -> None:
+    """Put the first training and test samples of packed pictures into `folder`."""
+    whole = open_packed(packed)
+    kept = (
+        Samples(whole.arrays[f"{split}_images"][:count], whole.arrays[f"{split}_labels"][:count])
+        for split, count in zip(("train", "test"), counts, strict=True)
+    )
+    size, _, channels = whole.arrays["train_images"].shape[1:]
+    dataset = PictureSet(name=whole.name, classes=whole.classes, size=size, channels=channels)
+    write_packed(folder, dataset, Splits(*kept), whole.origin, synthetic=whole.synthetic)
 
 
 def options_for(job: str, data: Path) -> list[str]:

@@ -182,9 +182,16 @@ class Lab:
     """One run's store and halt folder, and containers for it."""
 
     def __init__(
-        self, folder: Path, data: Path, *options: str, url: str = "", variables: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        data: Path,
+        *options: str,
+        job: str = "cifar10",
+        url: str = "",
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         """`url`: of a store other than the folder's own; `variables` are what processes need to reach it."""
+        self.job = job
         self.store = folder / "store"
         self._url = url
         self.variables = dict(variables or {})
@@ -200,9 +207,9 @@ class Lab:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, str(REPOSITORY / "entrypoint.py"), *arguments]
 
-    def start(self, *options: str, job: str = "cifar10", debug: bool = True, **extra: str) -> Container:
+    def start(self, *options: str, debug: bool = True, **extra: str) -> Container:
         command = self.command(
-            job,
+            self.job,
             *("--store", self.url, "--halt", str(self.halt), "--data", str(self.data)),
             *self.options,
             *options,
@@ -216,9 +223,9 @@ class Lab:
         assert container.wait(600) == 0, container.text
         return container
 
-    def status(self, run: str = "cifar10") -> dict[str, object]:
+    def status(self, run: str = "") -> dict[str, object]:
         done = subprocess.run(
-            self.command("status", "--json", "--store", self.url, "--run", run),
+            self.command("status", "--json", "--store", self.url, "--run", run or self.job),
             capture_output=True,
             text=True,
             env=environment(**self.variables),
@@ -228,19 +235,19 @@ class Lab:
         return dict(json.loads(done.stdout)[0])
 
     def hashes(self) -> dict[str, object]:
-        """Of the newest checkpoint."""
+        """Of the newest checkpoint, of the run that has the job's name."""
         newest = self.manifests()[-1]
         return {name: newest[name] for name in ("step", *HASHES)}
 
-    def manifests(self, run: str = "cifar10") -> list[dict[str, object]]:
+    def manifests(self, run: str = "") -> list[dict[str, object]]:
         """All manifests that are whole, the oldest first."""
         found = []
-        for file in sorted((self.store / run / "checkpoints").glob("*.json")):
+        for file in sorted((self.store / (run or self.job) / "checkpoints").glob("*.json")):
             with contextlib.suppress(ValueError):
                 found.append(json.loads(file.read_bytes()))
         return found
 
-    def chain(self, run: str = "cifar10") -> list[str]:
+    def chain(self, run: str = "") -> list[str]:
         """Names of the newest checkpoint and its ancestors, as far as they are kept, the newest first."""
         by_name = {f"{m['attempt']:06d}-{m['step']:08d}": m for m in self.manifests(run)}
         names: list[str] = []

@@ -46,8 +46,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_result_is_what_transformers_loads(tmp_path: Path, data: Path) -> None:
-    lab = Lab(tmp_path, data, *options_for("bert", data), "--precision", "fp32")  # as transformers computes here
-    container = lab.start(job="bert")
+    lab = Lab(
+        tmp_path, data, *options_for("bert", data), "--precision", "fp32", job="bert"
+    )  # as transformers computes here
+    container = lab.start()
     assert container.wait(600) == 0, container.text
     result = lab.store / "bert" / "result"
     metrics = json.loads(result.with_suffix(".json").read_bytes())["metrics"]
@@ -83,12 +85,12 @@ def test_another_encoder_begins_with_the_result_of_a_run_and_sends_once_what_is_
         (model / name).write_text(text)
     (model / "config.json").write_text(json.dumps({**DISTILBERT, "vocab_size": vocabulary(files)}))
     options = ["--model", str(model), "--batch-size", "16", "--lr", "5e-3"]
-    states, lab = [], Lab(tmp_path, data, *options)
+    states, lab = [], Lab(tmp_path, data, *options, job="bert")
     for more in (
         ["--run", "first", "--weights", "none", "--steps", "2"],
         ["--run", "second", "--weights", f"{lab.url}/first", "--freeze", "--steps", "9", *SHORT],
     ):
-        container = lab.start(*more, job="bert")
+        container = lab.start(*more)
         assert container.wait(600) == 0, container.text
         states.append(load_file(lab.store / more[1] / "result" / "model.safetensors"))
     assert f"weights: {lab.url}/first, the classifier's too" in container.text
@@ -104,9 +106,9 @@ def test_another_encoder_begins_with_the_result_of_a_run_and_sends_once_what_is_
 
 def test_a_run_that_goes_on_has_its_checkpoint_and_wants_its_weights_no_more(tmp_path: Path, data: Path) -> None:
     model = shutil.copytree(data.parent / "model", tmp_path / "model")
-    lab = Lab(tmp_path, data, "--model", str(model), "--batch-size", "16", "--epochs", "500", *SHORT)
+    lab = Lab(tmp_path, data, "--model", str(model), "--batch-size", "16", "--epochs", "500", *SHORT, job="bert")
     for line in ("durable after", "attempt 2 goes on at step"):
-        container = lab.start(job="bert")
+        container = lab.start()
         assert container.wait_for(line) is not None, container.text
         container.signal(signal.SIGTERM)
         assert container.wait() == 75, container.text
@@ -114,11 +116,11 @@ def test_a_run_that_goes_on_has_its_checkpoint_and_wants_its_weights_no_more(tmp
     # weights of the same shapes in another network
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "num_attention_heads": 1}))
-    container = lab.start(job="bert")
+    container = lab.start()
     assert container.wait() == 78, container.text
     assert re.search(r"other settings \(network_sha256 \S+ -> \S+\): .* --allow-change network_sha256 ", container.text)
     (model / "config.json").write_text(json.dumps({**config, "transformers_version": "9.9.9"}))
-    container = lab.start(job="bert")
+    container = lab.start()
     assert container.wait_for("attempt 3 goes on at step") is not None, container.text
     container.signal(signal.SIGTERM)
     assert container.wait() == 75, container.text
@@ -134,14 +136,14 @@ def test_what_does_not_fit_stops_before_the_run_is_touched(tmp_path: Path, data:
     for file in model.iterdir():
         if file.suffix == ".json":
             (bare / file.name).write_bytes(file.read_bytes())
-    lab = Lab(tmp_path / "lab", data)
+    lab = Lab(tmp_path / "lab", data, job="bert")
     for options, wanted in (
         (["--model", "bert-base-uncased"], "data bert --source FILE --model bert-base-uncased;"),
         (["--model", str(other)], "tokenized by another tokenizer"),
         (["--model", str(bare)], "weights are taken from safetensors files alone"),
         (["--model", "tiny"], "--weights none begins from chance"),
     ):
-        container = lab.start(*options, job="bert")
+        container = lab.start(*options)
         assert container.wait(600) == 78, container.text
         assert wanted in container.lines[-1]
         assert "Traceback" not in container.text

@@ -1,13 +1,15 @@
-"""Every job, in fp32 and bf16: killed within an epoch, halted, and its result used."""
+"""Every job, in fp32 and bf16: ended at random moments, and its result used."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
-import signal
 import subprocess
 import sys
 import textwrap
+import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from tests.deaths import MOMENTS, die, random_deaths
 from tests.jobs import JOBS, SHORT, options_for, packed
-from tests.runs import REPOSITORY, Lab, environment
+from tests.runs import REPOSITORY, CompressedLab, Lab, environment
 from trainer.data.packed import FILE_NAME, open_packed
 from trainer.jobs import cifar10
 
@@ -35,51 +38,45 @@ def shown_use(section: str) -> str:
     return textwrap.dedent(found[1])
 
 
-def finish(lab: Lab, job: str) -> dict[str, object]:
-    container = lab.start(job=job)
-    assert container.wait(300) == 0, container.text
-    result: dict[str, object] = json.loads((lab.store / job / "result.json").read_bytes())
+def finish(lab: Lab) -> dict[str, Any]:
+    lab.finish()
+    result: dict[str, Any] = json.loads((lab.store / lab.job / "result.json").read_bytes())
     return result
 
 
-ENDS = ((signal.SIGTERM, 75), (signal.SIGKILL, -9), ("halt", 0))
-# of cifar10 in bf16 test_exactness.py has the networks that a CPU computes in it within seconds
-CASES = [*((job, "fp32", ENDS) for job in JOBS), ("imagenet", "bf16", ENDS), ("bert", "bf16", ENDS),
-         ("cifar100", "bf16", ENDS[1:2]), ("mnist", "bf16", ENDS[1:2])]  # fmt: skip
+SEED, DEATHS = int(os.environ.get("BATON_SOAK_SEED", "1")), 20 if "BATON_SOAK_SEED" in os.environ else 4
+EPOCHS = str(5 * DEATHS)
+# the networks that a CPU computes in bf16 within seconds, where the job's own is none of them
+IN_BF16 = {"cifar10": ("--preset", "quick")}
 
 
-@pytest.mark.parametrize(
-    ("job", "data", "precision", "ends"),
-    [pytest.param(case[0], *case, id="-".join(case[:2])) for case in CASES],
-    indirect=["data"],
-)
-def test_a_run_that_was_ended_has_the_bits_of_one_that_never_was_and_a_result_as_good_as_told(
-    job: str,
-    data: Path,
-    precision: str,
-    ends: tuple[tuple[int | str, int], ...],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("job", "data"), [(job, job) for job in JOBS], ids=JOBS, indirect=["data"])
+def test_deaths_at_random_moments_change_no_bit_and_leave_a_result_as_good_as_told(
+    job: str, data: Path, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = [*options_for(job, data), *SHORT, "--precision", precision]
-    quiet, hunted = (Lab(tmp_path / name, data, *options) for name in ("quiet", "hunted"))
-    for end, code in ends:
-        container = hunted.start(job=job)
-        container.wait_for("durable after")
-        if isinstance(end, str):
-            (hunted.halt / end).touch()
-        else:
-            container.signal(end)
-        assert container.wait() == code, container.text
-        (hunted.halt / "halt").unlink(missing_ok=True)
-    assert "finished:" not in container.text, "too short a run: its end came first"
-    first, second = finish(quiet, job), finish(hunted, job)
+    options = [*options_for(job, data), "--epochs", EPOCHS, "--precision", precision]
+    options += IN_BF16.get(job, ()) if precision == "bf16" else ()
+    quiet = Lab(tmp_path / "quiet", data, *options, *SHORT, job=job)
+    hunted = CompressedLab(tmp_path / "hunted", data, *options, job=job, constants={})
+    hunted.pace.touch()
+    happened, moments = Counter[str](), set[str]()
+    for death in random_deaths(zlib.crc32(f"{SEED} {job} {precision}".encode()), DEATHS):
+        # counted in steps there is no save within an evaluation, by the clock there is
+        every = ("--checkpoint-every", "0.1s") if death.moment == "evaluation" else SHORT
+        for container, place in die(hunted, death, *every):
+            assert "finished:" not in container.text, "too short a run: its end came first"
+            happened[f"{death.end} in {' and '.join(sorted(place.moments))}"] += 1
+            moments |= place.moments
+    hunted.pace.unlink()
+    first, second = finish(quiet), finish(hunted)
+    print(f"seed {SEED}: {dict(happened)}")
+    assert moments == MOMENTS.keys()
     for name in ("weights_sha256", "state_sha256", "order_sha256", "metrics"):
         assert first[name] == second[name]
     if job in cifar10.KINDS and precision == "fp32":  # others: below, and test_bert_runs.py
         monkeypatch.chdir(hunted.store / job / "result")
         told = second["metrics"]
-        assert isinstance(told, dict)
         assert {name: told[name] for name in ("accuracy", "loss")} == pytest.approx(evaluated(data), rel=1e-5)
 
 
@@ -118,8 +115,8 @@ print(json.dumps([config["classes"], float(right), float(torch.nn.functional.cro
 def test_a_result_is_used_as_the_docs_say_and_begins_another_run_whose_frozen_part_stays(
     job: str, data: Path, tmp_path: Path
 ) -> None:
-    lab = Lab(tmp_path / "first", data, *options_for(job, data))
-    told: Any = finish(lab, job)["metrics"]
+    lab = Lab(tmp_path / "first", data, *options_for(job, data), job=job)
+    told = finish(lab)["metrics"]
     result = lab.store / job / "result"
     use = [sys.executable, "-c", USE.format(lines=shown_use(job)), str(data / FILE_NAME)]
     used = subprocess.run(use, cwd=result, capture_output=True, text=True, env=environment(), check=True)
@@ -133,12 +130,12 @@ def test_a_result_is_used_as_the_docs_say_and_begins_another_run_whose_frozen_pa
 
     before = load_file(result / "model.safetensors")
     options = [*options_for(job, data), "--weights", f"{lab.url}/{job}", "--freeze", "--checkpoint-every", "3steps"]
-    frozen = Lab(tmp_path / "second", data, *options)
-    finish(frozen, job)
+    frozen = Lab(tmp_path / "second", data, *options, job=job)
+    finish(frozen)
     after = load_file(frozen.store / job / "result" / "model.safetensors")
     changed = {name for name in before if not before[name].equal(after[name])}
     assert changed == {"fc.weight", "fc.bias"}
-    kept = [m["parts"] for m in frozen.manifests(job)]
+    kept = [m["parts"] for m in frozen.manifests()]
     same = set.intersection(*({part["sha256"] for part in parts if part["section"] == "model"} for parts in kept))
     assert same, "what is frozen is one part, sent once"
 

@@ -57,9 +57,9 @@ def assert_gone(pids: dict[int, int]) -> None:
         time.sleep(0.05)
 
 
-def begun(lab: Lab, *options: str, job: str = "cifar10") -> tuple[Container, dict[int, int]]:
+def begun(lab: Lab, *options: str) -> tuple[Container, dict[int, int]]:
     """Two processes, once they have saved."""
-    container = lab.start("--nproc", "2", "--checkpoint-every", "40steps", *options, job=job, **ONE_THREAD)
+    container = lab.start("--nproc", "2", "--checkpoint-every", "40steps", *options, **ONE_THREAD)
     assert container.wait_for("durable after") is not None, container.text
     return container, processes_of(container.process.pid)
 
@@ -221,13 +221,13 @@ def test_a_store_that_fails_another_machine_before_it_starts_is_told_by_process_
 ) -> None:
     """At once: who tells nobody is waited for for half an hour."""
     data, port = packed("imagenet", tmp_path), free_port()
-    lab = Lab(tmp_path, data, *options_for("imagenet", data))
+    lab = Lab(tmp_path, data, *options_for("imagenet", data), job="imagenet")
     nobody = ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
     nothing = {**dict.fromkeys(nobody, ""), "AWS_EC2_METADATA_DISABLED": "true"}
     ours, theirs = ({**torchrun_variables(number, port), **ONE_THREAD} for number in range(2))
     started = [
-        lab.start(job="imagenet", **ours),
-        lab.start("--data", "s3://baton-nobodys/photos.tar", job="imagenet", **theirs, **nothing),
+        lab.start(**ours),
+        lab.start("--data", "s3://baton-nobodys/photos.tar", **theirs, **nothing),
     ]
     assert [one.wait() for one in started] == [78, 78], started[0].text + started[1].text
     assert "process 1 of 2: s3://baton-nobodys: no AWS credentials" in started[0].lines[-1]
@@ -381,14 +381,14 @@ def test_torchrun_itself_may_start_them(tmp_path: Path, small_cifar: Path) -> No
 @pytest.mark.parametrize("job", JOBS)
 def test_every_job_is_shared_by_two_processes_unasked(job: str, tmp_path: Path) -> None:
     data = packed(job, tmp_path)
-    options = ["--run", job, *options_for(job, data)]
-    quiet, hunted = (Lab(tmp_path / name, data, *options) for name in ("quiet", "hunted"))
+    options = options_for(job, data)
+    quiet, hunted = (Lab(tmp_path / name, data, *options, job=job) for name in ("quiet", "hunted"))
     for number in (0, 1):
-        container, pids = begun(hunted, "--checkpoint-every", "3steps", job=job)
+        container, pids = begun(hunted, "--checkpoint-every", "3steps")
         os.kill(pids[number], signal.SIGTERM)
         assert container.wait() == 75, container.text
     for lab in (quiet, hunted):
-        container = lab.start("--nproc", "2", job=job, **ONE_THREAD)
+        container = lab.start("--nproc", "2", **ONE_THREAD)
         assert container.wait(300) == 0, container.text
     first, second = (json.loads((lab.store / job / "result.json").read_bytes()) for lab in (quiet, hunted))
     for name in ("weights_sha256", "state_sha256", "order_sha256", "metrics"):
