@@ -10,30 +10,49 @@ from __future__ import annotations
 import pkgutil
 import sys
 import time
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
-def main(pace: Path, constants: list[str], arguments: list[str]) -> int:
-    import console.train  # noqa: F401  (the modules that constants are of)
-    import entrypoint
-    import trainer.attempt
+class Slowly(PathFinder):
+    """Finds the module of the boundary, once the entrypoint asks for it: to import it before would change the start."""
 
+    pace: Path
+
+    @classmethod
+    def find_spec(cls, name: str, *where: Any) -> Any:
+        spec = super().find_spec(name, *where) if name == "trainer.attempt" else None
+        if spec is not None:
+            assert spec.loader is not None
+            run = spec.loader.exec_module
+            spec.loader.exec_module = lambda module: (run(module), cls.slow(module.Attempt))  # type: ignore
+        return spec
+
+    @classmethod
+    def slow(cls, attempt: Any) -> None:
+        boundary = attempt.boundary
+
+        def slowly(self: Any, **options: Any) -> None:
+            boundary(self, **options)
+            if cls.pace.exists():
+                time.sleep(0.2)
+
+        attempt.boundary = slowly
+
+
+def main(pace: Path, constants: list[str], arguments: list[str]) -> int:
+    import entrypoint
+
+    Slowly.pace = pace
+    sys.meta_path.insert(0, Slowly)
     for constant in constants:
         name, _, value = constant.partition("=")
         owner, _, name = name.rpartition(".")
         assert isinstance(getattr(pkgutil.resolve_name(owner), name), float), f"there is no {constant}"
         setattr(pkgutil.resolve_name(owner), name, float(value))
-    boundary = trainer.attempt.Attempt.boundary
-
-    def slowly(self: Any, **options: Any) -> None:
-        boundary(self, **options)
-        if pace.exists():
-            time.sleep(0.2)
-
-    trainer.attempt.Attempt.boundary = slowly  # type: ignore[method-assign]
     return entrypoint.main(arguments)
 
 

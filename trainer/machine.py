@@ -6,7 +6,6 @@ import ctypes
 import logging
 import math
 import os
-import platform
 import socket
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 
 from trainer import gpu
 from trainer.exits import UserError
+from trainer.processor import Processor
 from trainer.settings import Json
 
 log = logging.getLogger("baton")
@@ -45,11 +45,10 @@ def pick_device(wanted: str, place: int = 0, root: Path = gpu.ROOT) -> torch.dev
 
 
 def computes_in_bf16(device: torch.device) -> bool:
-    """Whether bf16 is computed rather than emulated."""
+    """Whether bf16 is computed, and faster than fp32, rather than emulated."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # AMX, or Arm's own; AVX-512's bf16 instructions alone are slower than fp32 (convolutions here: 0.6 of its speed)
-    return bool({"amx_bf16", "bf16"} & _cpu_facts()[1])
+    return _processor().computes_in_bf16
 
 
 def keep_memory() -> None:
@@ -101,7 +100,7 @@ def facts(device: torch.device, threads: int) -> dict[str, Json]:
     """What decides the last bits of a result, and what a reader of the ledger wants to know. JSON values."""
     return {
         "host": socket.gethostname(),
-        "cpu": _cpu_facts()[0],
+        "cpu": _processor().name,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": threads,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -110,16 +109,11 @@ def facts(device: torch.device, threads: int) -> dict[str, Json]:
     }
 
 
-def _cpu_facts() -> tuple[str, set[str]]:
-    """The processor's name and its flags, from /proc/cpuinfo."""
+def _processor() -> Processor:
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        return Processor.of(Path("/proc/cpuinfo").read_text())
     except OSError:
-        return platform.processor() or platform.machine(), set()
-    fields = [line.partition(":") for line in text.split("\n\n")[0].splitlines()]
-    values = {name.strip().lower(): value.strip() for name, _, value in fields}
-    flags = set((values.get("flags") or values.get("features") or "").split())
-    return values.get("model name") or platform.machine(), flags
+        return Processor.of("")
 
 
 def _cgroup_cpus() -> float | None:

@@ -7,20 +7,18 @@ import os
 
 from console.checks.examination import Check, Patient, Trouble, Warn
 from trainer import gpu
+from trainer.processor import Processor
 
 
 def processor(patient: Patient) -> str:
-    first = patient.text("proc/cpuinfo").split("\n\n")[0]
-    fields = {
-        name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())
-    }
-    flags = set((fields.get("flags") or fields.get("features") or "").split())
-    widest = next((name for name in ("avx512f", "avx2", "asimd", "sse4_2") if name in flags), "none known")
-    bf16 = "computed" if {"amx_bf16", "bf16"} & flags else "not computed, so --precision auto takes fp32"
-    name = fields.get("model name") or os.uname().machine
+    found = Processor.of(patient.text("proc/cpuinfo"))
+    widest = next((name for name in ("avx512f", "avx2", "asimd", "sse4_2") if name in found.flags), "none known")
+    bf16 = "computed" if found.computes_in_bf16 else "not computed, so --precision auto takes fp32"
     if widest not in ("avx512f", "avx2", "asimd"):
-        raise Warn(f"{name}: vectors: {widest}", "take a machine of the last ten years: this one is many times slower")
-    return f"{name}, vectors: {widest}, bf16: {bf16}"
+        raise Warn(
+            f"{found.name}: vectors: {widest}", "take a machine of the last ten years: this one is many times slower"
+        )
+    return f"{found.name}, vectors: {widest}, bf16: {bf16}"
 
 
 def threads(patient: Patient) -> str:

@@ -6,19 +6,16 @@
                single GPU", 2024, arXiv:2404.00498, and its Muon variant)
 
 What `quick` and `best` do, most of it from airbench: a first convolution that whitens patches, of which nothing learns
-but `best`'s biases, for three eighths of a run; the following convolutions trained by Muon, biases and the last layer
-by SGD; small pictures in the first part of a run of `quick`; shifts and alternating flips of the training pictures; the
-last evaluation averages over flips and shifts.
-
-`quick` reaches 81.25 and 81.29 % (2 seeds), and with `--steps 98`, all of 16 pixels, 60.9 % (60.5 to 61.4, 5 seeds): in
-fp32 on an AMD EPYC with AVX2. A step takes it 0.12, 0.19 and 0.33 processor seconds at 16, 24 and 32 pixels, of which
-convolutions are 67 to 87 %.
+but the biases, for three eighths of a run; the following convolutions trained by Muon, biases and the last layer by
+SGD; small pictures in the first part of a run of `quick`; shifts and alternating flips of the training pictures; the
+last evaluation averages over flips and shifts. README has what they reach.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -34,7 +31,7 @@ from trainer.settings import Json, Settings
 DATASET = "cifar10"
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "quick": {
-        "model": "quick", "epochs": 5, "batch_size": 256, "lr": 0.14, "momentum": 0.6, "weight_decay": 0.0,
+        "model": "quick", "epochs": 6, "batch_size": 500, "lr": 0.16, "momentum": 0.6, "weight_decay": 0.0,
     },
     "tutorial": {
         "model": "tutorial", "epochs": 10, "batch_size": 4, "lr": 0.001, "momentum": 0.9, "weight_decay": 0.0,
@@ -52,34 +49,22 @@ WITHOUT_EFFECT = ("freeze", "size", "train_size", "optimizer")
 class Recipe:
     """What tells `quick` from `best`."""
 
-    whiten: tuple[int, int, int]  # the first convolution's kernel, stride and padding, pixels
-    patches: int  # how many principal patches it looks for; each, and its negative, is a channel
-    blocks: tuple[tuple[int, bool, bool], ...]  # channels; halved in size; added to its input
-    smoothing: float  # of the labels
-    shift: int  # pixels that a training picture is moved by, at most
+    patches: int  # how many principal patches are looked for; each, and its negative, is a channel
+    widths: tuple[int, int, int]  # channels of three pairs of convolutions; the first of each halves the sides
     sides: tuple[tuple[float, int], ...]  # (until this fraction of the run, side of the pictures in pixels)
-    short: int  # steps; a run of no more keeps the smallest pictures to its end, and its evaluation to one view
-    bias_lr: float  # SGD's, for the mean loss of a batch
-    head_lr: float
-    decay: float = 0.0  # SGD's of the weights, in a step at the peak of its rates
-    whitening_learns: float = 0.0  # fraction of the run in which the first convolution's biases do; 0: it has none
-    gelu: bool = False
+    short: int = 0  # steps; a run of no more keeps the smallest pictures to its end, and its evaluation to one view
 
 
 RECIPES = {
-    "quick": Recipe(
-        whiten=(4, 2, 1), patches=16,
-        blocks=((32, True, False), (64, True, False), (128, False, False), (128, False, True)),
-        smoothing=0.2, shift=1, sides=((0.2, 16), (0.7, 24), (1.0, 32)), short=300, bias_lr=13.5, head_lr=170.0,
-    ),
-    "best": Recipe(
-        whiten=(2, 1, 0), patches=12, gelu=True,
-        blocks=((64, True, False), (64, False, False), (256, True, False), (256, False, False),
-                (256, True, False), (256, False, False)),
-        smoothing=0.2, shift=2, sides=((1.0, 32),), short=0, bias_lr=106.0, head_lr=1340.0,
-        decay=0.004, whitening_learns=3 / 8,
-    ),
-}  # fmt: skip
+    "quick": Recipe(patches=8, widths=(32, 64, 128), sides=((0.3, 16), (0.65, 24), (1.0, 32)), short=150),
+    "best": Recipe(patches=12, widths=(64, 256, 256), sides=((1.0, 32),)),
+}
+WHITENED = 2  # pixels, the side of a patch
+WHITENING_LEARNS = 3 / 8  # of a run: so long the first convolution's biases do
+SHIFT = 2  # pixels that a training picture is moved by, at most
+SMOOTHING = 0.2  # of the labels
+BIAS_LR, HEAD_LR = 106.0, 1340.0  # SGD's, for the mean loss of a batch
+DECAY = 0.004  # SGD's of the weights, in a step at the peak of its rates
 SGD_MOMENTUM = 0.85
 BATCH_NORM_MOMENTUM = 0.4  # the weights move fast; so must the running statistics
 
@@ -181,10 +166,13 @@ class Whitened(Cifar):
         self.matrices = [module.weight for module in net.modules() if isinstance(module, MatrixConv)]
         biases = [module.bias for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
         muon = Muon(self.matrices, settings.lr, settings.momentum, settings.weight_decay)
-        parts = [(biases, recipe.bias_lr, 1.0), ([net.head.weight], recipe.head_lr, 1.0)]
-        if net.whiten.bias is not None:
-            parts.append(([net.whiten.bias], recipe.bias_lr, recipe.whitening_learns))
-        groups = [{"params": p, "lr": lr, "weight_decay": recipe.decay / lr} for p, lr, _ in parts]
+        assert net.whiten.bias is not None
+        parts = [
+            (biases, BIAS_LR, 1.0),
+            ([net.head.weight], HEAD_LR, 1.0),
+            ([net.whiten.bias], BIAS_LR, WHITENING_LEARNS),
+        ]
+        groups = [{"params": p, "lr": lr, "weight_decay": DECAY / lr} for p, lr, _ in parts]
         sgd = torch.optim.SGD(groups, momentum=SGD_MOMENTUM, nesterov=True, fused=self.on_gpu)
         self.optimizers = {"muon": muon, "sgd": sgd}
         self.rates = [(settings.lr, 1.0), *((lr, until) for _, lr, until in parts)]
@@ -195,8 +183,9 @@ class Whitened(Cifar):
         groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
         for group, (peak, until) in zip(groups, self.rates, strict=True):
             group["lr"] = peak * max(0.0, 1 - step / (until * steps))
-        if self.net.whiten.bias is not None:  # later no gradient need go down to it, through the most pixels of all
-            self.net.whiten.bias.requires_grad_(step < self.recipe.whitening_learns * steps)
+        assert self.net.whiten.bias is not None
+        # later no gradient need go down to it, through the most pixels of all
+        self.net.whiten.bias.requires_grad_(step < WHITENING_LEARNS * steps)
         sides, short = self.recipe.sides, steps <= self.recipe.short
         fitting = next(side for until, side in sides if step < until * steps or until == 1.0)
         self.next_side = sides[0][1] if short else fitting
@@ -207,7 +196,7 @@ class Whitened(Cifar):
         self.net.last.fill_(self.is_last)
         labels = self.train_labels[batch.index].long()
         logits = self.net(self.net.pictures(self.cut(batch), self.next_side)).float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.smoothing)
+        loss = F.cross_entropy(logits, labels, label_smoothing=SMOOTHING)
         return loss, self.sums(logits.detach(), labels)
 
     def update(self) -> None:
@@ -219,8 +208,7 @@ class Whitened(Cifar):
     def cut(self, batch: Batch) -> Tensor:
         """The batch's pictures, each shifted (edges mirrored), every second one flipped, and the others in the next
         epoch: one gather of pixels. uint8 [n, 32, 32, channels]"""
-        widest = self.recipe.shift
-        down, right = (batch.random_below(2 * widest + 1, name) - widest for name in ("down", "right"))
+        down, right = (batch.random_below(2 * SHIFT + 1, name) - SHIFT for name in ("down", "right"))
         flipped = (batch.random_once_below(2, "flip") + batch.epoch) % 2 * self.kind.mirrors
         down_, right_, flipped_ = (batch.on_device(values)[:, None] for values in (down, right, flipped))
         ramp = torch.arange(32, device=batch.device)
@@ -276,18 +264,16 @@ class MatrixConv(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, channels_in: int, channels_out: int, halved: bool, added: bool, gelu: bool) -> None:
+    def __init__(self, channels_in: int, channels_out: int, halved: bool) -> None:
         super().__init__()
         self.conv = MatrixConv(channels_in, channels_out)
         self.norm = nn.BatchNorm2d(channels_out, momentum=BATCH_NORM_MOMENTUM)
         self.norm.weight.requires_grad_(False)
-        self.halved, self.added, self.gelu = halved, added, gelu
+        self.halved = halved
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
-        y = self.norm(F.max_pool2d(y, 2) if self.halved else y)
-        y = y.add_(x) if self.added else y
-        return F.gelu(y) if self.gelu else F.relu_(y)
+        return F.gelu(self.norm(F.max_pool2d(y, 2) if self.halved else y))
 
 
 class Net(nn.Module):
@@ -299,23 +285,17 @@ class Net(nn.Module):
         self.scale: Tensor
         self.offset: Tensor
         self.mirrors, channels = kind.mirrors, len(kind.mean)
-        kernel, stride, padding = recipe.whiten
-        patches = min(recipe.patches, channels * kernel**2)
-        learns = recipe.whitening_learns > 0  # else no gradient need go through the first block's many pixels
-        self.whiten = nn.Conv2d(channels, 2 * patches, kernel, stride, padding, bias=learns).requires_grad_(False)
+        patches = min(recipe.patches, channels * WHITENED**2)
+        self.whiten = nn.Conv2d(channels, 2 * patches, WHITENED).requires_grad_(False)
         # what evaluations must know of the step before them; here, so that checkpoints hold it
         self.register_buffer("side", torch.tensor(32))  # of its pictures, in pixels
         self.register_buffer("last", torch.tensor(False))  # whether it was the run's last
         self.side: Tensor
         self.last: Tensor
         self._known: tuple[tuple[int, int], tuple[int, bool]] | None = None  # see `of_last_step`
-        self.gelu = recipe.gelu
-        widths = [2 * patches, *(width for width, _, _ in recipe.blocks)]
+        widths = [2 * patches, *(width for width in recipe.widths for _ in range(2))]
         self.blocks = nn.Sequential(
-            *(
-                Block(before, width, halved, added, recipe.gelu)
-                for before, (width, halved, added) in zip(widths, recipe.blocks, strict=False)
-            )
+            *(Block(before, width, number % 2 == 0) for number, (before, width) in enumerate(pairwise(widths)))
         )
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(widths[-1], classes, bias=False)
@@ -325,7 +305,7 @@ class Net(nn.Module):
     def set_whitening(self, images: Tensor) -> None:
         """Look for the principal components of the images' patches, each scaled to unit variance, and for their
         negatives. `images`: float32 [n, channels, h, w]."""
-        size = self.whiten.kernel_size[0]
+        size = WHITENED
         windows = images.cpu().unfold(2, size, 2).unfold(3, size, 2)  # [n, channels, rows, columns, size, size]
         patches = windows.permute(0, 2, 3, 1, 4, 5).reshape(-1, images.shape[1] * size * size)
         values, vectors = torch.linalg.eigh((patches.T @ patches / len(patches)).double())
@@ -365,7 +345,6 @@ class Net(nn.Module):
         return self._known[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.whiten(x)
-        x = self.blocks(F.gelu(x) if self.gelu else F.relu_(x)).amax((2, 3))
+        x = self.blocks(F.gelu(self.whiten(x))).amax((2, 3))
         logits: Tensor = self.head(self.dropout(x))
         return logits / x.shape[1]
