@@ -1,9 +1,9 @@
 """Texts a second of a fine-tune on AG News: Baton's `bert`, transformers' Trainer, and the predecessor's way.
 
 All three train the same pretrained encoder on the same tokens with the same dropout and AdamW, each in a process of
-its own, in turn, in fp32. Batches are of 32, but the predecessor's: 8 texts, each padded to 512 tokens. The Trainer
-groups by length and pads each batch to its longest. `--checkpoint`: what the snapshot of a state of bert-base's size
-(1.3 GB) costs training, beside one plain copy of it.
+its own, in turn, in the precision that Baton takes here. Batches are of 32, but the predecessor's: 8 texts, each padded
+to 512 tokens. The Trainer groups by length and pads each batch to its longest. `--checkpoint`: what the snapshot of a
+state of bert-base's size (1.3 GB) costs training, beside one plain copy of it.
 
     python bench/bert.py --model FOLDER --data PACKED [--short]
 """
@@ -49,7 +49,7 @@ def baton(model: str, data: Path) -> Callable[[int], float]:
     from trainer.data.packed import open_packed
     from trainer.history import History
     from trainer.loop import Loop, Plan
-    from trainer.machine import compute_exactly, keep_memory, thread_count
+    from trainer.machine import compute_exactly, computes_in_bf16, keep_memory, thread_count
     from trainer.settings import Settings
     from trainer.startup import put_off_compiler
     from watchers import Mailbox
@@ -64,8 +64,8 @@ def baton(model: str, data: Path) -> Callable[[int], float]:
     task.begin("", lambda: None)
     per_epoch = task.train_size // BATCH
     plan = Plan(
-        seed=0, batch_size=BATCH, micro_batch_size=BATCH, steps=10 * per_epoch, steps_per_epoch=per_epoch, bf16=False,
-        device=torch.device("cpu"),
+        seed=0, batch_size=BATCH, micro_batch_size=BATCH, steps=10 * per_epoch, steps_per_epoch=per_epoch,
+        bf16=computes_in_bf16(torch.device("cpu")), device=torch.device("cpu"),
     )  # fmt: skip
     folder = tempfile.mkdtemp(prefix="baton-bench-")
     history, mailbox, position = History(open_store(f"file://{folder}"), "bench"), Mailbox(), Position()
@@ -119,9 +119,12 @@ def trainer(model: str, data: Path) -> Callable[[int], float]:
     """transformers' Trainer, grouping by length and padding to the batch's longest; its own count of texts a second."""
     import tempfile
 
+    import torch
     from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
-    network, rows = theirs(model), texts(data)
+    from trainer.machine import computes_in_bf16
+
+    network, rows, bf16 = theirs(model), texts(data), computes_in_bf16(torch.device("cpu"))
 
     class Clock(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -137,7 +140,7 @@ def trainer(model: str, data: Path) -> Callable[[int], float]:
             tempfile.mkdtemp(), per_device_train_batch_size=BATCH, max_steps=steps, learning_rate=LR,
             weight_decay=DECAY, train_sampling_strategy="group_by_length", max_grad_norm=0.0,
             warmup_steps=0.1, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True,
-            seed=int(time.time()) % 1000, dataloader_drop_last=True,
+            seed=int(time.time()) % 1000, dataloader_drop_last=True, bf16=bf16,
         )  # fmt: skip
         collator = DataCollatorWithPadding(AutoTokenizer.from_pretrained(model))
         Trainer(network, arguments, train_dataset=rows, data_collator=collator, callbacks=[clock]).train()
@@ -150,7 +153,9 @@ def predecessor(model: str, data: Path) -> Callable[[int], float]:
     """Every text padded to 512 tokens, 8 in a batch, AdamW: its loop, written anew from its description."""
     import torch
 
-    network, rows = theirs(model), texts(data)
+    from trainer.machine import computes_in_bf16
+
+    network, rows, bf16 = theirs(model), texts(data), computes_in_bf16(torch.device("cpu"))
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=DECAY)
     network.train()
 
@@ -163,7 +168,9 @@ def predecessor(model: str, data: Path) -> Callable[[int], float]:
                 ids[i, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
             labels = torch.tensor([row["labels"] for row in some])
             optimizer.zero_grad()
-            network(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss.backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = network(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss
+            loss.backward()
             optimizer.step()
         return steps * 8 / (time.perf_counter() - begun)
 
@@ -219,7 +226,13 @@ def race(model: str, data: Path, rounds: int, steps: int) -> None:
             figures[way].append(workers[way].run(max(1, steps // 6) if way == "predecessor" else steps))
     for worker in workers.values():
         worker.process.terminate()
-    print(f"bert on AG News, {Path(model).resolve().parent.name}, fp32, {rounds} rounds of {steps} steps, {machine()}")
+    import torch
+
+    from trainer.machine import computes_in_bf16
+
+    precision = "bf16" if computes_in_bf16(torch.device("cpu")) else "fp32"
+    name = Path(model).resolve().parent.name
+    print(f"bert on AG News, {name}, {precision}, {rounds} rounds of {steps} steps, {machine()}")
     for way in WAYS:
         print(f"{way + ':':<13}{spread(figures[way], '.1f')} texts/s, peak memory {workers[way].memory:.0f} MB")
     for way in WAYS[1:]:
