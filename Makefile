@@ -86,11 +86,11 @@ relay: dev-env ## one run over three simulated clouds, evicted and killed: STORE
 	    $(BIN)/python entrypoint.py data cifar10 $(if $(CIFAR10),--source '$(CIFAR10)') && $(MAKE) image; }
 	@$(BIN)/python -m tests.relay --image '$(IMAGE)' --store '$(STORE)' --job '$(JOB)' $(if $(SEED),--seed $(SEED)) $(if $(DATA),--data '$(DATA)') $(ARGS)
 
-bench: dev-env ## the figures that the README states, measured here, but for bench/handover.py, which wants an image
+bench: dev-env ## the figures that the README states, measured here, but for those of handover.py and best.py
 	@$(BIN)/python entrypoint.py data cifar10 $(if $(CIFAR10),--source '$(CIFAR10)')
-	@set -e; for figure in "startup" "loop_overhead" "determinism" "saving --rounds 20" "stores" \
-	    "status" "watching" "eviction" "quick --seeds 3" \
-	    "quick --seeds 3 --steps 98 --predecessor 1"; do \
+	@set -e; for figure in "startup" "loop_overhead" "determinism" "saving --rounds 8" "stores" \
+	    "status" "watching" "eviction" "quick --seeds 5" \
+	    "quick --seeds 5 --steps 40 --predecessor 1" "bert --short" "imagenet" "jobs"; do \
 	    echo "== bench/$$figure"; $(BIN)/python bench/$${figure%% *}.py $$(echo "$$figure" | cut -s -d' ' -f2-); done
 
 soak: dev-env ## the tests that kill, race and resume, in their whole counts, over and over: make soak ROUNDS=20

@@ -8,13 +8,15 @@ While a file PACE is there each step takes 0.2 s longer: training lasts as long 
 from __future__ import annotations
 
 import pkgutil
+import runpy
 import sys
 import time
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ENTRYPOINT = Path(__file__).resolve().parent.parent / "entrypoint.py"
+sys.path.insert(0, str(ENTRYPOINT.parent))
 
 
 class Slowly(PathFinder):
@@ -43,9 +45,7 @@ class Slowly(PathFinder):
         attempt.boundary = slowly
 
 
-def main(pace: Path, constants: list[str], arguments: list[str]) -> int:
-    import entrypoint
-
+def main(pace: Path, constants: list[str], arguments: list[str]) -> None:
     Slowly.pace = pace
     sys.meta_path.insert(0, Slowly)
     for constant in constants:
@@ -53,9 +53,10 @@ def main(pace: Path, constants: list[str], arguments: list[str]) -> int:
         owner, _, name = name.rpartition(".")
         assert isinstance(getattr(pkgutil.resolve_name(owner), name), float), f"there is no {constant}"
         setattr(pkgutil.resolve_name(owner), name, float(value))
-    return entrypoint.main(arguments)
+    sys.argv = [str(ENTRYPOINT), *arguments]
+    runpy.run_path(str(ENTRYPOINT), run_name="__main__")
 
 
 if __name__ == "__main__":
     cut = sys.argv.index("--")
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2:cut], sys.argv[cut + 1 :]))
+    main(Path(sys.argv[1]), sys.argv[2:cut], sys.argv[cut + 1 :])
