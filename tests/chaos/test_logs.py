@@ -108,7 +108,7 @@ def told_twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str
     place = ["--halt", "halt", "--data", "data", "--preset", "tutorial", "--batch-size", "50", "--epochs", "8"]
     command = [sys.executable, "-c", SCRIPT, "cifar10", *place, "--checkpoint-every", "20steps"]
     first = Container.of(command, cwd=folder, PYTHONPATH=str(REPOSITORY))
-    first.wait_for("loss .* images/s, .* left, saved: ")
+    first.wait_for("loss .* images/s, [^,]+ left, saved: ")  # not one of an evaluation
     first.signal(signal.SIGINT)
     assert first.wait() == 130, first.text
     shown = on_a_terminal(command, folder, PYTHONPATH=str(REPOSITORY))
