@@ -90,7 +90,7 @@ bench: dev-env ## the figures that the README states, measured here, but for tho
 	@$(BIN)/python entrypoint.py data cifar10 $(if $(CIFAR10),--source '$(CIFAR10)')
 	@set -e; for figure in "startup" "loop_overhead" "determinism" "saving --rounds 8" "stores" \
 	    "status" "watching" "eviction" "quick --seeds 5" \
-	    "quick --seeds 5 --steps 40 --predecessor 1" "bert --short" "imagenet" "jobs"; do \
+	    "quick --seeds 5 --steps 60 --predecessor 1" "bert --short" "imagenet" "jobs"; do \
 	    echo "== bench/$$figure"; $(BIN)/python bench/$${figure%% *}.py $$(echo "$$figure" | cut -s -d' ' -f2-); done
 
 soak: dev-env ## the tests that kill, race and resume, in their whole counts, over and over: make soak ROUNDS=20

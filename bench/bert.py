@@ -297,6 +297,9 @@ def main() -> None:
         checkpoint(rounds=5)
     elif options.way:
         serve(options.way, model, options.data)
+    elif not (options.data / "packed.safetensors").exists():
+        pack = f"entrypoint.py data bert --source ag_news_test.csv --model {model or 'MODEL'}"
+        print(f"skipped: no texts in {options.data}; python {pack}")
     else:
         race(model, options.data, *((2, 12) if options.short else (6, 48)))
 

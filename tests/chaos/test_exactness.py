@@ -27,13 +27,14 @@ class Run:
 
 RUNS = {
     # dropout draws random numbers in each step: a lost random state shows there and only there
-    "tutorial-fp32-dropout": Run((*TUTORIAL, "--precision", "fp32"), "20steps", 20, 6),
-    "tutorial-bf16-dropout": Run((*TUTORIAL, "--precision", "bf16"), "20steps", 8, 3),
+    "tutorial-fp32-dropout": Run((*TUTORIAL, "--precision", "fp32"), "20steps", 20, 12),
+    "tutorial-bf16-dropout": Run((*TUTORIAL, "--precision", "bf16"), "20steps", 8, 6),
     "quick-bf16-dropout": Run(
-        ("--preset", "quick", "--precision", "bf16", "--dropout", "0.2", "--batch-size", "50"), "3steps", 5, 3
+        ("--preset", "quick", "--precision", "bf16", "--dropout", "0.2", "--batch-size", "20"), "3steps", 5, 2
     ),
+    # more steps than a short run has, so that its pictures grow
     "quick-fp32-micro-batches": Run(
-        ("--precision", "fp32", "--batch-size", "64", "--micro-batch-size", "24"), "2steps", 5, 3
+        ("--precision", "fp32", "--batch-size", "20", "--micro-batch-size", "8"), "2steps", 5, 3
     ),
 }
 SOAK = "BATON_SOAK_SEED" in os.environ
@@ -47,7 +48,7 @@ ALL_THREADS = ("quick-fp32-micro-batches",)
 )
 def test_many_deaths_at_random_moments_change_no_bit(name: str, tmp_path: Path, small_cifar: Path) -> None:
     run = RUNS[name]
-    deaths, epochs = (20, 8) if SOAK else (run.deaths, run.epochs)
+    deaths, epochs = (20, 14) if SOAK else (run.deaths, run.epochs)
     options = (*run.options, "--epochs", str(epochs))
     quiet = Lab(tmp_path / "quiet", small_cifar, *options, "--checkpoint-every", "0.3s")
     quiet.finish()

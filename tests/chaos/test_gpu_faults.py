@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ from trainer.jobs import cifar10
 
 DATASET = "cifar10"
 PRESETS: dict = {
-    "quick": {"model": "quick", "steps": 24, "batch_size": 64, "lr": 0.14, "momentum": 0.6, "weight_decay": 0.0},
+    "quick": {"model": "quick", "steps": 24, "batch_size": 64, "lr": 0.13, "momentum": 0.6, "weight_decay": 0.0},
 }
 
 
@@ -150,4 +151,4 @@ def test_who_gives_up_determinism_gives_it_up_for_the_run(tmp_path: Path, small_
 
     code, said = failing.run("mine", "--no-deterministic", "--allow-change", "no_deterministic", fail_at=3, way="order")
     assert code == 0, said
-    assert "fp32, not deterministic)" in said
+    assert re.search(r"(fp32|bf16), not deterministic\)", said)

@@ -283,7 +283,18 @@ def test_with_batchnorm_and_uneven_micro_batches_no_bit_is_lost_either(
     count: int, tmp_path: Path, small_cifar: Path
 ) -> None:
     """At one count of processes; 5 micro-batches of 24, the last one of 4."""
-    options = ["--batch-size", "100", "--micro-batch-size", "24", "--dropout", "0.1", "--epochs", "3"]
+    options = [
+        "--batch-size",
+        "100",
+        "--micro-batch-size",
+        "24",
+        "--dropout",
+        "0.1",
+        "--epochs",
+        "3",
+        "--precision",
+        "fp32",
+    ]
     quiet = Lab(tmp_path / "quiet", small_cifar, *options)
     container = quiet.start("--nproc", str(count), **ONE_THREAD)
     assert container.wait() == 0, container.text
@@ -381,7 +392,7 @@ def test_torchrun_itself_may_start_them(tmp_path: Path, small_cifar: Path) -> No
 @pytest.mark.parametrize("job", JOBS)
 def test_every_job_is_shared_by_two_processes_unasked(job: str, tmp_path: Path) -> None:
     data = packed(job, tmp_path)
-    options = options_for(job, data)
+    options = [*options_for(job, data), "--epochs", "60"]
     quiet, hunted = (Lab(tmp_path / name, data, *options, job=job) for name in ("quiet", "hunted"))
     for number in (0, 1):
         container, pids = begun(hunted, "--checkpoint-every", "3steps")

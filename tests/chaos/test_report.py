@@ -118,7 +118,7 @@ def test_event_files_have_one_curve_whoever_wrote_them(relay: tuple[Lab, list[fl
         rows = list(csv.DictReader(file))
     assert [row["instance"] for row in rows] == ["g5.xlarge", "g2-standard-4", "desk"]
     assert [row["cost $"] != "unknown" for row in rows] == [True, True, False]
-    assert float(rows[0]["cost $"]) == pytest.approx(0.36 * float(rows[0]["seconds"]) / 3600, rel=1e-3)
+    assert float(rows[0]["cost $"]) == pytest.approx(0.36 * float(rows[0]["seconds"]) / 3600, rel=1e-3, abs=1e-6)
 
 
 def test_a_copy_of_the_run_has_the_same_ledger(relay: tuple[Lab, list[float]], tmp_path: Path) -> None:

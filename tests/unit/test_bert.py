@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -20,7 +22,7 @@ from tests.runs import REPOSITORY, environment
 from trainer import encoder_weights, order, pretrained
 from trainer import job as jobs
 from trainer.data.pack import pack
-from trainer.encoder import BertClassifier, Shape
+from trainer.encoder import BertClassifier, Shape, attended
 from trainer.exits import UserError
 from trainer.jobs.bert import padded
 from trainer.settings import Settings
@@ -246,3 +248,27 @@ def test_the_tokenizer_that_goes_into_the_result_is_one_for_transformers(tmp_pat
     assert theirs("The lazy QUICK dog?")["input_ids"] == mine
     assert theirs.model_max_length == 512
     assert pretrained.vocabulary(files) == len(theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [64, 200, 300])
+@pytest.mark.parametrize("asking", [1, None])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_the_same_fused_or_not(dtype: torch.dtype, length: int, asking: int | None, masked: bool) -> None:
+    torch.manual_seed(0)
+    shape = (2, 3, length, 24)
+    query, key, value = (torch.randn(shape).to(dtype) for _ in range(3))
+    query = query[:, :, :asking]
+    mask = (torch.arange(length) < torch.tensor([[length], [length // 2]]))[:, None, None] if masked else None
+    weights = torch.randn(query.shape)
+
+    def computed(how: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> list[torch.Tensor]:
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        out = how(*leaves, mask)
+        (out.float() * weights).sum().backward()
+        return [out.detach().float(), *(leaf.grad.float() for leaf in leaves if leaf.grad is not None)]
+
+    exact = computed(F.scaled_dot_product_attention, query.double(), key.double(), value.double())
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    for mine, theirs in zip(computed(attended, query, key, value), exact, strict=True):
+        assert (mine - theirs).abs().max() < tolerance * theirs.abs().max()

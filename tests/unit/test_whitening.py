@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from tests.jobs import packed
 from trainer.data.packed import open_packed
-from trainer.jobs import cifar10
+from trainer.job import Batch
+from trainer.jobs import cifar10, mnist
 from trainer.settings import Settings
 
 
@@ -35,3 +38,41 @@ def test_the_whitening_learns_for_three_eighths_of_a_run(model: str, small_cifar
         assert convolution.bias.equal(before) == (step >= 3)
     assert convolution.weight.equal(kernels)
     assert [group["lr"] for group in task.optimizers["sgd"].param_groups] == [106.0 / 8, 1340.0 / 8, 0.0]
+
+
+def test_pictures_grow_in_all_but_a_short_run_of_quick(small_cifar: Path) -> None:
+    task = task_of("quick", small_cifar)
+
+    def sides(steps: int) -> list[int]:
+        found = []
+        for step in range(steps):
+            task.schedule(step, steps)
+            found.append(task.next_side)
+        assert task.is_last == (steps > 250)
+        return found
+
+    assert sides(250) == 250 * [16]
+    assert sides(1000) == 300 * [16] + 350 * [24] + 350 * [32]
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_pictures_of_one_channel_have_the_patches_that_there_are_and_no_mirror_images(
+    bf16: bool, tmp_path: Path
+) -> None:
+    data = open_packed(packed("mnist", tmp_path))
+    settings = Settings.of({}, mnist.PRESETS["quick"])
+    task = mnist.build(settings, data, torch.device("cpu"))
+    assert isinstance(task, cifar10.Whitened)
+    assert task.net.whiten.weight.shape == (8, 1, 2, 2)
+    task.schedule(0, 1000)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss, _ = task.loss(Batch(np.arange(24), 0, 0, torch.device("cpu")))
+    loss.backward()
+    task.update()
+    task.net.last.fill_(True)
+    task.net.eval()
+    pictures = task.test_images[:5]
+    with torch.no_grad():
+        logits = task.net.predict(pictures)
+        assert logits.shape == (5, 10)
+        assert not logits.allclose(task.net.predict(pictures.flip(2))), "a 2 is no mirrored 2"

@@ -31,7 +31,7 @@ from trainer.settings import Json, Settings
 DATASET = "cifar10"
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "quick": {
-        "model": "quick", "epochs": 6, "batch_size": 500, "lr": 0.16, "momentum": 0.6, "weight_decay": 0.0,
+        "model": "quick", "epochs": 6, "batch_size": 300, "lr": 0.13, "momentum": 0.6, "weight_decay": 0.0,
     },
     "tutorial": {
         "model": "tutorial", "epochs": 10, "batch_size": 4, "lr": 0.001, "momentum": 0.9, "weight_decay": 0.0,
@@ -56,7 +56,7 @@ class Recipe:
 
 
 RECIPES = {
-    "quick": Recipe(patches=8, widths=(32, 64, 128), sides=((0.3, 16), (0.65, 24), (1.0, 32)), short=150),
+    "quick": Recipe(patches=8, widths=(32, 64, 128), sides=((0.3, 16), (0.65, 24), (1.0, 32)), short=250),
     "best": Recipe(patches=12, widths=(64, 256, 256), sides=((1.0, 32),)),
 }
 WHITENED = 2  # pixels, the side of a patch

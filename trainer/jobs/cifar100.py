@@ -10,7 +10,7 @@ from trainer.jobs import cifar10
 DATASET = "cifar100"
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "quick": {
-        "model": "quick", "epochs": 10, "batch_size": 500, "lr": 0.16, "momentum": 0.6, "weight_decay": 0.0,
+        "model": "quick", "epochs": 10, "batch_size": 300, "lr": 0.13, "momentum": 0.6, "weight_decay": 0.0,
     },
     "best": {
         "model": "best", "epochs": 16, "batch_size": 2000, "lr": 0.24, "momentum": 0.6, "weight_decay": 0.0,

@@ -10,7 +10,7 @@ from trainer.jobs import cifar10
 DATASET = "mnist"
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "quick": {
-        "model": "quick", "epochs": 2, "batch_size": 500, "lr": 0.16, "momentum": 0.6, "weight_decay": 0.0,
+        "model": "quick", "epochs": 2, "batch_size": 300, "lr": 0.13, "momentum": 0.6, "weight_decay": 0.0,
     },
     "tutorial": {
         "model": "tutorial", "epochs": 5, "batch_size": 32, "lr": 0.01, "momentum": 0.9, "weight_decay": 0.0,
