@@ -306,7 +306,7 @@ class Net(nn.Module):
         """Look for the principal components of the images' patches, each scaled to unit variance, and for their
         negatives. `images`: float32 [n, channels, h, w]."""
         size = WHITENED
-        windows = images.cpu().unfold(2, size, 2).unfold(3, size, 2)  # [n, channels, rows, columns, size, size]
+        windows = images.cpu().unfold(2, size, size).unfold(3, size, size)  # [n, channels, rows, columns, size, size]
         patches = windows.permute(0, 2, 3, 1, 4, 5).reshape(-1, images.shape[1] * size * size)
         values, vectors = torch.linalg.eigh((patches.T @ patches / len(patches)).double())
         best = (vectors / (values + 5e-4).sqrt()).T.flip(0)[: len(self.whiten.weight) // 2]
