@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import signal
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -47,16 +48,18 @@ def test_a_small_networks_checkpoint_costs_the_handful_of_requests_that_the_page
 
     Counted from one look for a successor to the next; what comes besides, such as a clean-up, comes to few of them.
     """
-    lab = cloud.compressed(tmp_path, small_cifar, UNSIGNED, *OPTIONS, "--epochs", "2")
+    lab = cloud.compressed(tmp_path, small_cifar, UNSIGNED, *OPTIONS, "--epochs", "40")
     cloud.proxy.requests.clear()
-    container = lab.start(debug=False)
-    assert container.wait() == 0, container.text
+    container = lab.start()
+    assert container.wait_for("durable after", times=12), container.text
+    container.signal(signal.SIGTERM)
+    assert container.wait() == 75, container.text
     assert container.text.count("credentials: ") == 1
     assert CREDENTIALS[cloud.name] in container.text
     requests = [(kind_of(request), unquote(request.target)) for request in cloud.proxy.requests]
     looks = [n for n, (kind, target) in enumerate(requests) if kind == "list" and "/attempts/" in target]
     between = [Counter(kind for kind, _ in requests[a:b]) for a, b in itertools.pairwise(looks)]
-    assert len(between) > 6
+    assert len(between) > 11
     usual = statistics.mode(tuple(counted[kind] for kind in KINDS) for counted in between)
     assert dict(zip(KINDS, usual, strict=True)) == told("a small network")
     with reached(cloud.variables):
