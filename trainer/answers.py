@@ -5,6 +5,7 @@ Without that it comes out later, as an error of torch's or Baton's own. A look t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from numbers import Integral, Real
 
@@ -98,6 +99,13 @@ def metrics_of(task: Task, answer: object) -> dict[str, Metric]:
         else:
             raise _wrong(task, f"{wanted}, or of tables, each a list of rows of whole numbers; {name} is {value!r:.60}")
     return found
+
+
+def effort_of(task: Task, answer: object) -> float:
+    """What `task.effort` gave. Raises `UserError`."""
+    if not isinstance(answer, Real) or not 0 < float(answer) < math.inf:
+        raise _wrong(task, f"effort must give a number above 0; it gives {answer!r:.60}")
+    return float(answer)
 
 
 def _shares_places(tensor: Tensor) -> bool:

@@ -103,6 +103,13 @@ class Task:
         """Set this step's learning rates; a pure function of (step, steps)."""
         raise NotImplementedError
 
+    def effort(self, step: int, steps: int) -> float:
+        """What a sample of this step takes, in proportion to other steps' samples; for telling the time that is left.
+
+        A pure function of (step, steps).
+        """
+        return 1.0
+
     def update(self) -> None:
         """Change the weights by the gradients, and clear these."""
         for optimizer in self.optimizers.values():

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from trainer.answers import effort_of
 from trainer.job import Task
 from trainer.loop import Plan, seen_this_epoch
 from trainer.saver import CLOCK, Durable, Saver
@@ -30,6 +31,7 @@ class Progress:
 
 
 SMOOTH_S = 20.0  # over about so long the speed is taken by which the time that is left is told
+ASKED = 100  # steps of those to come of whose effort a job is asked at once
 
 
 class Evaluating(NamedTuple):
@@ -49,7 +51,7 @@ class Pace:
         self._plan = plan
         self._task = task
         self._step = step
-        self._sample_s: float | None = None  # what a sample takes in training, of late
+        self._sample_s: float | None = None  # what a sample of effort 1 takes in training, of late
         self._evaluation_s: float | None = None  # what the last evaluation took
 
     def evaluated(self, began: float, ended: float) -> None:
@@ -64,7 +66,7 @@ class Pace:
         rate = samples / seconds if samples and seconds > 0 else None
         if rate is not None:
             new = 1.0 if self._sample_s is None else 1 - math.exp(-seconds / SMOOTH_S)
-            self._sample_s = new / rate + (1 - new) * (self._sample_s or 0.0)
+            self._sample_s = new * seconds / self._work(self._step, step) + (1 - new) * (self._sample_s or 0.0)
         elif self.last is not None:
             rate = self.last.samples_per_s
         self.last = Progress(
@@ -83,6 +85,15 @@ class Pace:
         self.told, self._step = now, step
         return self.last
 
+    def _work(self, begin: int, end: int) -> float:
+        """The samples of these steps, each counted with its effort."""
+        every = -(-(end - begin) // ASKED) or 1
+        asked = range(begin + (every - 1) // 2, end, every)
+        return (end - begin) * self._plan.batch_size * sum(map(self._effort, asked)) / (len(asked) or 1)
+
+    def _effort(self, step: int) -> float:
+        return effort_of(self._task, self._task.effort(step, self._plan.steps))
+
     def _seconds_left(self, step: int, evaluating: Evaluating | None) -> float | None:
         """None: not known yet."""
         plan, each = self._plan, self._evaluation_s
@@ -90,10 +101,11 @@ class Pace:
             each = evaluating.seconds / evaluating.share
         elif each is None and self._sample_s is not None:
             # until one is over: as it takes to train on as many; in larger pieces a sample costs less
-            each = self._sample_s * self._task.eval_size * min(1.0, plan.batch_size / self._task.eval_batch)
+            sample_s = self._sample_s * self._effort(max(0, step - 1))
+            each = sample_s * self._task.eval_size * min(1.0, plan.batch_size / self._task.eval_batch)
         if each is None or (self._sample_s is None and step < plan.steps):
             return None
-        training = (plan.steps - step) * plan.batch_size * (self._sample_s or 0.0)
+        training = self._work(step, plan.steps) * (self._sample_s or 0.0)
         later = -(-plan.steps // plan.steps_per_epoch) - step // plan.steps_per_epoch if step < plan.steps else 0
         now = max(0.0, each - evaluating.seconds) if evaluating is not None else 0.0
         return training + later * each + now

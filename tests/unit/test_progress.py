@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,22 +11,35 @@ import pytest
 import torch
 
 from console.progress import describe, facts
+from trainer.exits import UserError
+from trainer.job import Task
 from trainer.loop import Plan
 from trainer.progress import Evaluating, Pace
 
 PLAN = Plan(
     seed=0, batch_size=10, micro_batch_size=10, steps=95, steps_per_epoch=20, bf16=False, device=torch.device("cpu")
 )
-TASK: Any = SimpleNamespace(unit="images", eval_size=100, eval_batch=20)
+
+
+class Even(Task):
+    unit = "images"
+    eval_size, eval_batch = 100, 20
+
+
+class Growing(Even):
+    def effort(self, step: int, steps: int) -> float:
+        return 1.0 if step < 40 else 3.0
+
+
 SAVER: Any = SimpleNamespace(durable=None, error=None)
 
 
 class Run:
     """Told of at moments of one's own choice."""
 
-    def __init__(self, step: int = 0) -> None:
+    def __init__(self, step: int = 0, task: Task | None = None) -> None:
         self.now = 0.0
-        self.pace = Pace(PLAN, TASK, step, lambda: self.now)
+        self.pace = Pace(PLAN, task or Even(), step, lambda: self.now)
 
     def tell(self, now: float, step: int, evaluating: Evaluating | None = None) -> Any:
         self.now = now
@@ -67,3 +82,22 @@ def test_one_slow_moment_changes_the_time_left_little() -> None:
     slow = run.tell(40.0 + 2.0, 41)  # a step that took twice as long
     assert slow.samples_per_s == pytest.approx(5)
     assert slow.seconds_left == pytest.approx(before.seconds_left, rel=0.15)
+
+
+def test_steps_that_take_longer_later_are_known_of() -> None:
+    run = Run(task=Growing())
+    # the first evaluation as it takes to train on half as many of this step's samples; they come to 30 and 55 steps
+    assert run.tell(10.0, 10).seconds_left == pytest.approx(30 + 3 * 55 + 5 * 5)
+    half = run.tell(10.0 + 30 + 3 * 10, 50)
+    assert half.samples_per_s == pytest.approx(400 / 60)
+    assert half.seconds_left == pytest.approx(3 * 45 + 3 * 15)
+    long = Run(task=Growing())
+    long.pace._plan = dataclasses.replace(PLAN, steps=1_000_000)
+    assert long.tell(10.0, 10).seconds_left == pytest.approx(3e6, rel=0.3)
+
+
+@pytest.mark.parametrize("effort", [0, -1.0, math.nan, math.inf, "much", None, torch.tensor(1.0)])
+def test_an_effort_that_is_none_is_the_jobs_mistake(effort: object) -> None:
+    run = Run(task=type("Mine", (Even,), {"effort": lambda self, step, steps: effort})())
+    with pytest.raises(UserError, match=r"effort must give a number above 0; it gives"):
+        run.tell(10.0, 10)

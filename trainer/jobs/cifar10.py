@@ -186,10 +186,20 @@ class Whitened(Cifar):
         assert self.net.whiten.bias is not None
         # later no gradient need go down to it, through the most pixels of all
         self.net.whiten.bias.requires_grad_(step < WHITENING_LEARNS * steps)
-        sides, short = self.recipe.sides, steps <= self.recipe.short
+        self.next_side = self.side_at(step, steps)
+        self.is_last = step + 1 == steps and not self.is_short(steps)
+
+    def is_short(self, steps: int) -> bool:
+        return steps <= self.recipe.short
+
+    def side_at(self, step: int, steps: int) -> int:
+        """Of the pictures, in pixels."""
+        sides = self.recipe.sides
         fitting = next(side for until, side in sides if step < until * steps or until == 1.0)
-        self.next_side = sides[0][1] if short else fitting
-        self.is_last = step + 1 == steps and not short
+        return sides[0][1] if self.is_short(steps) else fitting
+
+    def effort(self, step: int, steps: int) -> float:
+        return self.side_at(step, steps) ** 2
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         self.net.side.fill_(self.next_side)

@@ -255,6 +255,9 @@ class Photographs(Task):
         for group in self.optimizers["optimizer"].param_groups:
             group["lr"] = self.peak * share
 
+    def effort(self, step: int, steps: int) -> float:
+        return self._train_side(step / steps) ** 2
+
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         for module in self.still:
             module.training = False
