@@ -1,7 +1,7 @@
 """Every job of the image: halted, stopped and killed it ends with the bits of an undisturbed run.
 
-The CPU image has no torchvision (requirements-cpu.in says why), and so no imagenet; with BATON_TEST_FLAVOUR=cuda it is
-there and held to the same. cifar10's containers are those of test_stop_and_resume.py and of the relay.
+The CPU image has no torchvision (requirements-cpu.in says why), and so no imagenet: its containers are of the flavour
+cuda. cifar10's are those of test_stop_and_resume.py and of the relay.
 """
 
 from __future__ import annotations
@@ -25,8 +25,17 @@ HAS_TORCHVISION = os.environ.get("BATON_TEST_FLAVOUR", "cpu") != "cpu"
 locked_down = pytest.mark.parametrize("runner", [WAYS["locked down"]], ids=["locked down"], indirect=True)
 
 
+@pytest.fixture
+def image(request: pytest.FixtureRequest, image: str) -> str:
+    """What the runner runs."""
+    if HAS_TORCHVISION or request.node.callspec.params.get("job") != "imagenet":
+        return image
+    cuda: str = request.getfixturevalue("cuda_image")
+    return cuda
+
+
 @locked_down
-@pytest.mark.parametrize("job", [job for job in STEPS if job != "imagenet" or HAS_TORCHVISION])
+@pytest.mark.parametrize("job", STEPS)
 def test_a_job_ended_thrice_has_the_bits_of_one_that_never_was(job: str, runner: Runner, tmp_path: Path):
     (tmp_path / "data").mkdir()
     data = packed(job, tmp_path / "data").parent
