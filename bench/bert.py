@@ -26,10 +26,6 @@ DROPOUT, BATCH, LR, DECAY = 0.1, 32, 5e-5, 0.01
 WAYS = ("baton", "trainer", "predecessor")
 
 
-def texts_per_step(way: str) -> int:
-    return 8 if way == "predecessor" else BATCH
-
-
 # -- one way, in its own process --------------------------------------------------------------------------------
 
 

@@ -55,7 +55,8 @@ class LocalStore:
     def put(self, key: str, source: Source, *, if_absent: bool = False) -> ObjectInfo:
         path = self._root / check_key(key)
         scratch = path.parent / f"{SCRATCH}{uuid.uuid4().hex}"
-        with _translated(key, absent=Unavailable(f"{path.parent}: vanished while {key} was being written")):
+        vanished = Unavailable(f"{path.parent}: vanished while {key} was being written")
+        with _translated(key, absent=vanished):
             if not path.parent.is_dir():
                 self._check_there()
             _make_folders(path.parent)
@@ -70,7 +71,9 @@ class LocalStore:
                 os.fsync(file.fileno())
                 stat = os.fstat(file.fileno())
                 file.close()  # some file systems tell only here what went wrong
-            with _translated(key, absent=Unsupported(f"{path}: is a folder here, so {key} can't be written")):
+            folder = path.is_dir()  # which no renaming replaces; else what is absent then is what was made here before
+            absent = Unsupported(f"{path}: is a folder here, so {key} can't be written") if folder else vanished
+            with _translated(key, absent=absent):
                 if if_absent:
                     _link(scratch, path)
                 else:

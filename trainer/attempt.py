@@ -351,12 +351,22 @@ class Attempt:
                 return
             thread.join(0.05)
 
+    def _is_superseded(self) -> bool:
+        """Also where it was not heard of yet, by who slept since the last save."""
+        if self.superseded is None:
+            try:
+                self.history.check_fence(self.facts.attempt)
+            except Superseded:
+                return True
+        return self.superseded is not None
+
     def _put_end_on_record(self, exit_code: int, outcome: str) -> None:
         try:
-            if self.superseded is not None and not self.history.holds_claim(self.facts.attempt):
+            superseded = self._is_superseded()
+            if superseded and not self.history.holds_claim(self.facts.attempt):
                 return  # the run was deleted: a record of this number is its heir's
             record_end(self.history, self.facts.attempt, exit_code, outcome, self._mailbox, self)
-            if self.superseded is None:  # whatever else came: else the newer copy's sign would be overwritten
+            if not superseded:  # whatever else came: else the newer copy's sign would be overwritten
                 self.signs.last("finished" if outcome == "finished" else "stopped", exit_code, outcome)
         except Exception as e:
             # after a save that failed it says nothing new, and what was said last is what to do

@@ -35,7 +35,7 @@ MEANINGS = {
     ),
     ExitCode.SETUP: (
         "settings, data, permission or room are wrong, found before the first step; or a GPU has too little memory "
-        "for one; or a job gives a loss, an evaluation or metrics of a wrong kind",
+        "for one; or a job gives a loss, an evaluation, metrics or an effort of a wrong kind",
         "not restart; a person must act",
     ),
     ExitCode.USAGE: ("the command line can't be understood", "not restart"),

@@ -83,7 +83,8 @@ def _prepare(wanted: Wanted, together: Together) -> Prepared:
         with suppress(Stopped):  # by process 0 being gone: it is this that has to be seen
             together.say_why_not(e, ExitCode.DEFECT)
         raise
-    together.say_ready({name: ready.machine.get(name) for name in BILLED} if wanted.rank.local == 0 else None)
+    machine = {name: ready.machine.get(name) for name in BILLED} if wanted.rank.local == 0 else None
+    together.say_ready(ready.common, machine)
     return ready
 
 

@@ -104,9 +104,9 @@ class Task:
         raise NotImplementedError
 
     def effort(self, step: int, steps: int) -> float:
-        """What a sample of this step takes, in proportion to other steps' samples; for telling the time that is left.
+        """What a sample of this step takes, in proportion to other steps' samples; a pure function of (step, steps).
 
-        A pure function of (step, steps).
+        For telling how long training still takes; evaluations are taken to last as long as the last one.
         """
         return 1.0
 

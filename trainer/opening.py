@@ -7,10 +7,12 @@ import os
 import re
 from typing import TYPE_CHECKING
 
+from trainer import machine
+from trainer.loop import Plan
 from trainer.manifest import Manifest
 from trainer.place import Sign
 from trainer.prepare import Prepared
-from trainer.settings import Json
+from trainer.settings import Json, Settings
 
 if TYPE_CHECKING:
     from trainer.run import Request
@@ -70,6 +72,7 @@ def say_start(request: Request, ready: Prepared, number: int, newest: Manifest |
             },
         )
         _warn_of_other_machine(newest.machine, ready.machine)
+        _warn_of_slow_bf16(settings, plan)
     # the image has such a folder, which nobody outside sees unless it is mounted
     image = "BATON_REVISION" in os.environ
     outside = os.path.isdir(settings.halt) and (not image or os.path.ismount(settings.halt))
@@ -85,4 +88,20 @@ def _warn_of_other_machine(theirs: dict[str, Json], mine: dict[str, Json]) -> No
         log.warning(
             "another kind of machine than before (%s): the same samples in the same order, but last bits may differ",
             ", ".join(f"{name} {theirs.get(name)} -> {mine.get(name)}" for name in odd),
+        )
+    before, now = theirs.get("revision"), mine.get("revision")
+    if before and now and before != now:
+        log.warning(
+            "another revision of the code than before (%s -> %s): what it computes otherwise changes the run from here",
+            before,
+            now,
+        )
+
+
+def _warn_of_slow_bf16(settings: Settings, plan: Plan) -> None:
+    """What nobody said is as the run began, on a processor of another kind."""
+    if plan.bf16 and settings.precision == "auto" and not machine.computes_in_bf16(plan.device):
+        log.warning(
+            "the run began in bf16, which is slower than fp32 on this processor: --precision fp32 --allow-change "
+            "precision goes on in fp32"
         )

@@ -57,6 +57,13 @@ class Prepared:
     plan: Plan
     machine: dict[str, Json]
 
+    @property
+    def common(self) -> dict[str, Json]:
+        """What several processes must have alike, beside the data and what process 0 tells the others of the shape."""
+        told = ("precision", "micro_batch_size")
+        own = {name: value for name, value in self.settings.that_shape_the_run().items() if name not in told}
+        return {**own, **self.task.shapes_run, **{name: self.machine[name] for name in ("torch", "revision")}}
+
 
 def start(wanted: Wanted) -> Start:
     """Raises `UserError`."""
@@ -136,6 +143,8 @@ def build(begun: Start, wanted: Wanted, data: Packed, shape: dict[str, Json]) ->
     )
     if plan.steps > LARGEST_COUNT:
         raise UserError(f"--epochs {settings.epochs}: {plan.steps} steps are too many for a run", ExitCode.USAGE)
+    for step in (0, plan.steps - 1):
+        answers.effort_of(task, task.effort(step, plan.steps))
     return Prepared(settings, {**shape, **task.shapes_run}, data, task, plan, _facts(begun, wanted))
 
 

@@ -62,7 +62,9 @@ class Pace:
     def tell(self, step: int, loss: Tensor | None, saver: Saver, evaluating: Evaluating | None) -> Progress:
         """`loss`: the sum of the running epoch."""
         plan, now = self._plan, self._clock()
-        seconds, samples = now - self.told, (step - self._step) * plan.batch_size
+        # what of it went into an evaluation that goes on made no step
+        seconds = now - self.told - (min(evaluating.seconds, now - self.told) if evaluating else 0.0)
+        samples = (step - self._step) * plan.batch_size
         rate = samples / seconds if samples and seconds > 0 else None
         if rate is not None:
             new = 1.0 if self._sample_s is None else 1 - math.exp(-seconds / SMOOTH_S)
@@ -108,4 +110,5 @@ class Pace:
         training = self._work(step, plan.steps) * (self._sample_s or 0.0)
         later = -(-plan.steps // plan.steps_per_epoch) - step // plan.steps_per_epoch if step < plan.steps else 0
         now = max(0.0, each - evaluating.seconds) if evaluating is not None else 0.0
-        return training + later * each + now
+        left = training + later * each + now
+        return left if math.isfinite(left) else None

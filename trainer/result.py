@@ -29,7 +29,7 @@ FOLDER = "result"
 def write_result(
     history: History, facts: RunFacts, task: Task, last: Durable, metrics: Mapping[str, Json], classes: Sequence[str]
 ) -> None:
-    """Raises `StoreError`, and `Superseded` before anything is written."""
+    """Raises `StoreError`, and `Superseded` before result.json is written."""
     history.check_fence(facts.attempt)
     state = {name: tensor.detach().cpu() for name, tensor in task.model.state_dict().items()}
     weights = encode(state, {"format": "pt"})  # without which transformers takes no safetensors file
@@ -41,6 +41,7 @@ def write_result(
     told: dict[str, Json] = {"model.safetensors": {"sha256": weights.sha256, "size": weights.size}}
     for name, content in files.items():
         told[name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    history.check_fence(facts.attempt)  # all that may have taken long
     history.write_record(
         {
             "run": facts.run,

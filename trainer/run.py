@@ -23,7 +23,7 @@ from trainer.commit import RunFacts
 from trainer.early import Early
 from trainer.ending import exit_code_for, fail, finish, record_end, stop, told
 from trainer.exits import ExitCode, OtherRun, UserError
-from trainer.history import Checkpoint, History
+from trainer.history import Checkpoint, History, Superseded
 from trainer.loop import Loop, Plan
 from trainer.manifest import Manifest
 from trainer.opening import say_start
@@ -31,7 +31,7 @@ from trainer.place import Sign
 from trainer.prepare import Prepared, Start, Wanted
 from trainer.progress import Progress
 from trainer.resuming import arguments
-from trainer.settings import Json, Settings, difference
+from trainer.settings import Json, Settings, changeable, difference
 from trainer.tally import Tally
 from watchers import Stopped, Watch, Watcher
 
@@ -153,7 +153,7 @@ def _prepare(request: Request, begun: Start, together: Together | None) -> tuple
         _check_same_run(newest.manifest, request, ready, request.allow_change)
         restored = Restored(newest, restore(ready.task, newest))
     if together is not None:
-        others = together.wait_for_others()
+        others = together.wait_for_others(ready.common)
         ready = replace(ready, machine={**ready.machine, "others": others})  # for the bill
     return ready, restored
 
@@ -192,12 +192,13 @@ def _check_same_run(manifest: Manifest, request: Request, ready: Prepared, allow
     # a setting that is newer than the run's image was not given to it
     newer = {**Settings().that_shape_the_run(), **ready.task.shapes_run}
     changed = difference(shape, {**newer, **manifest.settings})
-    refused = {name: pair for name, pair in changed.items() if name not in allow_change or name in UNCHANGEABLE}
+    fixed = {name for name in changed if name in UNCHANGEABLE or name not in changeable()}
+    refused = {name: pair for name, pair in changed.items() if name not in allow_change or name in fixed}
     if refused:
         follows = {"micro_batch_size"} if "batch_size" in refused else set()
         told = ", ".join(f"{n} {_short(t, n)} -> {_short(m, n)}" for n, (m, t) in refused.items() if n not in follows)
         ways = "use --run NAME for a new run"
-        if not any(name in UNCHANGEABLE for name in refused):
+        if not fixed:
             ways += ", or " + " ".join(f"--allow-change {name}" for name in refused) + " to go on with the new value"
         if "data_sha256" in refused:
             had, here = (("SYNTHETIC" if made else "real") for made in (manifest.synthetic, ready.data.synthetic))
@@ -225,7 +226,11 @@ def _is_finished(history: History, ready: Prepared, newest: Restored | None) -> 
     if newest is None or newest.position.step < ready.plan.steps:
         return False
     result = history.read_record("result.json")
-    if result is None or result.get("checkpoint") != newest.checkpoint.manifest.name:
+    manifest = newest.checkpoint.manifest
+    if result is None or (result.get("checkpoint"), result.get("state_sha256")) != (
+        manifest.name,
+        manifest.state_sha256,
+    ):
         return False
     log.info(
         "run %r is finished: %d steps, %s; nothing left to do (a new one: --run NAME)",
@@ -287,7 +292,9 @@ def _begin(request: Request, ready: Prepared, prefetched: Restored | None, toget
             end: dict[str, Json] = {"state": "stopped", "exit": code, "outcome": "did not begin", "time": time.time()}
             end["host"] = ready.machine["host"]
             mine: dict[str, Json] = {"run": history.run, "job": request.job, "attempt": number}
-            history.write_record({**(before.record if before else {}), **mine, **end}, "status.json")
+            with suppress(Superseded):  # else a newer copy's sign would be overwritten
+                history.check_fence(number)
+                history.write_record({**(before.record if before else {}), **mine, **end}, "status.json")
         raise
 
 

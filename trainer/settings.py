@@ -77,7 +77,7 @@ class Settings:
     )
     seed: int = setting(0, "seed of data order, augmentation, initial weights, dropout", shapes_run=True, low=0)
     precision: Literal["auto", "fp32", "bf16"] = setting(
-        "auto", "bf16 autocast or fp32; auto: bf16 where the device computes in it", shapes_run=True
+        "auto", "bf16 autocast or fp32; auto: bf16 where that is faster, and as the run began", shapes_run=True
     )
     no_deterministic: bool = setting(
         False, "compute as is fastest: last bits may differ from one time to the next", shapes_run=True
@@ -164,9 +164,14 @@ def check(name: str, value: Any) -> None:
         )
 
 
+def changeable() -> list[str]:
+    """What --allow-change may name."""
+    return [f.name for f in fields(Settings) if f.metadata["shapes_run"]] + ["data_sha256", "network_sha256"]
+
+
 def check_changes(names: Sequence[str]) -> None:
     """Raise `UserError` (wrong command line) where --allow-change names what is no setting of a run."""
-    known = [f.name for f in fields(Settings) if f.metadata["shapes_run"]] + ["data_sha256", "network_sha256"]
+    known = changeable()
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

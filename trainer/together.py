@@ -31,7 +31,7 @@ from storage.errors import StoreError, one_line
 from trainer.early import Early
 from trainer.exits import ExitCode, UserError
 from trainer.ranks import Rank
-from trainer.settings import Json
+from trainer.settings import Json, difference
 from watchers import Mailbox, Notice, Stopped
 from watchers.signals import OTHER_GONE
 
@@ -129,9 +129,12 @@ class Together:
                 self._lost(f"no {key} within {patience_s:.0f} s")
             time.sleep(POLL_S)
 
-    def say_ready(self, machine: Mapping[str, Json] | None) -> None:
-        """Tell process 0 that this one is ready to train. `machine`: from the first process of each."""
-        self.say(f"ready/{self.number}", {"machine": machine})
+    def say_ready(self, computes: Mapping[str, Json], machine: Mapping[str, Json] | None) -> None:
+        """Tell process 0 that this one is ready to train.
+
+        `computes`: what must be alike in all of them. `machine`: from the first process of each.
+        """
+        self.say(f"ready/{self.number}", {"computes": computes, "machine": machine})
 
     def say_why_not(self, ending: Exception, code: int) -> None:
         """Tell process 0, which waits for all, what keeps this one from it. Raises `Stopped` if that is gone."""
@@ -146,7 +149,7 @@ class Together:
         with self._others():
             self.say(f"ready/{self.number}", word)
 
-    def wait_for_others(self) -> list[Json]:
+    def wait_for_others(self, computes: Mapping[str, Json]) -> list[Json]:
         """Until all are ready; their machines. What keeps any from it is raised: `UserError` or `Stopped`."""
         machines: list[Json] = []
         for number in range(1, self.count):
@@ -156,8 +159,15 @@ class Together:
                 case {"notice": notice}:
                     self._mailbox.post(Notice(action="stop", **notice))
                     self._mailbox.check()
-                case {"machine": dict(machine)}:
-                    machines.append(machine)
+                case {"computes": theirs, "machine": machine}:
+                    if odd := difference(theirs, computes):
+                        told = ", ".join(f"{name} {its}, not {own}" for name, (its, own) in odd.items())
+                        raise UserError(
+                            f"process {number} of {self.count} computes otherwise than process 0 ({told}): start all "
+                            "with the same image, options and variables"
+                        )
+                    if machine is not None:
+                        machines.append(machine)
         return machines
 
     def part(self, code: int) -> None:
@@ -284,7 +294,15 @@ class Together:
         if known is None:
             if self.number == 0:
                 self.say(f"layout/{kind}", [[name, list(shape)] for name, shape in own])
-            known = own if self.number == 0 else [(n, s) for n, s in self.hear(f"layout/{kind}", STEP_S)]
+            known = (
+                own
+                if self.number == 0
+                else [
+                    # a notice is for all to heed together: who went now would leave process 0 in its exchange
+                    (n, s)
+                    for n, s in self.hear(f"layout/{kind}", STEP_S, to_the_end=True)
+                ]
+            )
             self._layouts[kind] = known
         if own and sorted(own) != sorted(known):
             raise ValueError(f"with several processes the sums of {kind} must have the same names and shapes each time")

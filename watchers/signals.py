@@ -1,10 +1,15 @@
-"""SIGTERM, SIGHUP and SIGINT as notices. PID 1 ignores signals without a handler, so these come first."""
+"""SIGTERM, SIGHUP and SIGINT as notices. PID 1 ignores signals without a handler, so these come first.
+
+Python calls a handler in the main thread, and only between two of its own instructions: a step in torch may last longer
+than what is left. So a thread hears of SIGTERM too, at once, for its deadline counts from when it came.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
+import threading
 import time
 from types import FrameType
 
@@ -23,18 +28,32 @@ def install(mailbox: Mailbox, stop_grace_s: float) -> None:
     A terminal that is closed (SIGHUP) is as SIGTERM, unless `nohup` said that it doesn't matter.
     """
 
-    def on_sigterm(number: int, _frame: FrameType | None) -> None:
+    def told_to_go(number: int) -> None:
         now, name = time.time(), signal.Signals(number).name
         mailbox.post(Notice(name, "stop", f"{name}: told to go", name, now, now + stop_grace_s))
+
+    def on_sigterm(number: int, _frame: FrameType | None) -> None:
+        told_to_go(number)
 
     def on_sigint(_number: int, _frame: FrameType | None) -> None:
         if not mailbox.post(Notice("SIGINT", "stop", "Ctrl-C", "SIGINT", time.time())):
             os._exit(INTERRUPTED)
 
+    hears, says = os.pipe()
+    os.set_blocking(says, False)
+
+    def listen() -> None:
+        while numbers := os.read(hears, 64):
+            for number in numbers:
+                if signal.getsignal(number) is on_sigterm:  # Ctrl-C has no deadline, and counts how often it comes
+                    told_to_go(number)
+
     signal.signal(signal.SIGTERM, on_sigterm)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, on_sigterm)
     signal.signal(signal.SIGINT, on_sigint)
+    signal.set_wakeup_fd(says, warn_on_full_buffer=False)
+    threading.Thread(target=listen, name="signals", daemon=True).start()
     # whoever started this process may have kept them back until now; trainer/processes.py does
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGHUP, signal.SIGINT))
 

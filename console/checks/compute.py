@@ -13,7 +13,7 @@ from trainer.processor import Processor
 def processor(patient: Patient) -> str:
     found = Processor.of(patient.text("proc/cpuinfo"))
     widest = next((name for name in ("avx512f", "avx2", "asimd", "sse4_2") if name in found.flags), "none known")
-    bf16 = "computed" if found.computes_in_bf16 else "not computed, so --precision auto takes fp32"
+    bf16 = "faster" if found.computes_in_bf16 else "not faster, so --precision auto takes fp32"
     if widest not in ("avx512f", "avx2", "asimd"):
         raise Warn(
             f"{found.name}: vectors: {widest}", "take a machine of the last ten years: this one is many times slower"

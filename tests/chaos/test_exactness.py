@@ -29,10 +29,10 @@ RUNS = {
     # dropout draws random numbers in each step: a lost random state shows there and only there
     "tutorial-fp32-dropout": Run((*TUTORIAL, "--precision", "fp32"), "20steps", 20, 12),
     "tutorial-bf16-dropout": Run((*TUTORIAL, "--precision", "bf16"), "20steps", 8, 6),
+    # both of more steps than a short run has, so that their pictures grow
     "quick-bf16-dropout": Run(
-        ("--preset", "quick", "--precision", "bf16", "--dropout", "0.2", "--batch-size", "20"), "3steps", 5, 2
+        ("--preset", "quick", "--precision", "bf16", "--dropout", "0.2", "--batch-size", "8"), "3steps", 5, 2
     ),
-    # more steps than a short run has, so that its pictures grow
     "quick-fp32-micro-batches": Run(
         ("--precision", "fp32", "--batch-size", "20", "--micro-batch-size", "8"), "2steps", 5, 3
     ),

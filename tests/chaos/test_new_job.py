@@ -99,6 +99,12 @@ _PRESET = '"lr": 0.1}'
         (("PRESETS", "PRESET"), ["reg"], 78, "trainer/jobs/reg.py: no PRESETS in it; right is, for example, PRESETS ="),
         (("def build", "def built"), ["reg"], 78, "reg.py: no function build(settings, data, device) in it"),
         ((", eval_batch = 200, 50, 50", " = 200, 50"), ["reg"], 78, "trainer/jobs/reg.py: its Task has no eval_batch;"),
+        (
+            ("def evaluate", "def effort(self, step, steps):\n        return 1.0 - step // 39\n\n    def evaluate"),
+            ["reg"],
+            78,
+            "trainer/jobs/reg.py: effort must give a number above 0; it gives 0.0",
+        ),
         (('"epochs": 2, ', ""), ["reg"], 78, "trainer/jobs/reg.py: preset plain has neither epochs nor steps: give it"),
         (('"batch_size": 10, ', ""), ["reg"], 78, "trainer/jobs/reg.py: preset plain has no batch_size: give it one"),
     ],

@@ -45,6 +45,7 @@ def sides(packed: Packed, **settings: object) -> list[int]:
         x = task.seen(batch)  # type: ignore[attr-defined]
         assert x.shape[:2] == (4, 3)
         assert x.shape[2] == x.shape[3]
+        assert task.effort(step, STEPS) == x.shape[2] * x.shape[3]
         seen.append(x.shape[2])
     return seen
 

@@ -75,6 +75,17 @@ def test_the_last_evaluation_counts_down_to_nothing() -> None:
     assert again.tell(3.0, 95, Evaluating(0.5, 2.0)).seconds_left == pytest.approx(2)
 
 
+def test_the_time_that_an_evaluation_takes_is_no_time_of_steps() -> None:
+    run = Run()
+    assert run.tell(19.0, 19).samples_per_s == pytest.approx(10)
+    evaluating = run.tell(24.0, 20, Evaluating(0.5, 4.0))  # since 20.0
+    assert evaluating.samples_per_s == pytest.approx(10)
+    assert evaluating.seconds_left == pytest.approx(75 + 4 * 8 + 4)
+    run.now = 28.0
+    run.pace.evaluated(20.0, 28.0)
+    assert run.tell(29.0, 21).seconds_left == pytest.approx(74 + 4 * 8)
+
+
 def test_one_slow_moment_changes_the_time_left_little() -> None:
     run = Run()
     for step in range(1, 41):

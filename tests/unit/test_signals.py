@@ -92,6 +92,35 @@ def test_sigterm_is_heard_at_once_wherever_the_main_thread_is_blocked(code: str)
     assert any(lateness() < 0.1 for _ in range(5))
 
 
+IN_C = """
+import hashlib
+begun = time.perf_counter()
+hashlib.pbkdf2_hmac("sha256", b"", b"", 200_000)
+times = max(1, int(3 / (time.perf_counter() - begun)))
+print("in C", flush=True)
+hashlib.pbkdf2_hmac("sha256", b"", b"", 200_000 * times)  # runs no handler meanwhile
+print(time.time(), flush=True)
+tell()
+"""
+
+
+@pytest.mark.parametrize("program", [IN_C], ids=["in C"], indirect=True)
+def test_a_deadline_counts_from_the_signal_though_the_main_thread_runs_no_handler(
+    program: subprocess.Popen[str],
+) -> None:
+    assert program.stdout is not None
+    assert program.stdout.readline() == "in C\n"
+    time.sleep(0.2)
+    sent = time.time()
+    program.send_signal(signal.SIGTERM)
+    over = float(program.stdout.readline())
+    source, _, deadline, _, seen, _ = told(program)
+    assert source == "SIGTERM"
+    assert deadline is not None
+    assert sent <= seen <= sent + 1 < over
+    assert deadline - seen == pytest.approx(10)
+
+
 @pytest.mark.parametrize("program", [WAITS], indirect=True)
 def test_a_second_sigterm_moves_no_deadline_and_ends_nothing(program: subprocess.Popen[str]) -> None:
     program.send_signal(signal.SIGTERM)

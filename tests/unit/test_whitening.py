@@ -49,6 +49,7 @@ def test_pictures_grow_in_all_but_a_short_run_of_quick(small_cifar: Path) -> Non
         for step in range(steps):
             task.schedule(step, steps)
             found.append(task.next_side)
+            assert task.effort(step, steps) == task.next_side**2
         assert task.is_last == (steps > 250)
         return found
 

@@ -195,8 +195,7 @@ class Whitened(Cifar):
     def side_at(self, step: int, steps: int) -> int:
         """Of the pictures, in pixels."""
         sides = self.recipe.sides
-        fitting = next(side for until, side in sides if step < until * steps or until == 1.0)
-        return sides[0][1] if self.is_short(steps) else fitting
+        return sides[0][1] if self.is_short(steps) else next(side for until, side in sides if step < until * steps)
 
     def effort(self, step: int, steps: int) -> float:
         return self.side_at(step, steps) ** 2
