@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.disks import fill_up
-from tests.runs import Container, Lab
+from tests.runs import CompressedLab, Container, Lab
 
 soak = pytest.mark.skipif(not os.environ.get("BATON_SOAK"), reason="in `make soak`")
 OPTIONS = ["--preset", "tutorial", "--batch-size", "10", "--epochs", "200", "--checkpoint-every", "0.3s"]
@@ -53,6 +54,26 @@ def test_a_superseded_copy_can_have_its_own_exit_code(tmp_path: Path, small_cifa
     assert first.wait() == 76, first.text
     second.signal(signal.SIGKILL)
     second.wait()
+
+
+def test_who_slept_while_another_finished_the_run_does_not_say_that_it_stopped(
+    tmp_path: Path, small_cifar: Path
+) -> None:
+    """All that it had was durable when it fell asleep, so that no save of its own tells it of the other."""
+    no_news = {"trainer.signs.SIGN_S": 1e6, "trainer.signs.NEWS_S": 1e6}
+    options = ["--preset", "tutorial", "--batch-size", "20", "--epochs", "1", "--checkpoint-every", "1steps"]
+    lab = CompressedLab(tmp_path, small_cifar, *options, constants=no_news)
+    lab.pace.touch()
+    first = lab.start()
+    first.wait_for("durable after", times=2)
+    with first.standing_still():  # in its slow step, which is durable
+        lab.pace.unlink()
+        lab.finish()
+        first.signal(signal.SIGTERM)
+    assert first.wait() == 75, first.text
+    assert "0 steps lost" in first.text
+    for status in (lab.status(), json.loads((lab.store / "cifar10" / "status.json").read_bytes())):
+        assert (status["state"], status["attempt"]) == ("finished", 2)
 
 
 def test_of_many_starts_at_once_one_comes_to_the_end_and_the_others_say_so(tmp_path: Path, small_cifar: Path) -> None:

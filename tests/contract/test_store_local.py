@@ -11,9 +11,10 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from store_contract import finish, names, read, spawn
@@ -131,6 +132,25 @@ def test_no_put_leaves_scratch_however_it_ends(store: Store, root: Path) -> None
     with pytest.raises(TypeError):
         store.put("run/c", [b"1", "no bytes"])  # type: ignore[list-item]
     assert files(root) == ["run/a", "run/b"]
+
+
+@pytest.mark.parametrize("if_absent", [False, True])
+def test_a_folder_that_goes_while_it_is_written_to_is_a_fault_that_may_pass(
+    store: Store, root: Path, if_absent: bool
+) -> None:
+    class Moving(Sequence[bytes]):
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: Any) -> Any:
+            if index:
+                raise IndexError
+            (root / "run").rename(root.parent / "elsewhere")
+            return b"1"
+
+    store.put("run/a", b"1")
+    with pytest.raises(Unavailable, match="vanished while run/b was being written"):
+        store.put("run/b", Moving(), if_absent=if_absent)
 
 
 def test_what_killed_writers_left_is_removed_after_a_day_but_never_a_writers_that_lives(root: Path) -> None:
