@@ -9,7 +9,8 @@ at a time, Azure's all requests on one thread. All ways of saving are measured w
 keep freed memory for the next save.
 Restoring reads and hashes every part; the bare download is the SDK's parallel one. Both are measured in a process
 whose memory is new for each of them, as a start's is.
-The servers are the emulators of tests/emulators on this machine, and share its processors with what is measured.
+The servers are the emulators of tests/emulators on this machine, and share its processors with what is measured, which
+shows. --link makes loopback as slow as a network: there they wait as well.
 """
 
 from __future__ import annotations
@@ -195,6 +196,20 @@ BARE = {"local": bare_folder, "s3": bare_s3, "gs": bare_google, "az": bare_azure
 
 
 @contextmanager
+def link(rate: str) -> Iterator[None]:
+    """Loopback as fast as a network, by tc(8); everything on this machine that uses it meanwhile goes through it."""
+    if not rate:
+        yield
+        return
+    tc = ["tc", "qdisc"]
+    subprocess.run([*tc, "add", "dev", "lo", "root", *f"tbf rate {rate} burst 1mb latency 100ms".split()], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*tc, "del", "dev", "lo", "root"], check=True)
+
+
+@contextmanager
 def served(kind: str, folder: Path) -> Iterator[str]:
     """The URL of a store of this kind, which this process and its children reach."""
     if kind == "local":
@@ -331,6 +346,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", action="append", choices=BARE, help="one of these; again for more; all if not given")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--link", metavar="RATE", default="", help="make loopback so slow, such as 1gbit; wants root")
     parser.add_argument("--part", nargs=3, metavar=("PART", "URL", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
@@ -340,8 +356,9 @@ def main() -> None:
     print(f"a state of {STATE_BYTES / 1e6:.0f} MB, {machine()}")
     stall(options.rounds)
     for kind in options.store or BARE:
-        print(f"{kind}:", flush=True)
-        measured(kind, options.rounds)
+        print(f"{kind}{options.link and f', over {options.link}'}:", flush=True)
+        with link(options.link):
+            measured(kind, options.rounds)
 
 
 if __name__ == "__main__":

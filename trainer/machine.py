@@ -66,6 +66,16 @@ def keep_memory() -> None:
         libc.mallopt(option, value)
 
 
+def keep_few_kernels() -> None:
+    """For a job whose batches differ in shape: let oneDNN and torch's layer above it keep few kernels each, not 1,024.
+
+    Each has scratch memory of its own: for MiniLM in bf16 and texts of 20 to 277 tokens they came to 1.7 GB of 4.3. To
+    make them anew takes 4 % of the time. Both read this when they make their first one.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, "32")
+
+
 def compute_exactly(threads: int) -> None:
     """The same bits on every machine of one type: deterministic algorithms, nothing tuned by timing."""
     torch.set_num_threads(threads)

@@ -30,6 +30,7 @@ from trainer.data.packed import Packed
 from trainer.encoder import BertClassifier, Shape
 from trainer.exits import UserError
 from trainer.job import Batch, Task, sent, tensor_of
+from trainer.machine import keep_few_kernels
 from trainer.scores import Metric, confusion, of_confusion
 from trainer.settings import Json, Settings
 
@@ -70,6 +71,7 @@ def examine_folder(folder: Path, check: Callable[[], None]) -> None:
 
 
 def build(settings: Settings, data: Packed, device: torch.device) -> Task:
+    keep_few_kernels()
     return Classify(settings, data, device)
 
 
