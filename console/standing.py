@@ -15,7 +15,7 @@ from console.endings import how
 from storage.errors import NotFound
 from trainer.curve import is_number
 from trainer.history import SILENT_S, Bad, History
-from trainer.manifest import Manifest, checkpoint_name
+from trainer.manifest import Manifest, checkpoint_name, is_result_of
 from trainer.place import Sign
 from trainer.settings import Json
 from trainer.side_by_side import side_by_side
@@ -115,7 +115,8 @@ def whole(history: History) -> dict[str, Json] | None:
     newest = checkpoint_name(*names[0]) if names else None
     manifest, health = _examine(history, newest) if newest else (None, None)
     result = history.read_record("result.json")
-    finished = result is not None and newest is not None and result.get("checkpoint") == newest
+    named = result is not None and newest is not None and result.get("checkpoint") == newest
+    finished = named and (manifest is None or is_result_of(result, manifest))
 
     def both(number: int) -> tuple[Sign, Record | None]:
         claim = history.read_sign("attempts", f"{number:06d}.json")

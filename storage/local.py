@@ -71,8 +71,9 @@ class LocalStore:
                 os.fsync(file.fileno())
                 stat = os.fstat(file.fileno())
                 file.close()  # some file systems tell only here what went wrong
-            folder = path.is_dir()  # which no renaming replaces; else what is absent then is what was made here before
-            absent = Unsupported(f"{path}: is a folder here, so {key} can't be written") if folder else vanished
+            # no renaming replaces a folder; else what is absent then is the folder that was there before
+            in_the_way = Unsupported(f"{path}: is a folder here, so {key} can't be written")
+            absent = in_the_way if os.path.isdir(path) else vanished
             with _translated(key, absent=absent):
                 if if_absent:
                     _link(scratch, path)

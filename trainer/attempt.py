@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from storage.errors import StoreError
 from storage.retry import Retrying, bare
 from trainer import curve
 from trainer.cadence import Cadence, best_interval_s, lifetime_s
@@ -358,6 +359,8 @@ class Attempt:
                 self.history.check_fence(self.facts.attempt)
             except Superseded:
                 return True
+            except StoreError as e:  # the record is tried all the same
+                log.debug("whether another copy has come could not be found out: %s", e)
         return self.superseded is not None
 
     def _put_end_on_record(self, exit_code: int, outcome: str) -> None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from trainer.curve import is_number, losses
 from trainer.history import SIGN_S, SILENT_S
+from trainer.manifest import is_result_of
 from trainer.records import Record, Records
 from trainer.settings import Json
 
@@ -147,7 +148,7 @@ def account(records: Records) -> Ledger:
     entries = [_entry(records, n, chain.get(n), n == last and running, evaluations) for n in numbers]
     plan = _object(records.claims.get(last, {}).get("plan"))
     result = records.result or {}
-    finished = newest is not None and result.get("checkpoint") == newest.name
+    finished = newest is not None and is_result_of(result, newest)
     step = newest.step if newest else 0
     if running:
         step = max(step, entries[-1].last_step)

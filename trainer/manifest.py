@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -172,3 +173,9 @@ def _check(raw: dict[str, Any], name: str) -> None:
         raise ValueError("its attempt and step are not those of its name")
     if not raw["steps_per_epoch"] or not raw["parts"]:
         raise ValueError("has no steps or no parts")
+
+
+def is_result_of(result: Mapping[str, object] | None, manifest: Manifest) -> bool:
+    """Whether a result.json is of this very checkpoint: one of a run that was deleted may have its heir's names."""
+    of = result and (result.get("checkpoint"), result.get("state_sha256"))
+    return of == (manifest.name, manifest.state_sha256)

@@ -102,6 +102,6 @@ def _warn_of_slow_bf16(settings: Settings, plan: Plan) -> None:
     """What nobody said is as the run began, on a processor of another kind."""
     if plan.bf16 and settings.precision == "auto" and not machine.computes_in_bf16(plan.device):
         log.warning(
-            "the run began in bf16, which is slower than fp32 on this processor: --precision fp32 --allow-change "
+            "the run began in bf16, which is slower than fp32 on this device: --precision fp32 --allow-change "
             "precision goes on in fp32"
         )

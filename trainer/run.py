@@ -25,7 +25,7 @@ from trainer.ending import exit_code_for, fail, finish, record_end, stop, told
 from trainer.exits import ExitCode, OtherRun, UserError
 from trainer.history import Checkpoint, History, Superseded
 from trainer.loop import Loop, Plan
-from trainer.manifest import Manifest
+from trainer.manifest import Manifest, is_result_of
 from trainer.opening import say_start
 from trainer.place import Sign
 from trainer.prepare import Prepared, Start, Wanted
@@ -226,11 +226,7 @@ def _is_finished(history: History, ready: Prepared, newest: Restored | None) -> 
     if newest is None or newest.position.step < ready.plan.steps:
         return False
     result = history.read_record("result.json")
-    manifest = newest.checkpoint.manifest
-    if result is None or (result.get("checkpoint"), result.get("state_sha256")) != (
-        manifest.name,
-        manifest.state_sha256,
-    ):
+    if result is None or not is_result_of(result, newest.checkpoint.manifest):
         return False
     log.info(
         "run %r is finished: %d steps, %s; nothing left to do (a new one: --run NAME)",

@@ -19,6 +19,7 @@ from watchers.protocol import Notice
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 LOST = signal.SIGUSR1  # from trainer/processes.py: one of the others has died
 OTHER_GONE = "another process of this run is gone"
+_says: int | None = None  # the writing end of a pipe into which Python puts the signals that come
 AT_ONCE = {"SIGINT": "; once more ends it at once"}
 
 
@@ -43,16 +44,21 @@ def install(mailbox: Mailbox, stop_grace_s: float) -> None:
     os.set_blocking(says, False)
 
     def listen() -> None:
-        while numbers := os.read(hears, 64):
-            for number in numbers:
-                if signal.getsignal(number) is on_sigterm:  # Ctrl-C has no deadline, and counts how often it comes
-                    told_to_go(number)
+        with os.fdopen(hears, "rb", buffering=0) as pipe:
+            while numbers := pipe.read(64):
+                for number in numbers:
+                    if signal.getsignal(number) is on_sigterm:  # Ctrl-C has no deadline, and counts how often it comes
+                        told_to_go(number)
 
     signal.signal(signal.SIGTERM, on_sigterm)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, on_sigterm)
     signal.signal(signal.SIGINT, on_sigint)
     signal.set_wakeup_fd(says, warn_on_full_buffer=False)
+    global _says
+    if _says is not None:
+        os.close(_says)  # by which whoever listened before ends
+    _says = says
     threading.Thread(target=listen, name="signals", daemon=True).start()
     # whoever started this process may have kept them back until now; trainer/processes.py does
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGHUP, signal.SIGINT))

@@ -128,7 +128,8 @@ def test_ten_minutes_without_a_store_stop_no_training_and_then_the_newest_state_
     assert set(saved) == {durable}
     assert list(ages) == sorted(ages), "older and older"
     assert ages[-1] >= ages[0] + 2
-    assert 0 < elsewhere["checkpoint_step"] <= durable
+    # of the first that failed the manifest may be there, its reply lost
+    assert elsewhere["checkpoint_step"] in (*range(1, durable + 1), tried[0])
     assert elsewhere["checkpoint_age_s"] > 1
     at_once = int(re.findall("at step ([0-9]+) is durable", back)[0])
     assert tried[-1] < at_once < 300, "the newest state, and not first at the run's end"

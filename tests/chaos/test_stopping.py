@@ -233,6 +233,11 @@ def test_a_run_killed_before_its_result_was_written_still_gets_it(tmp_path: Path
     result.rmdir()
     lab.finish()
     assert '"accuracy"' in before
-    keys = ("metrics", "weights_sha256", "checkpoint")
+    # of a run of this name that was deleted: its last checkpoint had the name of this one's
+    result.write_text(json.dumps({**json.loads(before), "state_sha256": "0" * 64}))
+    assert lab.status()["state"] == "stopped"
+    lab.finish()
+    assert lab.status()["state"] == "finished"
+    keys = ("metrics", "weights_sha256", "checkpoint", "state_sha256")
     first, second = json.loads(before), json.loads(result.read_text())
     assert [first[k] for k in keys] == [second[k] for k in keys]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -151,6 +152,26 @@ def test_a_folder_that_goes_while_it_is_written_to_is_a_fault_that_may_pass(
     store.put("run/a", b"1")
     with pytest.raises(Unavailable, match="vanished while run/b was being written"):
         store.put("run/b", Moving(), if_absent=if_absent)
+
+
+def test_a_disk_that_fails_before_the_last_step_of_a_write_is_a_fault_that_may_pass(
+    store: Store, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NFS does: the folder can't be looked at either."""
+    stat, target = os.stat, str(root / "run" / "a")
+
+    def stale(path: Any, *args: Any, **options: Any) -> Any:
+        if str(path) == target:
+            raise OSError(errno.ESTALE, "Stale file handle", target)
+        return stat(path, *args, **options)
+
+    def fail(*paths: Any) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle", target)
+
+    monkeypatch.setattr(os, "stat", stale)
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(Unavailable, match="Stale file handle"):
+        store.put("run/a", b"1")
 
 
 def test_what_killed_writers_left_is_removed_after_a_day_but_never_a_writers_that_lives(root: Path) -> None:
