@@ -291,19 +291,13 @@ class Together:
         """Names and shapes of what process 0 has, for those who have nothing this time; said once."""
         own = [(name, list(value.shape)) for name, value in sums.items()]
         known = self._layouts.get(kind)
-        if known is None:
-            if self.number == 0:
-                self.say(f"layout/{kind}", [[name, list(shape)] for name, shape in own])
-            known = (
-                own
-                if self.number == 0
-                else [
-                    # a notice is for all to heed together: who went now would leave process 0 in its exchange
-                    (n, s)
-                    for n, s in self.hear(f"layout/{kind}", STEP_S, to_the_end=True)
-                ]
-            )
-            self._layouts[kind] = known
+        if known is None and self.number == 0:
+            self.say(f"layout/{kind}", [[name, list(shape)] for name, shape in own])
+            known = own
+        elif known is None:
+            # a notice is for all to heed together: who went now would leave process 0 in its exchange
+            known = [(name, shape) for name, shape in self.hear(f"layout/{kind}", STEP_S, to_the_end=True)]
+        self._layouts[kind] = known
         if own and sorted(own) != sorted(known):
             raise ValueError(f"with several processes the sums of {kind} must have the same names and shapes each time")
         return known

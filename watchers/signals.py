@@ -19,8 +19,8 @@ from watchers.protocol import Notice
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 LOST = signal.SIGUSR1  # from trainer/processes.py: one of the others has died
 OTHER_GONE = "another process of this run is gone"
-_says: int | None = None  # the writing end of a pipe into which Python puts the signals that come
 AT_ONCE = {"SIGINT": "; once more ends it at once"}
+_says: int | None = None  # the writing end of a pipe into which Python puts the signals that come
 
 
 def install(mailbox: Mailbox, stop_grace_s: float) -> None:
@@ -29,12 +29,9 @@ def install(mailbox: Mailbox, stop_grace_s: float) -> None:
     A terminal that is closed (SIGHUP) is as SIGTERM, unless `nohup` said that it doesn't matter.
     """
 
-    def told_to_go(number: int) -> None:
+    def on_sigterm(number: int, _frame: FrameType | None) -> None:
         now, name = time.time(), signal.Signals(number).name
         mailbox.post(Notice(name, "stop", f"{name}: told to go", name, now, now + stop_grace_s))
-
-    def on_sigterm(number: int, _frame: FrameType | None) -> None:
-        told_to_go(number)
 
     def on_sigint(_number: int, _frame: FrameType | None) -> None:
         if not mailbox.post(Notice("SIGINT", "stop", "Ctrl-C", "SIGINT", time.time())):
@@ -48,7 +45,7 @@ def install(mailbox: Mailbox, stop_grace_s: float) -> None:
             while numbers := pipe.read(64):
                 for number in numbers:
                     if signal.getsignal(number) is on_sigterm:  # Ctrl-C has no deadline, and counts how often it comes
-                        told_to_go(number)
+                        on_sigterm(number, None)
 
     signal.signal(signal.SIGTERM, on_sigterm)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
