@@ -52,6 +52,7 @@ class Pace:
         self._task = task
         self._step = step
         self._sample_s: float | None = None  # what a sample of effort 1 takes in training, of late
+        self._spent_s, self._done = 0.0, 0.0  # seconds and such samples, the older the less they count
         self._evaluation_s: float | None = None  # what the last evaluation took
 
     def evaluated(self, began: float, ended: float) -> None:
@@ -67,8 +68,11 @@ class Pace:
         samples = (step - self._step) * plan.batch_size
         rate = samples / seconds if samples and seconds > 0 else None
         if rate is not None:
-            new = 1.0 if self._sample_s is None else 1 - math.exp(-seconds / SMOOTH_S)
-            self._sample_s = new * seconds / self._work(self._step, step) + (1 - new) * (self._sample_s or 0.0)
+            # both fade alike, and their quotient follows: a mean of quotients would long go on with what was slowest
+            fades = math.exp(-seconds / SMOOTH_S)
+            self._spent_s = self._spent_s * fades + seconds
+            self._done = self._done * fades + self._work(self._step, step)
+            self._sample_s = self._spent_s / self._done
         elif self.last is not None:
             rate = self.last.samples_per_s
         self.last = Progress(

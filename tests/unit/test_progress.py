@@ -95,6 +95,12 @@ def test_one_slow_moment_changes_the_time_left_little() -> None:
     assert slow.seconds_left == pytest.approx(before.seconds_left, rel=0.15)
 
 
+def test_what_was_slow_for_a_while_is_soon_forgotten() -> None:
+    run = Run()
+    run.tell(100.0, 10)  # beside something else: a tenth of the speed
+    assert run.tell(130.0, 40).seconds_left < 2 * (55 + 3 * 5)
+
+
 def test_steps_that_take_longer_later_are_known_of() -> None:
     run = Run(task=Growing())
     # the first evaluation as it takes to train on half as many of this step's samples; they come to 30 and 55 steps
