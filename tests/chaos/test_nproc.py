@@ -233,6 +233,15 @@ def test_a_store_that_fails_another_machine_before_it_starts_is_told_by_process_
     assert "process 1 of 2: s3://baton-nobodys: no AWS credentials" in started[0].lines[-1]
 
 
+def test_machines_that_would_compute_otherwise_begin_nothing(tmp_path: Path, small_cifar: Path) -> None:
+    lab, port = Lab(tmp_path, small_cifar, *OPTIONS), free_port()
+    ours, theirs = ({**torchrun_variables(number, port), **ONE_THREAD} for number in range(2))
+    started = [lab.start("--lr", "0.01", **ours), lab.start(BATON_LR="0.02", **theirs)]
+    assert [one.wait() for one in started] == [78, 78], started[0].text + started[1].text
+    assert "process 1 of 2 computes otherwise than process 0 (lr 0.02, not 0.01)" in started[0].lines[-1]
+    assert not lab.manifests()
+
+
 @soak
 def test_a_mistake_that_one_machine_alone_meets_before_it_starts_ends_all_and_is_shown_there(tmp_path: Path) -> None:
     newcomers(tmp_path)
