@@ -35,7 +35,7 @@ from azure.core.credentials import AccessToken, AccessTokenInfo, AzureNamedKeyCr
 from azure.core.exceptions import AzureError, HttpResponseError, ServiceRequestError, ServiceResponseError
 from azure.core.pipeline.transport import RequestsTransport
 
-from storage.errors import NotSetUp, StoreError, Unavailable
+from storage.errors import NotSetUp, StoreError, Unavailable, unwrapped
 from storage.machine_identity import of_this_machine
 from storage.pace_requests import PacedAdapter
 
@@ -257,7 +257,7 @@ def _entra(error: Exception) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of what the SDK says, without a SAS's signature and what a socket's object looks like."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return re.sub(r"sig=[^&\s]*", "sig=...", re.sub(r"<[^>]*>(: )?", "", lines[0]))[:300]
+    return re.sub(r"sig=[^&\s]*", "sig=...", re.sub(r"<[^>]*>(: )?", "", unwrapped(lines[0])))[:300]
 
 
 def _tell_once(name: str) -> None:

@@ -16,6 +16,8 @@
 Each also is the builtin exception that fits, so callers may catch either.
 """
 
+import re
+
 
 class StoreError(Exception):
     """Root of the tree; its text is one line that a user can act on."""
@@ -67,6 +69,12 @@ class Unavailable(Transient, ConnectionError):
 
 # What reading an answer raises that is not what it should be; botocore's RuntimeError is for a time out of all bounds.
 NONSENSE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+def unwrapped(text: str) -> str:
+    """What urllib3 says of a failed connection, without the objects that it and requests wrap it in."""
+    text = text.rpartition("Caused by ")[2]
+    return re.sub(r"""^\w+\(["']\w+\(host='[^']*', port=\d+\): (.*?)["']\)+$""", r"\1", text)
 
 
 def one_line(text: object) -> str:

@@ -11,7 +11,16 @@ import urllib3
 from google.api_core.exceptions import GoogleAPICallError
 from google.auth.exceptions import GoogleAuthError, TransportError
 
-from storage.errors import AlreadyExists, Damaged, NotSetUp, PermissionDenied, StoreError, Unavailable, one_line
+from storage.errors import (
+    AlreadyExists,
+    Damaged,
+    NotSetUp,
+    PermissionDenied,
+    StoreError,
+    Unavailable,
+    one_line,
+    unwrapped,
+)
 from storage.gcs_login import CREDENTIALS_MEND
 from storage.headers import moment_of
 
@@ -98,10 +107,10 @@ def _words(answer: requests.Response | None) -> str:
 
 def _failure(e: Exception) -> str:
     """Which way a connection failed."""
-    text = one_line(e)
+    text = str(e)
     if "imed out" in text:
         return "no answer in time"
-    return f"the connection failed: {text.rpartition('Caused by ')[2]}"
+    return f"the connection failed: {one_line(unwrapped(text))}"
 
 
 def _clock(answer: requests.Response | None) -> str:

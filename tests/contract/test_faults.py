@@ -126,6 +126,19 @@ def test_whoever_fails_is_unavailable_within_ones_patience_and_is_asked_once(
     assert time.monotonic() - begun < 90
 
 
+def test_a_server_that_is_gone_is_told_of_in_words_alone(store: Store, cloud: Cloud) -> None:
+    """Not in the objects that libraries wrap them in."""
+    cloud.proxy.stop()
+    try:
+        for call in CALLS.values():
+            with pytest.raises(Unavailable, match=r"Connection refused$|Could not connect to the endpoint") as caught:
+                call(store)
+            assert "(host" not in str(caught.value)
+    finally:
+        cloud.proxy.start()
+    all_is_as_before(store, cloud)
+
+
 def forbidden(words: bytes, hint: str, **headers: str) -> tuple[Fault, str]:
     return Fault("answer", status=403, body=words, headers=headers), hint
 
