@@ -40,7 +40,7 @@ from tests.emulators.azurite import Azurite
 from tests.emulators.gcs import GoogleEmulator
 from tests.emulators.moto import MotoS3
 from trainer.checkpoint import HostBuffers, Position, take
-from trainer.commit import RunFacts, Save, commit
+from trainer.commit import RunFacts, Save, prepare
 from trainer.history import History
 from trainer.job import Task
 from trainer.machine import keep_memory
@@ -90,7 +90,8 @@ class Saving:
         snapshot = take(self.task, self.position, self.buffers)
         save = Save(snapshot, {}, [], list)
         # nothing is fresh: every part is sent, as if training had changed it
-        done = commit(self.history, self.facts, save, self.parent, frozenset(), lambda **_: None)
+        done = prepare(self.history, self.facts, save, self.parent, frozenset(), lambda **_: None)
+        done.make(self.history, lambda **_: None)
         seconds = time.perf_counter() - begun
         assert done.sent >= STATE_BYTES
         self.parent = done.manifest.name

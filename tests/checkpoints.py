@@ -11,7 +11,7 @@ import torch
 
 from storage import open_store
 from trainer.checkpoint import Snapshot
-from trainer.commit import Committed, RunFacts, Save, commit
+from trainer.commit import Check, Commit, RunFacts, Save, prepare
 from trainer.history import History
 from trainer.manifest import Manifest
 
@@ -50,7 +50,7 @@ def committed(
     parent: str | None = None,
     state: Snapshot | None = None,
     fresh: frozenset[str] = frozenset(),
-) -> Committed:
+) -> Commit:
     """The same, with what it took. `fresh`: parts that this attempt has sent."""
     facts = RunFacts(
         run=history.run,
@@ -64,6 +64,15 @@ def committed(
     )
     line = Save(state or snapshot(step), {"step": step}, [{"attempt": attempt}], lambda: ['{"step": 1}'])
     return commit(_Unfenced(history.store, history.run), facts, line, parent, fresh, never_given_up)
+
+
+def commit(
+    history: History, facts: RunFacts, save: Save, parent: str | None, fresh: frozenset[str], check: Check
+) -> Commit:
+    """As a saver does it."""
+    done = prepare(history, facts, save, parent, fresh, check)
+    done.make(history, check)
+    return done
 
 
 def never_given_up(*, committing: bool = False) -> None:

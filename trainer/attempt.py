@@ -19,7 +19,7 @@ from storage.retry import Retrying, bare
 from trainer import curve
 from trainer.cadence import Cadence, best_interval_s, lifetime_s
 from trainer.checkpoint import HostBuffers, Position, settle, take
-from trainer.commit import Committed, RunFacts, Save
+from trainer.commit import Commit, RunFacts, Save
 from trainer.early import Early
 from trainer.ending import record_end, told
 from trainer.history import History, Superseded
@@ -259,7 +259,7 @@ class Attempt:
             "tally": self.tally.now(self.position.step),
         }
 
-    def _on_durable(self, done: Committed) -> None:
+    def _on_durable(self, done: Commit) -> None:
         del self._lines[: len(done.lines)]
         tally = done.manifest.ledger[-1]["tally"]
         assert isinstance(tally, dict)

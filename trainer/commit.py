@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import ParamSpec, Protocol, TypeVar, overload
 
-from storage.errors import Unavailable
+from storage.errors import Damaged, Unavailable
 from storage.protocol import Chunk
 from trainer.checkpoint import Snapshot
 from trainer.header import check_start
@@ -64,20 +64,46 @@ class Save:
 
 
 @dataclass(frozen=True, slots=True)
-class Committed:
-    """A checkpoint that is in the store now."""
+class Commit:
+    """A checkpoint whose parts and metric lines are in the store; with its manifest it exists."""
 
     manifest: Manifest
     lines: list[str]  # metric lines that went with it
     sent: int  # bytes of parts
     busy_s: float  # processor time in threads beside the caller's
     taken: float  # as the save's
+    began: float  # in seconds since 1970
+
+    def make(self, history: History, check: Check) -> None:
+        """Write the manifest; once more is no harm. Raises `StoreError`, `Superseded`, `Abandoned`."""
+
+        def last_look() -> None:
+            if time.time() - self.began > LONGEST_S:
+                raise Unavailable("this save has taken so long that its parts may have been cleaned up")
+            check(committing=True)
+
+        history.commit(self.manifest, last_look)
+
+    def was_made(self, history: History, check: Check) -> bool:
+        """Make sure of one for which the store gave no answer: it is there, or is written now.
+
+        False for one that is damaged, or not there after so long that its parts may be gone. Raises as `make`.
+        """
+        if time.time() - self.began > LONGEST_S:
+            is_there = history.has_manifest(self.manifest.name)
+            check(committing=True)
+            return is_there
+        try:
+            self.make(history, check)
+        except Damaged:
+            return False
+        return True
 
 
-def commit(
+def prepare(
     history: History, facts: RunFacts, save: Save, parent: str | None, fresh: frozenset[str], check: Check
-) -> Committed:
-    """Write one checkpoint.
+) -> Commit:
+    """Send all of a checkpoint but its manifest.
 
     `fresh`: parts of this attempt's own newest manifest, which it uploaded itself; they are not sent again if they
     are still there.
@@ -114,15 +140,7 @@ def commit(
         ledger=save.ledger,
         synthetic=facts.synthetic,
     )
-    manifest = unhashed.with_state_hash()
-
-    def last_look() -> None:
-        if time.time() - began > LONGEST_S:
-            raise Unavailable("this save has taken so long that its parts may have been cleaned up")
-        check(committing=True)
-
-    history.commit(manifest, last_look)
-    return Committed(manifest, lines, sent, clock.seconds, save.taken)
+    return Commit(unhashed.with_state_hash(), lines, sent, clock.seconds, save.taken, began)
 
 
 class _Recalled(Sequence[Chunk]):

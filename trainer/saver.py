@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from storage.errors import NoSpace, StoreError
-from trainer.commit import Abandoned, Committed, RunFacts, Save, commit
+from trainer.commit import Abandoned, Commit, RunFacts, Save, prepare
 from trainer.curve import is_number
 from trainer.history import History, Superseded
 from trainer.manifest import Manifest
@@ -109,7 +109,7 @@ class Saver:
         history: History,
         facts: RunFacts,
         parent: Durable | None,
-        on_durable: Callable[[Committed], None],
+        on_durable: Callable[[Commit], None],
         on_superseded: Callable[[Superseded], None],
         between: Callable[[Durable], None],
     ) -> None:
@@ -122,6 +122,7 @@ class Saver:
         self._on_superseded = on_superseded
         self._fresh: frozenset[str] = frozenset()
         self._flight: Flight | None = None
+        self._unsure: Commit | None = None  # the store may have it: no answer came
         self._defect: BaseException | None = None
         self._superseded = False
         self._recent: list[float] = []  # seconds of the last saves
@@ -252,19 +253,37 @@ class Saver:
     def _save(self, flight: Flight) -> None:
         if self._superseded:
             return
-        log.debug("saving the state at step %d", flight.save.snapshot.step)
+        step = flight.save.snapshot.step
+        log.debug("saving the state at step %d", step)
+        if self._unsure is not None:
+            # first: else both would have one parent, and who finds the later one bad would not come to this one
+            if self._unsure.was_made(self._history, flight.check):
+                self._made(self._unsure)
+            self._unsure = None
+            if self._is_durable(step, evaluated=False):
+                return
         parent = self.durable.name if self.durable else None
-        done = commit(self._history, self._facts, flight.save, parent, self._fresh, flight.check)
-        manifest, seconds = done.manifest, CLOCK() - flight.began
+        done = prepare(self._history, self._facts, flight.save, parent, self._fresh, flight.check)
         self.busy_s += done.busy_s
+        try:
+            done.make(self._history, flight.check)
+        except StoreError:
+            if not flight.abandoned:
+                self._unsure = done
+            raise
+        seconds = CLOCK() - flight.began
+        self._recent = [*self._recent, seconds][-RECENT:]
+        self._made(done)
+        log.debug("checkpoint %s durable after %.3f s, %.1f MB sent", done.manifest.name, seconds, done.sent / 1e6)
+
+    def _made(self, done: Commit) -> None:
+        manifest = done.manifest
         if self.error is not None:
             log.warning("saving works again: checkpoint at step %d is durable", manifest.step)
         self.error = self.fault = None
-        self._recent = [*self._recent, seconds][-RECENT:]
         self._fresh = frozenset(ref.sha256 for ref in manifest.parts)
         self.durable = durable(manifest)
         self._on_durable(done)
-        log.debug("checkpoint %s durable after %.3f s, %.1f MB sent", manifest.name, seconds, done.sent / 1e6)
 
     def _failed(self, flight: Flight, fault: StoreError) -> None:
         age = f"the last durable one is of step {self.durable.step}" if self.durable else "none is durable yet"

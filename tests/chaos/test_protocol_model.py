@@ -3,7 +3,8 @@
 What must hold in every state, whoever is stopped there for good:
 - Nothing is lost: an attempt goes on from the newest good checkpoint that there was when it claimed, or a newer one.
 - A copy commits one checkpoint at most after its successor's claim: the one that was on its way.
-- The history is one line: from the newest checkpoint back, attempts never rise and steps always fall.
+- The history is one line: from the newest checkpoint back, attempts never rise and steps always fall; of an attempt no
+  two checkpoints go on from the same one.
 - No checkpoint lacks a part that it names, but for the one gap of which `trainer/retention.py` tells.
 - A start finds the newest good checkpoint, and never step 0 where there is one.
 """
@@ -310,6 +311,8 @@ class Run(State):
             assert found is not None or not manifests, self.story()
 
     def _check_line(self, manifests: dict[str, tuple[str | None, tuple[str, ...]]]) -> None:
+        goes_on_from = {(place(name)[0], parent) for name, (parent, _) in manifests.items()}
+        assert len(goes_on_from) == len(manifests), f"two checkpoints of an attempt have one parent{self.story()}"
         name = max(manifests, key=place, default=None)
         while name is not None and name in manifests:
             parent = manifests[name][0]

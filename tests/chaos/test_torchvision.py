@@ -21,7 +21,7 @@ from tests.jobs import photos
 from trainer import job as jobs
 from trainer import machine, weights
 from trainer.checkpoint import Position, restore, take
-from trainer.commit import Committed
+from trainer.commit import Commit
 from trainer.data.pack import pack
 from trainer.data.packed import Packed, open_packed
 from trainer.exits import ExitCode, UserError
@@ -91,7 +91,7 @@ class Saving:
 
     def __init__(self, run: History, task: Task, position: Position, at: tuple[int, ...]) -> None:
         self.run, self.task, self.position, self.at = run, task, position, at
-        self.saves: list[Committed] = []
+        self.saves: list[Commit] = []
 
     def boundary(self, *, evaluating: bool, evaluated: float = 0.0) -> None:
         if self.position.step in self.at and not evaluating:
@@ -103,7 +103,7 @@ class Saving:
         pass
 
 
-def train(task: Task, position: Position, run: History, *at: int) -> list[Committed]:
+def train(task: Task, position: Position, run: History, *at: int) -> list[Commit]:
     plan = Plan(seed=1, batch_size=4, micro_batch_size=4, steps=STEPS, steps_per_epoch=2, bf16=False,
                 device=torch.device("cpu"))  # fmt: skip
     saving = Saving(run, task, position, at)

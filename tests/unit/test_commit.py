@@ -20,8 +20,9 @@ from storage import open_store
 from storage.errors import Damaged, NoSpace, StoreError, Unavailable
 from storage.protocol import ObjectInfo, Source
 from storage.retry import Retrying
+from tests.checkpoints import commit
 from trainer.checkpoint import HostBuffers, Position, restore, take
-from trainer.commit import SENDERS, Abandoned, Committed, RunFacts, Save, commit
+from trainer.commit import SENDERS, Abandoned, Commit, RunFacts, Save
 from trainer.history import History, Superseded
 from trainer.job import Task
 from trainer.parts import Part, encode
@@ -79,7 +80,7 @@ def store(tmp_path: Path) -> Counting:
     return Counting(tmp_path)
 
 
-def committed(store: Counting, task: Task, step: int, before: Committed | None = None) -> Committed:
+def committed(store: Counting, task: Task, step: int, before: Commit | None = None) -> Commit:
     fresh = frozenset(ref.sha256 for ref in before.manifest.parts) if before else frozenset()
     parent = before.manifest.name if before else None
     return commit(History(store, "run"), FACTS, save_of(task, step), parent, fresh, unhurried)
@@ -201,7 +202,7 @@ def test_what_is_given_up_before_its_manifest_never_exists(store: Counting) -> N
 
 class Hearing:
     def __init__(self, store: Counting) -> None:
-        self.durable: list[Committed] = []
+        self.durable: list[Commit] = []
         self.superseded: list[Superseded] = []
         self.saver = Saver(
             History(store, "run"), FACTS, None, self.durable.append, self.superseded.append, lambda newest: None
@@ -624,3 +625,32 @@ def test_a_copy_whose_run_was_deleted_and_begun_anew_leaves_no_metric_line_in_it
     with pytest.raises(Superseded):
         commit(old, FACTS, save, None, frozenset(), unhurried)
     assert list(store.store.list("run/metrics/")) == []
+
+
+def test_a_commit_whose_reply_was_lost_is_the_next_ones_parent(store: Counting) -> None:
+    """Written or not, the store said nothing: it is made sure of before the next."""
+    hearing, task = Hearing(store), HeadOnly()
+
+    def save(step: int, replies: str) -> None:
+        def put(key: str, source: Any, **kwargs: Any) -> Any:
+            if "checkpoints" in key and replies != "come":
+                if replies == "are lost":
+                    store.store.put(key, source, **kwargs)
+                raise Unavailable("no answer")
+            return store.store.put(key, source, **kwargs)
+
+        store.put = put  # type: ignore[method-assign]
+        task.step()
+        hearing.saver.start(save_of(task, step, [str(step)]))
+        assert hearing.saver._flight is not None
+        assert hearing.saver._flight.landed.wait(30)
+
+    save(1, "come")
+    for step, replies in ((2, "are lost"), (3, "come"), (4, "don't"), (5, "don't"), (6, "come")):
+        save(step, replies)
+    made = [1, 2, 3, 4, 6]  # 5 had no turn, for nobody knew yet of 4
+    assert names(store) == [(1, step) for step in reversed(made)]
+    for before, step in itertools.pairwise(made):
+        assert History(store, "run").manifest(f"000001-{step:08d}").parent == f"000001-{before:08d}"
+    assert [done.manifest.step for done in hearing.durable] == made
+    assert hearing.saver.error is None

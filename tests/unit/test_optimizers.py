@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from storage import open_store
+from tests.checkpoints import commit
 from trainer.checkpoint import Position, Snapshot, restore, take
-from trainer.commit import RunFacts, Save, commit
+from trainer.commit import RunFacts, Save
 from trainer.exits import UserError
 from trainer.history import History
 from trainer.job import Batch, Task
