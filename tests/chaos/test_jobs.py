@@ -152,3 +152,18 @@ def test_cifar10_imports_neither_torchvision_nor_transformers(tmp_path: Path, sm
         [sys.executable, "-c", script, "cifar10", *place, "--steps", "1"],
         cwd=REPOSITORY, env=environment(), check=True, capture_output=True,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_source_is_packed_by_the_start_that_names_it_and_found_by_the_next(job: str, tmp_path: Path) -> None:
+    tiny = JOBS[job]
+    source = tiny.source(tmp_path)
+    options = options_for(job, tmp_path / "packed")
+    lab = Lab(tmp_path, Path(source), *options, "--steps", "1", job=job, variables={"XDG_CACHE_HOME": str(tmp_path)})
+    texts = [lab.finish("--run", run).text for run in ("first", "second")]
+    assert ["already packed" in text for text in texts] == [False, True], texts
+    data = []
+    for run in ("first", "second"):
+        (manifest,) = (lab.store / run / "checkpoints").iterdir()
+        data.append(json.loads(manifest.read_bytes())["settings"]["data_sha256"])
+    assert data[0] == data[1]

@@ -35,6 +35,7 @@ ACCEPTED = (
     "accepted are a folder with MNIST's four files as published, not unzipped (train-images-idx3-ubyte.gz and so on), "
     f"an http:// or https:// address under which they lie, and the word {SYNTHETIC}"
 )
+OPTIONS: tuple[str, ...] = ()
 LIMIT = 64 << 20  # bytes, decompressed: the largest has 47 MB
 
 
