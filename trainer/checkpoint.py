@@ -214,8 +214,8 @@ def _restore_model(task: Task, saved: Mapping[str, Tensor], name: str) -> None:
     ]
     if odd:
         raise UserError(
-            f"checkpoint {name} is one of another network (first difference: {odd[0]}): "
-            "this image's code is not that of the run; use the run's image, or --run NAME for a new run"
+            f"checkpoint {name} is one of another network (first difference: {odd[0]}): this image's code is not that "
+            "of the run, or its data make another vocabulary; use the run's image and data, or --run NAME for a new run"
         )
     with torch.no_grad():
         for key, tensor in own.items():

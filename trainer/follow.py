@@ -53,6 +53,7 @@ def follow(wanted: Wanted) -> int:
             Loop(ready.task, ready.plan, position, wanted.mailbox, Quiet(), together).run(evaluated_at=evaluated_at)
         return together.last_word().code
     except Ended as e:
+        together.say_bye()
         return e.code
     except Stopped as e:
         if together.has_lost:

@@ -34,6 +34,7 @@ from trainer.resuming import arguments
 from trainer.settings import Json, Settings, changeable, difference
 from trainer.tally import Tally
 from watchers import Stopped, Watch, Watcher
+from watchers.signals import heed_launcher_no_more
 
 if TYPE_CHECKING:
     from trainer.together import Together
@@ -101,6 +102,7 @@ def train(request: Request) -> int:
         code = exit_code_for(e, Settings.of(request.given))
         raise
     finally:
+        heed_launcher_no_more()
         together.part(code)
 
 
@@ -198,7 +200,9 @@ def _check_same_run(manifest: Manifest, request: Request, ready: Prepared, allow
         follows = {"micro_batch_size"} if "batch_size" in refused else set()
         told = ", ".join(f"{n} {_short(t, n)} -> {_short(m, n)}" for n, (m, t) in refused.items() if n not in follows)
         ways = "use --run NAME for a new run"
-        if not fixed:
+        # other texts come with another vocabulary, and epochs are counted in steps
+        others = {"data_sha256", "network_sha256"} <= refused.keys() or manifest.steps_per_epoch != plan.steps_per_epoch
+        if not fixed and not others:
             ways += ", or " + " ".join(f"--allow-change {name}" for name in refused) + " to go on with the new value"
         if "data_sha256" in refused:
             had, here = (("SYNTHETIC" if made else "real") for made in (manifest.synthetic, ready.data.synthetic))

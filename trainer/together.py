@@ -181,9 +181,13 @@ class Together:
     def last_word(self) -> Ended:
         """How process 0 ended; it may take as long as a save does."""
         ended = Ended(self.hear("end", math.inf, to_the_end=True))
+        self.say_bye()
+        return ended
+
+    def say_bye(self) -> None:
+        """Tell process 0 that its end was heard; it waits for that."""
         with suppress(Stopped), self._others():
             self.say(f"bye/{self.number}", {})
-        return ended
 
     # -- what the loop asks ------------------------------------------------------------------------------------
 

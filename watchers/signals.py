@@ -73,3 +73,8 @@ def heed_launcher(mailbox: Mailbox, stop_grace_s: float) -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "prctl"):
         libc.prctl(1, int(signal.SIGTERM))
+
+
+def heed_launcher_no_more() -> None:
+    """This process ends: that others do too is no news."""
+    signal.signal(LOST, signal.SIG_IGN)

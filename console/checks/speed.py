@@ -10,11 +10,13 @@ from storage.errors import StoreError
 from trainer.history import Bad, History
 from trainer.manifest import Manifest, checkpoint_name
 from trainer.place import runs
+from trainer.side_by_side import side_by_side
 
 MEASURE_S = 1.5  # seconds of writing that give the speed
 PIECE = 1 << 18  # bytes of the first object; each next is twice as large
 MOST = 32 << 20
 FEW = 3  # checkpoints of a run that are looked at
+AT_ONCE = 8  # runs
 GRACE_S = 10.0  # docker's own, between SIGTERM and the kill
 NOTICE_S = {"aws": 120.0, "gcp": 30.0, "azure": 30.0}
 SHORTEST_S = min(NOTICE_S.values())
@@ -72,17 +74,17 @@ def stop_grace_s(patient: Patient) -> float:
 
 def _checkpoint_bytes(patient: Patient) -> tuple[int | None, str]:
     """Bytes of the newest checkpoint of the run, or of the largest of all runs; and which that is."""
-    best: tuple[int | None, str] = (None, "")
-    for run in [patient.run] if patient.run else runs(patient.store)[:20]:
-        history = History(patient.store, run)
+
+    def size(run: str) -> tuple[int, str]:
         try:
-            manifest = _newest(history)
+            manifest = _newest(History(patient.store, run))
         except (StoreError, ValueError):
-            continue
-        size = sum(part.size for part in manifest.parts) if manifest else 0
-        if manifest and size > (best[0] or 0):
-            best = size, f"{run}, step {manifest.step}"
-    return best
+            return 0, ""
+        return (sum(part.size for part in manifest.parts), f"{run}, step {manifest.step}") if manifest else (0, "")
+
+    all_runs = [patient.run] if patient.run else runs(patient.store)
+    largest, whose = max(side_by_side(size, all_runs, AT_ONCE), default=(0, ""))
+    return largest or None, whose
 
 
 def _newest(history: History) -> Manifest | None:

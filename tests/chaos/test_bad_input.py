@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.disks import fill_up
+from tests.jobs import keep
 from tests.runs import REPOSITORY, Lab, environment
 from trainer.data.dataset import named
 from trainer.data.packed import Origin, write_packed
@@ -159,6 +160,12 @@ def test_other_settings_than_the_runs_are_refused_with_the_difference_and_both_w
     other = lab.start("--epochs", "2", "--batch-size", "50", "--allow-change", "batch_size")
     assert other.wait() == 78, "the place in the data is counted in batches"
     assert "(batch_size 100 -> 50)" in other.lines[-1], "micro-batches follow"
+    keep(small_cifar, tmp_path / "fewer", (1000, 600))
+    lab.data = tmp_path / "fewer"
+    fewer = lab.start("--epochs", "2")
+    assert fewer.wait() == 78
+    assert "(data_sha256 " in fewer.lines[-1]
+    assert "--allow-change" not in fewer.lines[-1], "its epochs have other lengths"
 
 
 def test_a_refusal_speaks_of_the_runs_data_and_not_of_those_here(tmp_path: Path) -> None:

@@ -186,6 +186,16 @@ def test_a_mistake_that_all_of_them_find_is_one_line(tmp_path: Path, small_cifar
         assert "BATON_UNKNOWN means nothing here" in container.lines[0]
 
 
+def test_a_mistake_that_process_0_alone_finds_is_one_line_too(tmp_path: Path, small_cifar: Path) -> None:
+    """The others are waiting for it, and end before it does."""
+    lab = Lab(tmp_path, small_cifar, *OPTIONS)
+    lab.finish("--steps", "1")
+    container = lab.start("--nproc", "2", "--steps", "1", debug=False)
+    assert container.wait() == 78, container.text
+    (line,) = container.lines
+    assert "computes its batch of 20 in 1 micro-batch, too few to share" in line
+
+
 def torchrun_variables(number: int, port: int, count: int = 2) -> dict[str, str]:
     return {"RANK": str(number), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 

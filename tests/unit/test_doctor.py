@@ -428,6 +428,15 @@ def test_a_damaged_manifest_is_no_defect_and_the_one_before_it_tells_how_large_a
     assert (found.status, said in found.detail) == ("ok", True), found
 
 
+def test_the_largest_of_all_runs_tells_how_large_a_save_is(machine: Machine) -> None:
+    for number in range(30):
+        save(history(machine.folder / "store", f"run{number:02d}"), 1, 100)
+    large = {"model": {"weight": torch.ones(1 << 18)}}
+    save(history(machine.folder / "store", "zoo"), 1, 100, state=replace(snapshot(100), **large))
+    found = machine.examined("time")["time: save"]
+    assert (found.status, "(zoo, step 100)" in found.detail) == ("ok", True), found
+
+
 def test_what_is_too_large_to_be_read_in_its_time_is_not_taken_for_a_disk_that_hangs(machine: Machine) -> None:
     patient = machine.patient
     patient.check_s = -1.0
