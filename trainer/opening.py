@@ -7,12 +7,14 @@ import os
 import re
 from typing import TYPE_CHECKING
 
+from storage.errors import StoreError
 from trainer import machine
+from trainer.history import History
 from trainer.loop import Plan
 from trainer.manifest import Manifest
 from trainer.place import Sign
 from trainer.prepare import Prepared
-from trainer.settings import Json, Settings
+from trainer.settings import Json, Settings, changes, difference
 
 if TYPE_CHECKING:
     from trainer.run import Request
@@ -50,6 +52,7 @@ def say_start(request: Request, ready: Prepared, number: int, newest: Manifest |
             number,
             extra={"fields": {"run": request.history.run, "attempt": number, "step": 0, "steps": plan.steps}},
         )
+        _warn_of_other_settings(request.history, number - 1, ready.shape)
     else:
         seen = ""
         if before and before.record.get("state") == "running":
@@ -78,6 +81,17 @@ def say_start(request: Request, ready: Prepared, number: int, newest: Manifest |
     outside = os.path.isdir(settings.halt) and (not image or os.path.ismount(settings.halt))
     touch = f"touch {settings.halt}/halt, or " if outside else ""
     log.info("to stop: %sCtrl-C%s; the place is kept", touch, ", or docker stop" if image else "")
+
+
+def _warn_of_other_settings(history: History, before: int, shape: dict[str, Json]) -> None:
+    """The attempt before saved nothing, so its settings bind nobody; but they may be those that were meant."""
+    try:
+        claim = history.read_record("attempts", f"{before:06d}.json")
+    except StoreError:
+        return
+    theirs = claim.get("settings") if claim else None
+    if isinstance(theirs, dict) and (odd := difference(shape, theirs)):
+        log.warning("attempt %d saved nothing; the run has other settings from now on: %s", before, changes(odd))
 
 
 def _warn_of_other_machine(theirs: dict[str, Json], mine: dict[str, Json]) -> None:

@@ -5,7 +5,6 @@ Whatever can go wrong is found before the claim, so a container that can't work 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -31,7 +30,7 @@ from trainer.place import Sign
 from trainer.prepare import Prepared, Start, Wanted
 from trainer.progress import Progress
 from trainer.resuming import arguments
-from trainer.settings import Json, Settings, changeable, difference
+from trainer.settings import Json, Settings, changeable, changes, difference
 from trainer.tally import Tally
 from watchers import Stopped, Watch, Watcher
 from watchers.signals import heed_launcher_no_more
@@ -198,7 +197,7 @@ def _check_same_run(manifest: Manifest, request: Request, ready: Prepared, allow
     refused = {name: pair for name, pair in changed.items() if name not in allow_change or name in fixed}
     if refused:
         follows = {"micro_batch_size"} if "batch_size" in refused else set()
-        told = ", ".join(f"{n} {_short(t, n)} -> {_short(m, n)}" for n, (m, t) in refused.items() if n not in follows)
+        told = changes({name: pair for name, pair in refused.items() if name not in follows})
         ways = "use --run NAME for a new run"
         # other texts come with another vocabulary, and epochs are counted in steps
         others = {"data_sha256", "network_sha256"} <= refused.keys() or manifest.steps_per_epoch != plan.steps_per_epoch
@@ -214,15 +213,8 @@ def _check_same_run(manifest: Manifest, request: Request, ready: Prepared, allow
         raise other(f"has epochs of {manifest.steps_per_epoch} steps, not {plan.steps_per_epoch}: use --run NAME")
     if manifest.step > plan.steps:
         raise other(f"is at step {manifest.step} already, beyond {plan.steps}: use --run NAME for a new run")
-    for name, (mine, theirs) in changed.items():
-        log.warning("%s changed from %s to %s, as --allow-change says", name, _short(theirs), _short(mine))
-
-
-def _short(value: Json, name: str = "") -> str:
-    if name == "steps" and value == 0:
-        return "those of its epochs"
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text[:12] + "..." if len(text) > 24 else text
+    if changed:
+        log.warning("changed, as --allow-change says: %s", changes(changed))
 
 
 def _is_finished(history: History, ready: Prepared, newest: Restored | None) -> bool:

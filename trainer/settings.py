@@ -7,6 +7,7 @@ What wins, in this order: flag, environment, the job's preset, the default here.
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -225,3 +226,17 @@ def difference(mine: Mapping[str, Json], theirs: Mapping[str, Json]) -> dict[str
     """Setting -> (mine, the run's), where they are not the same."""
     names = sorted(mine.keys() | theirs.keys())
     return {n: (mine.get(n), theirs.get(n)) for n in names if mine.get(n) != theirs.get(n)}
+
+
+def changes(odd: Mapping[str, tuple[Json, Json]]) -> str:
+    """What `difference` found, in words: from theirs to mine."""
+    return ", ".join(f"{name} {_short(name, theirs)} -> {_short(name, mine)}" for name, (mine, theirs) in odd.items())
+
+
+def _short(name: str, value: Json) -> str:
+    if name == "steps" and value == 0:
+        return "those of its epochs"
+    if value in ("", None):
+        return "not given"
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:12]}...{text[-20:]}"

@@ -155,7 +155,7 @@ def test_other_settings_than_the_runs_are_refused_with_the_difference_and_both_w
     assert "--run NAME" in longer.lines[-1]
     assert "--allow-change epochs" in longer.lines[-1]
     allowed = lab.finish("--epochs", "2", "--allow-change", "epochs")
-    assert "epochs changed from 1 to 2" in allowed.text
+    assert "changed, as --allow-change says: epochs 1 -> 2" in allowed.text
     assert lab.status()["step"] == 40
     other = lab.start("--epochs", "2", "--batch-size", "50", "--allow-change", "batch_size")
     assert other.wait() == 78, "the place in the data is counted in batches"
@@ -166,6 +166,17 @@ def test_other_settings_than_the_runs_are_refused_with_the_difference_and_both_w
     assert fewer.wait() == 78
     assert "(data_sha256 " in fewer.lines[-1]
     assert "--allow-change" not in fewer.lines[-1], "its epochs have other lengths"
+
+
+def test_a_run_that_has_saved_nothing_may_have_other_settings_and_says_so(tmp_path: Path, small_cifar: Path) -> None:
+    lab = Lab(tmp_path, small_cifar, "--preset", "tutorial", "--batch-size", "100", "--checkpoint-every", "5m")
+    first = lab.start("--epochs", "500")
+    assert first.wait_for("to stop: ") is not None
+    first.process.kill()
+    first.wait()
+    again = lab.finish("--epochs", "1", "--dropout", "0.1")
+    words = "attempt 1 saved nothing; the run has other settings from now on: dropout 0.0 -> 0.1, epochs 500 -> 1"
+    assert words in again.text, again.text
 
 
 def test_a_refusal_speaks_of_the_runs_data_and_not_of_those_here(tmp_path: Path) -> None:
