@@ -5,6 +5,7 @@ Without that it comes out later, as an error of torch's or Baton's own. A look t
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from numbers import Integral, Real
@@ -106,6 +107,21 @@ def effort_of(task: Task, answer: object) -> float:
     if not isinstance(answer, Real) or not 0 < float(answer) < math.inf:
         raise _wrong(task, f"effort must give a number above 0; it gives {answer!r:.60}")
     return float(answer)
+
+
+def result_of(task: Task, config: object, files: object) -> tuple[dict[str, object], dict[str, bytes]]:
+    """What `task.result_config` and `task.result_files` gave. Raises `UserError`."""
+    wanted = "result_config must give a dict that JSON can hold"
+    if not isinstance(config, dict):
+        raise _wrong(task, f"{wanted}; it gives {_kind(config)}")
+    for name, value in config.items():
+        try:
+            json.dumps({name: value})
+        except (TypeError, ValueError) as e:
+            raise _wrong(task, f"{wanted}; of {name!r:.60} it can't: {e}") from e
+    if not isinstance(files, dict) or not all(isinstance(content, bytes) for content in files.values()):
+        raise _wrong(task, "result_files must give a dict of bytes by file name")
+    return config, files
 
 
 def _shares_places(tensor: Tensor) -> bool:

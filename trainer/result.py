@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 
+from trainer import answers
 from trainer.commit import RunFacts
 from trainer.history import History
 from trainer.job import Task
@@ -29,12 +30,13 @@ FOLDER = "result"
 def write_result(
     history: History, facts: RunFacts, task: Task, last: Durable, metrics: Mapping[str, Json], classes: Sequence[str]
 ) -> None:
-    """Raises `StoreError`, and `Superseded` before result.json is written."""
+    """Raises `StoreError`, `UserError` for what the job gives, and `Superseded` before result.json is written."""
+    own, more = answers.result_of(task, task.result_config(), task.result_files())
     history.check_fence(facts.attempt)
     state = {name: tensor.detach().cpu() for name, tensor in task.model.state_dict().items()}
     weights = encode(state, {"format": "pt"})  # without which transformers takes no safetensors file
-    config = {"job": facts.job, "classes": list(classes), **task.result_config()}
-    files = {"config.json": json.dumps(config, indent=2).encode(), **task.result_files()}
+    config = {"job": facts.job, "classes": list(classes), **own}
+    files = {"config.json": json.dumps(config, indent=2).encode(), **more}
     history.store.put(history.key(FOLDER, "model.safetensors"), weights.chunks)
     for name, content in files.items():
         history.store.put(history.key(FOLDER, name), content)

@@ -17,7 +17,7 @@ from console.defects import whose
 from tests.checkpoints import history
 from tests.unit.test_loop import Small, planned
 from trainer import names
-from trainer.answers import MOST_CELLS, check_task, metrics_of
+from trainer.answers import MOST_CELLS, check_task, metrics_of, result_of
 from trainer.checkpoint import Position
 from trainer.exits import ExitCode, UserError
 from trainer.job import Task
@@ -203,3 +203,17 @@ def test_an_error_is_the_jobs_where_its_file_came_to_it_without_baton(
     assert told in whose(e.value)
     assert e.value.__traceback__ is not None
     assert e.value.__traceback__.tb_frame.f_code.co_name == (first or e.traceback[0].name)
+
+
+@pytest.mark.parametrize(
+    ("config", "files", "told"),
+    [
+        (None, {}, "result_config must give a dict that JSON can hold; it gives nothing"),
+        ({"size": 3, "inputs": torch.ones(3)}, {}, "of 'inputs' it can't: Object of type Tensor"),
+        ({}, {"vocab.txt": "a b"}, "result_files must give a dict of bytes by file name"),
+    ],
+)
+def test_what_a_result_cannot_hold_is_told(config: Any, files: Any, told: str) -> None:
+    with pytest.raises(UserError, match=re.escape(told)) as caught:
+        result_of(Small(), config, files)
+    assert str(caught.value).startswith("tests/unit/test_loop.py: ")
