@@ -112,7 +112,8 @@ class GoogleStore:
             size += view.nbytes
             if size > PART_BYTES and not if_absent:
                 return self._put_parts(key, chain(small, pieces))
-        with self._translated(key, "storage.objects.create", absent=Unavailable, unmet=AlreadyExists):
+        unmet = AlreadyExists if if_absent else Unavailable
+        with self._translated(key, "storage.objects.create", absent=Unavailable, unmet=unmet):
             return self._whole(self._put_at_once(key, small, if_absent), size)
 
     def get(self, key: str, sink: BinaryIO, *, byte_range: tuple[int, int] | None = None) -> ObjectInfo:

@@ -72,11 +72,15 @@ def _refusal(
         return Unavailable(f"{where}: something between here and Google answered in its stead")
     if status == 404:
         return absent(f"{where}: not there")
-    if status == 412:
-        return unmet(f"{where}: {'already there' if unmet is AlreadyExists else 'was replaced while it was read'}")
+    if status == 412 and re.search("(?i)orgPolicyConstraint|violates constraint", words):
+        return NotSetUp(f"{where}: a policy of the organisation forbids it: {words}")
+    if status == 412 and unmet is AlreadyExists:
+        return unmet(f"{where}: already there")
+    if status == 412 and permission == "storage.objects.get":
+        return unmet(f"{where}: was replaced while it was read")
     if status == 401:
         return NotSetUp(f"{where}: the credentials are refused: {words}; {_clock(e.response)}{CREDENTIALS_MEND}")
-    if status in (408, 409, 429) or status >= 500 or (status == 403 and "ateLimitExceeded" in words):
+    if status in (408, 409, 412, 429) or status >= 500 or (status == 403 and "ateLimitExceeded" in words):
         return Unavailable(f"{where}: Google answers {status}: {words}")
     if status == 403 and "scope" in words.lower():
         return PermissionDenied(
