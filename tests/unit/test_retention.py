@@ -24,9 +24,9 @@ from trainer.retention import Retention, store_time
 
 def clean(run: History, keep: int = 3, **options: float) -> str | None:
     """As `clean --yes` does it; what kept it from it."""
-    retention, now = Retention(run, keep, **options), store_time(run)
-    excess = retention.excess(now)
-    retention.remove(excess, now)
+    retention = Retention(run, keep, **options)
+    excess = retention.excess(store_time(run))
+    retention.remove(excess)
     return excess.why_not
 
 
@@ -249,8 +249,8 @@ def test_where_nobody_can_tell_what_the_result_keeps_nothing_goes(run: History, 
 class SlowToDelete:
     """A store where somebody puts the part again between the listing and the deletion."""
 
-    def __init__(self, store: Any, key: str) -> None:
-        self._store, self._key = store, key
+    def __init__(self, store: Any, key: str, hours: float) -> None:
+        self._store, self._key, self._hours = store, key, hours
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
@@ -259,13 +259,15 @@ class SlowToDelete:
         yield from self._store.list(prefix, **options)
         if prefix.endswith("checkpoints/"):
             self._store.put(self._key, b"the same bytes again")
+            age(History(self._store, "run"), self._hours, self._key)
 
 
-def test_a_part_put_again_since_the_listing_stays(run: History) -> None:
+@pytest.mark.parametrize("hours", [0, 11], ids=["at once", "by an upload that began hours ago, and is dated so on S3"])
+def test_a_part_put_again_since_the_listing_stays(run: History, hours: float) -> None:
     chain(run, 1, [10, 20])
     put_part(run, b"the same bytes again")
     age(run, 25)
-    clean(History(SlowToDelete(run.store, run.key("parts", "f" * 64)), run.run), 2)  # type: ignore[arg-type]
+    clean(History(SlowToDelete(run.store, run.key("parts", "f" * 64), hours), run.run), 2)  # type: ignore[arg-type]
     assert "f" * 64 in keys(run, "parts")
 
 
@@ -462,7 +464,7 @@ def test_what_is_known_of_checkpoints_that_are_gone_is_forgotten(run: History) -
         parent = save(run, 1, step, parent).name
         age(run, 2)
         now = store_time(run)
-        retention.remove(retention.excess(now), now)
+        retention.remove(retention.excess(now))
     retention.excess(now)
     assert sorted(retention._known) == names(run)
 
