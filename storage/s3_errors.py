@@ -111,6 +111,8 @@ def _answered(error: Any, url: str, bucket: str, key: str) -> StoreError:
         return PermissionDenied(f"{said}; the role needs {rights}")
     if code in _DAMAGED:
         return Damaged(said)
+    if status in (400, 501) and "checksum" in f"{code} {message}".lower():
+        said += "; if this server knows no checksums, set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
     if status == 501:
         return Unsupported(said)
     if code in _BUSY or status in (408, 429) or status >= 500:

@@ -188,7 +188,10 @@ def test_a_bit_that_flips_or_a_byte_that_is_lost_on_the_way_up_is_damage_and_not
     all_is_as_before(store, cloud)
 
 
-def test_a_bit_that_flips_on_the_way_down_is_damage(store: Store, cloud: Cloud) -> None:
+@pytest.mark.parametrize("byte_range", [None, (0, 1 << 30)], ids=["an object", "a record of so many bytes at most"])
+def test_a_bit_that_flips_on_the_way_down_is_damage(
+    store: Store, cloud: Cloud, byte_range: tuple[int, int] | None
+) -> None:
     for key, at, which in (
         ("small", 0, is_get),
         ("small", len(SMALL) - 1, is_get),
@@ -198,7 +201,7 @@ def test_a_bit_that_flips_on_the_way_down_is_damage(store: Store, cloud: Cloud) 
     ):
         cloud.proxy.faults = [Fault("flip", at=at, when=which)]
         with pytest.raises(Damaged):
-            read(store, key)
+            read(store, key, byte_range)
     all_is_as_before(store, cloud)
 
 
