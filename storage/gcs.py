@@ -52,6 +52,7 @@ from storage.gcs_emulated import NOT_KNOWN, ask_json
 from storage.gcs_errors import SDK_ERRORS, meaning
 from storage.gcs_login import find_credentials
 from storage.gcs_wire import (
+    AS_STORED,
     PART_BYTES,
     PIECE_BYTES,
     Body,
@@ -288,7 +289,7 @@ class GoogleStore:
         received here already is put `into` the caller's memory, if there is some."""
         if self._reads_json:
             return ask_json(self._session, self._blob(key), self._info, start, stop, generation, into)
-        headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        headers = {"Range": f"bytes={start}-{stop - 1}", **AS_STORED}
         if generation is not None:
             headers["x-goog-if-generation-match"] = generation
         fine = (416,) if self._reads_xml else (416, *NOT_KNOWN)
