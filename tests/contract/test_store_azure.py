@@ -247,6 +247,37 @@ def test_a_slow_link_takes_its_time_and_does_not_fail(proxy: Proxy, url: str) ->
     assert read(store, "new") == BIG
 
 
+def no_name(error: int, words: str) -> Callable[..., Any]:
+    """In place of the system's resolver, which is of another mind on each machine."""
+
+    def resolve(*_: object, **__: object) -> Any:
+        raise socket.gaierror(error, words)
+
+    return resolve
+
+
+def test_an_account_that_is_not_there_is_said_at_once_and_one_that_was_is_waited_for(
+    azurite: Azurite, far: Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_alone(monkeypatch, azurite, AZURE_STORAGE_KEY=KEY)
+    monkeypatch.delenv("AZURE_STORAGE_SERVICE_ENDPOINT")
+    mistyped = open_store("az://acount/runs")
+    far.stat("small")
+    proxy.stop()
+    unknown = no_name(socket.EAI_NONAME, "Name or service not known")
+    away = no_name(socket.EAI_AGAIN, "Temporary failure in name resolution")
+    for resolve, store, error in (
+        (unknown, mistyped, NotSetUp),
+        (away, mistyped, Unavailable),
+        (unknown, far, Unavailable),
+    ):
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
+        for call in every_call(store):
+            with pytest.raises(error, match="no such name: is the account's name right") as caught:
+                call()
+            assert "object at" not in str(caught.value)
+
+
 # --- who asks
 
 

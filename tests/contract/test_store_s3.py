@@ -156,6 +156,7 @@ def test_a_list_that_does_not_say_where_it_goes_on_is_a_fault_and_is_not_begun_a
         (answer(400, "ExpiredToken"), "out of date"),
         (answer(403, "InvalidAccessKeyId"), "doesn't know the access key"),
         (answer(403, "SignatureDoesNotMatch"), "AWS_SECRET_ACCESS_KEY"),
+        (answer(403, "InvalidObjectState"), "restore it"),
         (answer(403, "RequestTimeTooSkewed"), "clock"),
         (answer(400, "AuthorizationHeaderMalformed", extra="<Region>eu-west-3</Region>"), "AWS_REGION=eu-west-3"),
         (answer(301, "PermanentRedirect", x_amz_bucket_region="eu-west-3"), "AWS_REGION=eu-west-3"),
