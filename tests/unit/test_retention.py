@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -116,6 +117,7 @@ def test_a_part_put_again_after_the_checkpoint_that_goes_with_it_stays(run: Hist
 
 def test_who_reads_a_checkpoint_while_it_is_cleaned_up_takes_the_newest_then(run: History) -> None:
     made = chain(run, 1, [10, 20])
+    one_at_a_time = threading.Lock()  # parts are read side by side
 
     class Overtaken:
         """Whoever begins to read the newest checkpoint's part is overtaken, once, by saves and a clean-up."""
@@ -124,11 +126,12 @@ def test_who_reads_a_checkpoint_while_it_is_cleaned_up_takes_the_newest_then(run
             return getattr(run.store, name)
 
         def get(self, key: str, *args: Any, **options: Any) -> ObjectInfo:
-            if "/parts/" in key and len(made) == 2:
-                made.extend(chain(run, 1, [30, 40, 50, 60], made[-1].name))
-                age(run, 2)
-                clean(run, 2)
-                assert names(run) == [checkpoint_name(1, 50), checkpoint_name(1, 60)]
+            with one_at_a_time:
+                if "/parts/" in key and len(made) == 2:
+                    made.extend(chain(run, 1, [30, 40, 50, 60], made[-1].name))
+                    age(run, 2)
+                    clean(run, 2)
+                    assert names(run) == [checkpoint_name(1, 50), checkpoint_name(1, 60)]
             return run.store.get(key, *args, **options)  # type: ignore[no-any-return]
 
     found = History(Overtaken(), run.run).newest_good()  # type: ignore[arg-type]
