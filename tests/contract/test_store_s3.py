@@ -359,6 +359,20 @@ def test_the_pages_policy_is_enough_and_what_lacks_one_of_its_rights_is_told_whi
                 call(store)
 
 
+def test_the_pages_lifecycle_rule_is_taken_drops_old_versions_and_is_what_doctor_looks_for(moto: MotoS3) -> None:
+    pasted = map(json.loads, documents(REPOSITORY / "docs/stores.md"))
+    rule = next(told for told in pasted if "Rules" in told)
+    moto.make_bucket("baton-rule")
+    store = S3Store("s3://baton-rule/runs")
+    assert store.keeps_abandoned_uploads()
+    s3 = moto.client()
+    s3.put_bucket_lifecycle_configuration(Bucket="baton-rule", LifecycleConfiguration=rule)
+    assert not store.keeps_abandoned_uploads()
+    (kept,) = s3.get_bucket_lifecycle_configuration(Bucket="baton-rule")["Rules"]
+    assert kept["NoncurrentVersionExpiration"] == {"NoncurrentDays": 1}
+    assert kept["Expiration"] == {"ExpiredObjectDeleteMarker": True}
+
+
 # --- patience, credentials, addresses
 
 
