@@ -28,7 +28,7 @@ def clean(store: Store, run: str | None, keep: int, *, yes: bool) -> int:
             print(f"{history.run}: {excess.why_not}; `verify --run {history.run}` says more")
             code = ExitCode.SETUP
         if yes:
-            retention.remove(excess, now)
+            retention.remove(excess)
         what = ("deleted " if yes else "would delete ") + told(excess) if some else "nothing to delete"
         print(f"{history.run}: {what}; {excess.kept} checkpoints stay")
         left |= some and not yes

@@ -73,11 +73,12 @@ class AzureStore:
                 raise InvalidURL(f"{url}: the prefix is {e}") from e
         self._blocks, self._ranges = Room(BLOCKS), Room(RANGES)
         self._login = log_in(account, url)
+        self._transport = _Transport(patience)
         self._container = ContainerClient(
             self._login.endpoint,
             container,
             self._login.credential,
-            transport=_Transport(patience),
+            transport=self._transport,
             retry_total=0,
             permit_redirects=False,  # Azure sends none; what does would be given the token
             max_single_put_size=BLOCK_BYTES,
@@ -291,7 +292,8 @@ class AzureStore:
         try:
             yield
         except (AzureError, requests.RequestException) as e:
-            raise meaning(e, key, self._place, self._login, action, sas) from e
+            known = self._transport.answered
+            raise meaning(e, key, self._place, self._login, action, sas, known=known) from e
         except (DeserializationError, *NONSENSE) as e:  # the SDK's, of what isn't Azure's
             raise not_azures(self._place, key) from e
 
@@ -309,6 +311,7 @@ class _Transport(RequestsTransport):  # type: ignore[misc]  # the SDK hands it o
             session.mount(scheme, PacedAdapter(patience, CONNECTIONS, piece=PIECE_BYTES))
         super().__init__(session=session)
         self._patience = patience
+        self.answered = False  # Azure has, at least once
 
     def send(self, request: Any, **kwargs: Any) -> Any:
         wait = self._patience()
@@ -320,8 +323,13 @@ class _Transport(RequestsTransport):  # type: ignore[misc]  # the SDK hands it o
             answer = super().send(request, **kwargs)
         finally:
             request.data = body  # the SDK sends the same request again where a token is refused
-        if answer.status_code < 300 and "x-ms-request-id" not in answer.headers:  # each of Azure's has it
+        is_azures = "x-ms-request-id" in answer.headers  # each has it
+        self.answered |= is_azures
+        if answer.status_code < 300 and not is_azures:
             raise ValueError("a success that is not Azure's")
+        if request.method == "GET" and "comp=" not in request.url:  # an object, wanted as it is stored
+            # The SDK's own `decompress=False` is too late: its check of the MD5 has the whole body decoded before.
+            answer.internal_response.raw.headers.pop("Content-Encoding", None)
         return answer
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import urlsplit
 
 from azure.core.exceptions import HttpResponseError
@@ -13,11 +14,21 @@ from storage.headers import moment_of
 _ROLE = "the role Storage Blob Data Contributor"
 _UNKNOWN = ("AuthenticationFailed", "InvalidAuthenticationInfo", "NoAuthenticationInformation")  # who asks, that is
 
+# what a 403 may be about but a right, by Azure's codes; each with what to do
+_FORBIDDEN = {
+    "KeyBasedAuthenticationNotPermitted": "the account takes no keys: use an identity, or a SAS of a user delegation "
+    "(az storage container generate-sas --as-user --auth-mode login)",
+    "AccountIsDisabled": "enable the account, or the subscription that pays for it",
+}
 
-def meaning(error: Exception, key: str, place: str, login: Login, action: str, sas: str) -> StoreError:
-    """What the SDK raised, as the store's own; `action` and `sas` are what Azure calls the right that it takes."""
+
+def meaning(error: Exception, key: str, place: str, login: Login, action: str, sas: str, *, known: bool) -> StoreError:
+    """What the SDK raised, as the store's own; `action` and `sas` are what Azure calls the right that it takes.
+
+    `known`: the account has answered before, so that its name is right.
+    """
     if not isinstance(error, HttpResponseError):
-        return _no_answer(error, key, place, login)
+        return _no_answer(error, key, place, login, known)
     if error.response is None:
         return Unavailable(f"{key}: {place}: {first_line(error)}")
     return _refusal(error, key, place, login, action, sas)
@@ -27,7 +38,7 @@ def not_azures(place: str, key: str) -> StoreError:
     return Unavailable(f"{key}: what answers for {place} is not Azure: is there a login page in between?")
 
 
-def _no_answer(error: Exception, key: str, place: str, login: Login) -> StoreError:
+def _no_answer(error: Exception, key: str, place: str, login: Login, known: bool) -> StoreError:
     reason = first_line(error)
     host = urlsplit(login.endpoint).netloc
     if reason.startswith("MD5 mismatch"):
@@ -36,8 +47,11 @@ def _no_answer(error: Exception, key: str, place: str, login: Login) -> StoreErr
         return NotSetUp(
             f"{host}: its certificate is not trusted here: set the clock, or REQUESTS_CA_BUNDLE to your proxy's"
         )
-    if "NameResolutionError" in reason or "Failed to resolve" in reason:
-        return Unavailable(f"{host}: no such name: is the account's name right, and is there a network?")
+    if f"Failed to resolve '{urlsplit(login.endpoint).hostname}'" in reason:
+        # EAI_NONAME, in the words of Linux, of musl and of macOS; without a network it mostly is EAI_AGAIN
+        unknown = re.search("not known|does not resolve", reason)
+        kind = NotSetUp if unknown and not known else Unavailable
+        return kind(f"{host}: no such name: is the account's name right, and is there a network?")
     return Unavailable(f"{key}: no whole answer from {host}: {reason}")
 
 
@@ -58,10 +72,11 @@ def _refusal(error: HttpResponseError, key: str, place: str, login: Login, actio
     if status == 401 or code in _UNKNOWN or (status == 403 and "failed to authenticate" in first_line(error)):
         return NotSetUp(f"{said} to the {login.name}: {login.why_refused(_detail(error), _date(error))}")
     if status == 403:
-        return PermissionDenied(
-            f"{key}: {said} to the {login.name}: it needs {_ROLE} on the container "
-            f"(action {action}; in a SAS sp={sas}), and the account's firewall must let this machine in"
+        usual = (
+            f"it needs {_ROLE} on the container (action {action}; in a SAS sp={sas}), and the account's firewall must "
+            "let this machine in"
         )
+        return PermissionDenied(f"{key}: {said} to the {login.name}: {_FORBIDDEN.get(code, usual)}")
     if code == "InvalidBlockList":  # another put of this key has ended, and Azure has dropped the blocks of this one
         return Unavailable(f"{key}: {said}")
     if status in (408, 429) or status >= 500 or not code:  # without: what answered is not Azure, but in between

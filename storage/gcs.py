@@ -52,6 +52,7 @@ from storage.gcs_emulated import NOT_KNOWN, ask_json
 from storage.gcs_errors import SDK_ERRORS, meaning
 from storage.gcs_login import find_credentials
 from storage.gcs_wire import (
+    AS_STORED,
     PART_BYTES,
     PIECE_BYTES,
     Body,
@@ -112,7 +113,8 @@ class GoogleStore:
             size += view.nbytes
             if size > PART_BYTES and not if_absent:
                 return self._put_parts(key, chain(small, pieces))
-        with self._translated(key, "storage.objects.create", absent=Unavailable, unmet=AlreadyExists):
+        unmet = AlreadyExists if if_absent else Unavailable
+        with self._translated(key, "storage.objects.create", absent=Unavailable, unmet=unmet):
             return self._whole(self._put_at_once(key, small, if_absent), size)
 
     def get(self, key: str, sink: BinaryIO, *, byte_range: tuple[int, int] | None = None) -> ObjectInfo:
@@ -287,7 +289,7 @@ class GoogleStore:
         received here already is put `into` the caller's memory, if there is some."""
         if self._reads_json:
             return ask_json(self._session, self._blob(key), self._info, start, stop, generation, into)
-        headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        headers = {"Range": f"bytes={start}-{stop - 1}", **AS_STORED}
         if generation is not None:
             headers["x-goog-if-generation-match"] = generation
         fine = (416,) if self._reads_xml else (416, *NOT_KNOWN)

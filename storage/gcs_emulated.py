@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from storage.errors import Unavailable
-from storage.gcs_wire import Found, Session, receive
+from storage.gcs_wire import AS_STORED, Found, Session, receive
 from storage.headers import moment_of, size_told
 from storage.protocol import ObjectInfo
 
@@ -41,7 +41,7 @@ def ask_json(
             "GET",
             f"{blob.client.api_endpoint}/download/storage/v1/b/{blob.bucket.name}/o/{quote(blob.name, safe='')}",
             params={"alt": "media"},
-            headers={"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"},
+            headers={"Range": f"bytes={start}-{stop - 1}", **AS_STORED},
             stream=True,
         )
         size_told(answer.headers["Content-Range"], start)

@@ -26,6 +26,14 @@ from storage.headers import moment_of
 
 CLOCK_MEND = "set this machine's clock (chrony or systemd-timesyncd)"
 CLOCK_S = 240.0  # a token made by a clock that is 5 minutes off is refused
+# what a 403 may be about but a right on the bucket, by Google's words and reasons; each with what to do
+_FORBIDDEN = {
+    "scope": "start the machine with the access scope cloud-platform (--scopes=cloud-platform)",
+    "retentionPolicyNotMet|retention policy": "records here are written anew and deleted: take a bucket without one",
+    "Cloud KMS|cloudkms": "let Google's agent use the bucket's key: gcloud storage service-agent --authorize-cmek=KEY",
+    "billing account": "give the bucket's project a billing account that is open",
+    "accountDisabled|AccountProblem": "the account of the bucket's project is disabled: ask Google's support why",
+}
 SDK_ERRORS = (GoogleAPICallError, GoogleAuthError, requests.RequestException, urllib3.exceptions.HTTPError)
 
 
@@ -72,20 +80,20 @@ def _refusal(
         return Unavailable(f"{where}: something between here and Google answered in its stead")
     if status == 404:
         return absent(f"{where}: not there")
-    if status == 412:
-        return unmet(f"{where}: {'already there' if unmet is AlreadyExists else 'was replaced while it was read'}")
+    if status == 412 and re.search("(?i)orgPolicyConstraint|violates constraint", words):
+        return NotSetUp(f"{where}: a policy of the organisation forbids it: {words}")
+    if status == 412 and unmet is AlreadyExists:
+        return unmet(f"{where}: already there")
+    if status == 412 and permission == "storage.objects.get":
+        return unmet(f"{where}: was replaced while it was read")
     if status == 401:
         return NotSetUp(f"{where}: the credentials are refused: {words}; {_clock(e.response)}{CREDENTIALS_MEND}")
-    if status in (408, 409, 429) or status >= 500 or (status == 403 and "ateLimitExceeded" in words):
+    if status in (408, 409, 412, 429) or status >= 500 or (status == 403 and "ateLimitExceeded" in words):
         return Unavailable(f"{where}: Google answers {status}: {words}")
-    if status == 403 and "scope" in words.lower():
-        return PermissionDenied(
-            f"{where}: {words}; start the machine with the access scope cloud-platform (--scopes=cloud-platform)"
-        )
     if status == 403:
-        return PermissionDenied(
-            f"{where}: {words}; it takes {permission}, which roles/storage.objectUser on gs://{bucket} has"
-        )
+        mends = (mend for about, mend in _FORBIDDEN.items() if re.search(f"(?i){about}", words))
+        usual = f"it takes {permission}, which roles/storage.objectUser on gs://{bucket} has"
+        return PermissionDenied(f"{where}: {words}; {next(mends, usual)}")
     if status == 400 and re.search("(?i)crc32c|digest|checksum", words):
         return Damaged(f"{where}: {words}")
     return StoreError(f"{where}: Google answers {status}: {words}")

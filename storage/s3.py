@@ -85,22 +85,22 @@ class S3Store:
         return ObjectInfo(key, len(whole), written)
 
     def get(self, key: str, sink: BinaryIO, *, byte_range: tuple[int, int] | None = None) -> ObjectInfo:
-        start, stop = byte_range or (0, None)
-        if stop is not None and start >= stop:  # HTTP has no way to ask for nothing
+        start, stop = byte_range or (0, 1 << 62)
+        if start >= stop:  # HTTP has no way to ask for nothing
             return self.stat(key)
         with self._told(check_key(key)):
             first, size = self._first(key, start, stop)
         if first is None:
             return self.stat(key)
         crc = 0
-        with closing(self._pieces(key, first, start, size if stop is None else min(stop, size))) as pieces:
+        with closing(self._pieces(key, first, start, min(stop, size))) as pieces:
             for data in pieces:
                 crc = zlib.crc32(data, crc)
                 sink.write(data)  # outside: the sink's own errors are not the store's
                 del data  # before the next one is fetched
         told = first.get("ChecksumCRC32", "-")
         # "-" is in the checksum of an object that another program put in parts: one of the parts' checksums
-        if byte_range is None and "-" not in told and told != _base64(crc):
+        if start == 0 and stop >= size and "-" not in told and told != _base64(crc):
             raise Damaged(f"{self.url}: {key} came with CRC32 {_base64(crc)}, and S3 has it with {told}")
         answered = moment_of(first["ResponseMetadata"]["HTTPHeaders"].get("date"))
         return ObjectInfo(key, size, first["LastModified"].timestamp(), answered)
@@ -218,19 +218,22 @@ class S3Store:
 
     # --- reading
 
-    def _first(self, key: str, start: int, stop: int | None) -> tuple[Any, int]:
+    def _first(self, key: str, start: int, stop: int) -> tuple[Any, int]:
         """The answer that holds the first bytes, and the object's size; None if the object has none there.
 
-        A whole object is asked for as such even where the rest is then fetched in parts: its checksum comes only so
-        (a range's may be another one, boto/botocore#3346), and no small object costs two requests.
+        From 0 on the whole object is asked for even where less is wanted, or the rest is then fetched in parts: its
+        checksum comes only so (a range's may be another one, boto/botocore#3346), and no small object costs two
+        requests. What is too much is not received, which costs the connection, once an object.
         """
-        wanted = {"ChecksumMode": "ENABLED"}
-        if stop is not None:
+        s3 = self._s3()
+        if start:
             wanted = {"Range": f"bytes={start}-{min(stop, start + PART) - 1}"}
+        else:
+            wanted = {"ChecksumMode": "ENABLED"} if sends_checksums(s3) else {}
         try:
-            first = self._s3().get_object(Bucket=self._bucket, Key=self._prefix + key, **wanted)
+            first = s3.get_object(Bucket=self._bucket, Key=self._prefix + key, **wanted)
             first["LastModified"], first["ETag"]
-            if stop is None and "ContentRange" not in first:
+            if start == 0 and "ContentRange" not in first:
                 return first, first["ContentLength"]
             return first, size_told(first["ContentRange"], start)
         except sdk.ClientError as e:

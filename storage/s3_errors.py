@@ -39,6 +39,7 @@ _SET_UP = {
     "IllegalLocationConstraintException": "set AWS_REGION={region}",
     "InvalidBucketName": "no server can have a bucket of this name",
     "NotSignedUp": "sign the account up for S3",
+    "InvalidObjectState": "it is archived: restore it, and let no lifecycle rule archive what is here",
 }
 _DAMAGED = {"BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "InvalidDigest"}
 _FULL = {"QuotaExceeded", "XMinioAdminBucketQuotaExceeded"}  # Ceph's, with 403, and MinIO's, with 400
@@ -108,9 +109,13 @@ def _answered(error: Any, url: str, bucket: str, key: str) -> StoreError:
         return NoSpace(said)
     if status in (401, 403):
         rights = _RIGHTS.get(operation, "s3:PutObject and s3:AbortMultipartUpload on its objects")
+        if "kms:" in (message or ""):
+            rights = "kms:GenerateDataKey and kms:Decrypt on the bucket's key"
         return PermissionDenied(f"{said}; the role needs {rights}")
     if code in _DAMAGED:
         return Damaged(said)
+    if status in (400, 501) and "checksum" in f"{code} {message}".lower():
+        said += "; if this server knows no checksums, set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
     if status == 501:
         return Unsupported(said)
     if code in _BUSY or status in (408, 429) or status >= 500:

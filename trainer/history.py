@@ -180,7 +180,7 @@ class History(Place):
 
     def is_marked(self) -> bool:
         try:
-            self.store.stat(self.key("checkpoints", self.MARK))
+            self.read(self.key("checkpoints", self.MARK), 1)  # of what is absent S3 asks twice for a `stat`
         except NotFound:
             return False
         return True

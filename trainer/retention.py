@@ -8,7 +8,8 @@ Kept are the newest good checkpoints, and besides, by the store's own clock:
 
 What makes it safe beside a running writer, a zombie and another cleaner:
 - Parts are listed before manifests: a part that a manifest comes to name meanwhile is no candidate, or is kept.
-- A part's age is asked again right before it goes: a writer may have put the same bytes again since the listing.
+- A part's date is asked again right before it goes, and it stays unless that is the one listed: a writer may have put
+  the same bytes again since. The new date may be hours old itself: S3's is when an upload in parts began.
 - So is the mark of a copy to here, which counts parts as there that it finds: from its mark to the first part that it
   looks at are more requests than from that question to the deletion. What begins and ends between two such questions
   is not seen; a copy that is repeated for nothing new reads all parts again, and takes its time.
@@ -27,7 +28,7 @@ What makes it safe beside a running writer, a zombie and another cleaner:
 
 Gaps stay, each between two requests; a process stopped right there can stretch it. Neither takes more than one
 checkpoint: it is found bad, its parent is taken, and the writer's next save looks whether what it leaves out is there.
-- In `remove`, between the last question for a part's age and its deletion: a writer puts the very bytes of a part that
+- In `remove`, between the last question for a part's date and its deletion: a writer puts the very bytes of a part that
   nothing names any more, as who repeats the steps of a copy that died in its save does. S3 can delete on no condition
   that would help: its ETag follows from the bytes, which are the same.
 - In `trainer.commit`, between the last look and the manifest: a copy is stopped there for as long as its parts stay.
@@ -146,7 +147,7 @@ class Retention:
             written = self._history.store.stat(self._history.key("checkpoints", f"{newest}.json")).modified
             now = written + time.monotonic() - since
             excess = self.excess(now, check)
-            self.remove(excess, now, check)
+            self.remove(excess, check)
             if excess.manifests or excess.parts:
                 log.debug("cleaned up: %s", told(excess))
         except (_Later, Superseded):
@@ -231,7 +232,7 @@ class Retention:
         last_but_one = manifests[checkpoint_name(*own[1])].modified
         return left, max(now - self._young_s, min(last_but_one, now - self._settled_s))
 
-    def remove(self, excess: Excess, now: float, check: Callable[[], None] = lambda: None) -> None:
+    def remove(self, excess: Excess, check: Callable[[], None] = lambda: None) -> None:
         """Delete it: manifests first, so that none is left whose parts are going.
 
         Raises `StoreError`, and `UserError` if a copy to here has begun meanwhile: it may count on what is left.
@@ -247,7 +248,8 @@ class Retention:
             check()
             self._check_whole()
             with suppress(NotFound):
-                if store.stat(part.key).modified < now - self._settled_s:  # not put again since it was listed
+                # not put again since it was listed; to a second, for not all of a store's answers tell more
+                if abs(store.stat(part.key).modified - part.modified) <= 1.0:
                     store.delete(part.key)
 
         for _ in side_by_side(remove, excess.parts, REMOVERS):

@@ -22,6 +22,7 @@ from trainer.checkpoint import Snapshot
 from trainer.commit import RunFacts, Save
 from trainer.history import History
 from trainer.parts import PART_BYTES
+from trainer.retention import Excess, Retention
 
 PAGE = (REPOSITORY / "docs/stores.md").read_text()
 KINDS = ("write", "list", "read")
@@ -106,7 +107,7 @@ class Counting:
         self.calls: Counter[str] = Counter()
 
     def __getattr__(self, name: str) -> Any:
-        self.calls[{"put": "write", "list": "list", "get": "read", "stat": "read"}[name]] += 1
+        self.calls[{"put": "write", "get": "read", "stat": "read"}.get(name, name)] += 1
         return getattr(self._store, name)
 
 
@@ -132,7 +133,30 @@ def test_200_mb_cost_what_the_page_tells(tmp_path: Path) -> None:
     assert 199e6 < done.sent < 201e6
     assert max(ref.size for ref in done.manifest.parts) <= PART_BYTES
     assert dict(store.calls) == told("200 MB")
-    for state in ("a small network", "200 MB"):
+    retention = Retention(history, 1)
+    store.calls.clear()
+    retention.between_saves(1, done.manifest.name, lambda: False, lambda: False)
+    assert dict(store.calls) == {"list": 3, "read": 2}
+    assert "three lists and two reads" in " ".join(PAGE.split())
+    manifests, parts = (list(history.store.list(history.key(folder, ""))) for folder in ("checkpoints", "parts"))
+    store.calls.clear()
+    retention.remove(Excess(manifests, parts, 0))
+    assert dict(store.calls) == {"delete": 33, "read": told("the removal of these 200 MB")["read"]}
+    for state, parts_of in (("a small network", 2), ("200 MB", 32)):
         of = told(state)
-        dollars = 0.005 * (of["write"] + of["list"]) + 0.0004 * of["read"]  # 1,000 checkpoints, by the page's prices
+        reads = of["read"] + 1 + 2 * parts_of  # and its removal's
+        dollars = 0.005 * (of["write"] + of["list"]) + 0.0004 * reads  # 1,000 checkpoints, by the page's prices
         assert f"${dollars:.2f} of {state}" in " ".join(PAGE.split())
+
+
+def test_to_know_that_a_run_is_not_marked_is_one_request(cloud: Cloud) -> None:
+    """Asked before each part that is removed."""
+    with reached(cloud.variables):
+        history = History(open_store(cloud.url()), "run")
+        history.write_record({}, "another")
+        assert history.read_record("another") == {}  # after which it is known of an emulator which API it has
+        cloud.proxy.requests.clear()
+        assert not history.is_marked()
+        assert [kind_of(request) for request in cloud.proxy.requests] == ["read"]
+        history.mark("is unfinished")
+        assert history.is_marked()

@@ -287,8 +287,8 @@ def test_cleaning_takes_nothing_from_a_copy_that_is_not_whole(tmp_path: Path) ->
 
         def put(self, key: str, *args: Any, **options: Any) -> Any:
             if key.endswith("000001-00000020.json"):
-                retention, now = Retention(target, 2), store_time(target)
-                retention.remove(retention.excess(now), now)
+                retention = Retention(target, 2)
+                retention.remove(retention.excess(store_time(target)))
             return target.store.put(key, *args, **options)
 
     assert copy(source, History(Cleaned(), "run")).found_parts > 2  # type: ignore[arg-type]
@@ -300,8 +300,8 @@ def test_a_clean_up_that_has_begun_takes_nothing_from_a_copy_that_is_repeated(tm
     source, target = made_run(tmp_path), history(tmp_path / "there")
     copy(source, target)
     age(target, 25)
-    retention, now = Retention(target, 2), store_time(target)
-    excess = retention.excess(now)
+    retention = Retention(target, 2)
+    excess = retention.excess(store_time(target))
     save(source, 2, 50, "000002-00000040", snapshot(50, 10.0))
     assert len(
         {ref.sha256 for ref in source.manifest("000002-00000050").parts} & {_last(part) for part in excess.parts}
@@ -315,7 +315,7 @@ def test_a_clean_up_that_has_begun_takes_nothing_from_a_copy_that_is_repeated(tm
             if key.endswith("000002-00000050.json"):
                 for what in (excess, replace(excess, manifests=[])):
                     with pytest.raises(UserError, match="marked as not whole meanwhile, so what is left stays"):
-                        retention.remove(what, now)
+                        retention.remove(what)
             return target.store.put(key, *args, **options)
 
     assert copy(source, History(Cleaned(), "run")).sent_parts == 0  # type: ignore[arg-type]

@@ -154,8 +154,8 @@ def cleaner(keep: int = 2) -> Body:
     def body(store: Replay) -> None:
         history = History(store, "run")  # type: ignore[arg-type]
         with suppress(StoreError):
-            retention, now = Retention(history, keep), store_time(history)
-            retention.remove(retention.excess(now), now)
+            retention = Retention(history, keep)
+            retention.remove(retention.excess(store_time(history)))
 
     return body
 

@@ -144,18 +144,44 @@ def forbidden(words: bytes, hint: str, **headers: str) -> tuple[Fault, str]:
 
 
 _AZURES = r"Storage Blob Data Contributor on the container \(action blobs/"
-_GOOGLES = json.dumps({"error": {"code": 403, "message": "x@y lacks it", "errors": [{"reason": "forbidden"}]}}).encode()
+
+
+def of_amazon(message: str) -> bytes:
+    return f"<Error><Code>AccessDenied</Code><Message>{message}</Message></Error>".encode()
+
+
+def of_google(message: str, reason: str = "forbidden") -> bytes:
+    return json.dumps({"error": {"code": 403, "message": message, "errors": [{"reason": reason}]}}).encode()
+
+
 FORBIDDEN = {
     "s3": [
+        forbidden(of_amazon("Not authorized"), "Not authorized; the role needs s3:"),
         forbidden(
-            b"<Error><Code>AccessDenied</Code><Message>Not authorized</Message></Error>",
-            "Not authorized; the role needs s3:",
-        )
+            of_amazon("User: arn:x is not authorized to perform: kms:GenerateDataKey on resource: arn:y"),
+            "; the role needs kms:GenerateDataKey and kms:Decrypt on the bucket's key$",
+        ),
     ],
-    "gs": [forbidden(_GOOGLES, r"x@y lacks it .*it takes storage\.(objects|multipartUploads)\.\w+, which roles/")],
+    "gs": [
+        forbidden(
+            of_google("x@y lacks it"),
+            r"x@y lacks it .*it takes storage\.(objects|multipartUploads)\.\w+, which roles/",
+        ),
+        forbidden(of_google("may not be overwritten", "retentionPolicyNotMet"), "take a bucket without one$"),
+        forbidden(of_google("Permission denied on Cloud KMS key."), "service-agent --authorize-cmek=KEY$"),
+        forbidden(
+            of_google("The billing account for the owning project is disabled in state closed", "accountDisabled"),
+            "; give the bucket's project a billing account",
+        ),
+        forbidden(of_google("It has been disabled.", "accountDisabled"), "; the account of .* is disabled"),
+    ],
     "az": [
-        forbidden(b"", _AZURES, **({"x-ms-error-code": code} if code else {}))
-        for code in ("AuthorizationPermissionMismatch", "AuthorizationFailure", "AccountIsDisabled", "")
+        forbidden(b"", hint, **({"x-ms-error-code": code} if code else {}))
+        for code, hint in (
+            *((code, _AZURES) for code in ("AuthorizationPermissionMismatch", "AuthorizationFailure", "")),
+            ("KeyBasedAuthenticationNotPermitted", "takes no keys: use an identity, or a SAS of a user delegation"),
+            ("AccountIsDisabled", "enable the account"),
+        )
     ],
 }
 
@@ -188,7 +214,10 @@ def test_a_bit_that_flips_or_a_byte_that_is_lost_on_the_way_up_is_damage_and_not
     all_is_as_before(store, cloud)
 
 
-def test_a_bit_that_flips_on_the_way_down_is_damage(store: Store, cloud: Cloud) -> None:
+@pytest.mark.parametrize("byte_range", [None, (0, 1 << 30)], ids=["an object", "a record of so many bytes at most"])
+def test_a_bit_that_flips_on_the_way_down_is_damage(
+    store: Store, cloud: Cloud, byte_range: tuple[int, int] | None
+) -> None:
     for key, at, which in (
         ("small", 0, is_get),
         ("small", len(SMALL) - 1, is_get),
@@ -198,7 +227,7 @@ def test_a_bit_that_flips_on_the_way_down_is_damage(store: Store, cloud: Cloud) 
     ):
         cloud.proxy.faults = [Fault("flip", at=at, when=which)]
         with pytest.raises(Damaged):
-            read(store, key)
+            read(store, key, byte_range)
     all_is_as_before(store, cloud)
 
 

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import random
+import re
 import socket
 import time
 import uuid
@@ -27,7 +28,8 @@ from store_contract import MIB, Place, StoreContract, names, read
 from storage import Store, open_store
 from storage.azure import AzureStore, _Transport
 from storage.azure_login import _TIMES, AZURES_TAG, _identity, log_in
-from storage.errors import Damaged, InvalidURL, NotFound, NotSetUp, PermissionDenied, Unavailable
+from storage.errors import AlreadyExists, Damaged, InvalidURL, NotFound, NotSetUp, PermissionDenied, Unavailable
+from tests.docs.pages import REPOSITORY
 from tests.emulators.azurite import ACCOUNT, KEY, Azurite, sas
 from tests.emulators.proxy import Fault, Proxy
 
@@ -247,6 +249,37 @@ def test_a_slow_link_takes_its_time_and_does_not_fail(proxy: Proxy, url: str) ->
     assert read(store, "new") == BIG
 
 
+def no_name(error: int, words: str) -> Callable[..., Any]:
+    """In place of the system's resolver, which is of another mind on each machine."""
+
+    def resolve(*_: object, **__: object) -> Any:
+        raise socket.gaierror(error, words)
+
+    return resolve
+
+
+def test_an_account_that_is_not_there_is_said_at_once_and_one_that_was_is_waited_for(
+    azurite: Azurite, far: Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_alone(monkeypatch, azurite, AZURE_STORAGE_KEY=KEY)
+    monkeypatch.delenv("AZURE_STORAGE_SERVICE_ENDPOINT")
+    mistyped = open_store("az://acount/runs")
+    far.stat("small")
+    proxy.stop()
+    unknown = no_name(socket.EAI_NONAME, "Name or service not known")
+    away = no_name(socket.EAI_AGAIN, "Temporary failure in name resolution")
+    for resolve, store, error in (
+        (unknown, mistyped, NotSetUp),
+        (away, mistyped, Unavailable),
+        (unknown, far, Unavailable),
+    ):
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
+        for call in every_call(store):
+            with pytest.raises(error, match="no such name: is the account's name right") as caught:
+                call()
+            assert "object at" not in str(caught.value)
+
+
 # --- who asks
 
 
@@ -310,6 +343,27 @@ def test_a_sas_that_may_only_read_is_denied_each_change_and_the_list(
     for call in every_call(reader)[3:]:
         with pytest.raises(PermissionDenied, match="in a SAS sp="):
             call()
+
+
+def test_the_rights_of_the_pages_sas_are_enough_and_whoever_lacks_one_is_told_which(
+    azurite: Azurite, url: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = re.search("generate-sas .*--permissions ([a-z]+)", (REPOSITORY / "docs/stores.md").read_text())
+    assert told is not None
+    for lacking, which in (("", ""), ("r", "=r"), ("d", "=d"), ("l", "=l"), ("cw", "=cw")):
+        rights = "".join(right for right in told[1] if right not in lacking)
+        use_alone(monkeypatch, azurite, AZURE_STORAGE_SAS_TOKEN=sas(CONTAINER, rights))
+        limited, refused = open_store(url), set()
+        store.put("small", b"some bytes")
+        store.delete("new")
+        for call in every_call(limited):
+            try:
+                call()
+            except AlreadyExists:
+                pass
+            except PermissionDenied as e:
+                refused.add(re.search(r"in a SAS sp(=\w+)", str(e))[1])  # type: ignore[index]
+        assert refused == ({which} if lacking else set())
 
 
 @pytest.mark.parametrize("kind", ["SAS", "key", "connection string"])

@@ -24,7 +24,7 @@ from google.cloud.storage import Client
 from store_contract import Place, StoreContract, fill, names, read
 
 from storage import Store, open_store
-from storage.errors import Damaged, InvalidURL, NotFound, NotSetUp, PermissionDenied, Unavailable
+from storage.errors import AlreadyExists, Damaged, InvalidURL, NotFound, NotSetUp, PermissionDenied, Unavailable
 from storage.gcs import PART_BYTES, GoogleStore
 from tests.emulators.gcs import GoogleEmulator
 from tests.emulators.metadata import Metadata
@@ -141,6 +141,29 @@ def test_an_object_of_another_length_than_was_sent_is_damage(store: Store, proxy
         proxy.faults = [replace(fault, when=lambda request, which=which: which in request.target)]  # type: ignore[misc]
         with pytest.raises(Damaged, match=f"{len(body)} bytes were sent, the store has 5"):
             store.put("object", body)
+
+
+def refusal(status: int, reason: str, message: str = "") -> Fault:
+    """In Google's JSON."""
+    error = {"code": status, "message": message, "errors": [{"reason": reason}]}
+    return Fault("answer", status=status, body=json.dumps({"error": error}).encode())
+
+
+def test_only_who_creates_if_absent_is_told_that_it_is_there(store: Store, proxy: Proxy) -> None:
+    proxy.faults = [refusal(412, "conditionNotMet", "At least one of the pre-conditions did not hold.")]
+    with pytest.raises(Unavailable, match="Google answers 412: At least one"):
+        store.put("object", b"new")
+    with pytest.raises(AlreadyExists):
+        store.put("object", b"new", if_absent=True)
+
+
+def test_a_policy_of_the_organisation_is_a_persons_matter_and_no_absence_or_presence(
+    store: Store, proxy: Proxy
+) -> None:
+    proxy.faults = [refusal(412, "orgPolicyConstraintFailed", "violates constraints/gcp.resourceLocations")]
+    for call in ("get", "put", "claim", "parts"):
+        with pytest.raises(NotSetUp, match=r"policy of the organisation .*constraints/gcp\.resourceLocations"):
+            calls(store)[call]()
 
 
 def test_a_machine_without_the_access_scope_is_told_which(store: Store, proxy: Proxy) -> None:

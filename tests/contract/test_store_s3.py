@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -155,6 +156,7 @@ def test_a_list_that_does_not_say_where_it_goes_on_is_a_fault_and_is_not_begun_a
         (answer(400, "ExpiredToken"), "out of date"),
         (answer(403, "InvalidAccessKeyId"), "doesn't know the access key"),
         (answer(403, "SignatureDoesNotMatch"), "AWS_SECRET_ACCESS_KEY"),
+        (answer(403, "InvalidObjectState"), "restore it"),
         (answer(403, "RequestTimeTooSkewed"), "clock"),
         (answer(400, "AuthorizationHeaderMalformed", extra="<Region>eu-west-3</Region>"), "AWS_REGION=eu-west-3"),
         (answer(301, "PermanentRedirect", x_amz_bucket_region="eu-west-3"), "AWS_REGION=eu-west-3"),
@@ -234,6 +236,20 @@ def test_requests_are_few(store: Store, proxy: Proxy) -> None:
     assert len(proxy.requests) - before == 3
 
 
+def test_the_beginning_of_a_large_object_costs_one_connection_and_not_the_object(store: Store, proxy: Proxy) -> None:
+    store.put("a", [body(PART)] * 3)
+    before = proxy.connections, len(proxy.requests)
+    proxy.bytes_per_s = 4e6
+    begun = time.monotonic()
+    assert read(store, "a", (0, 10)) == body(PART)[:10]
+    assert time.monotonic() - begun < 3, "all of it takes twice as long"
+    proxy.bytes_per_s = None
+    ranges = [(at, at + PART) for at in range(0, 3 * PART, PART)]  # as a file is streamed from front to back
+    assert b"".join(read(store, "a", byte_range) for byte_range in ranges) == body(PART) * 3
+    assert proxy.connections - before[0] <= 2, "one for each of the two beginnings"
+    assert len(proxy.requests) - before[1] == 4
+
+
 def test_checksums_are_left_out_where_the_sdk_is_told_so(
     proxy: Proxy, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,7 +258,22 @@ def test_checksums_are_left_out_where_the_sdk_is_told_so(
     for size in (5, PART + 1):
         store.put("a", body(size))
         assert read(store, "a") == body(size)
-    assert not any("checksum-crc32" in name for r in proxy.requests for name in r.headers)
+    assert not any("checksum" in name for r in proxy.requests for name in r.headers)
+
+
+@pytest.mark.parametrize(("status", "error"), [(400, StoreError), (501, Unsupported)])
+@pytest.mark.parametrize("told", [("InvalidRequest", "unknown header x-amz-checksum-crc32"), ("BadChecksumMode", "")])
+def test_who_refuses_checksums_is_told_of_with_the_variable_that_leaves_them_out(
+    store: Store, proxy: Proxy, status: int, error: type, told: tuple[str, str]
+) -> None:
+    proxy.faults = [answer(status, *told)]
+    for call in ("put", "create", "put big", "get"):
+        with pytest.raises(error, match="AWS_REQUEST_CHECKSUM_CALCULATION=when_required"):
+            CALLS[call](store)
+    proxy.faults = [answer(400, "BadDigest", "The CRC32 is not the checksum of what came")]
+    with pytest.raises(Damaged) as caught:
+        store.put("a", b"")
+    assert "when_required" not in str(caught.value)
 
 
 def test_an_object_of_another_length_than_was_sent_is_damage(store: Store, proxy: Proxy) -> None:
@@ -326,6 +357,20 @@ def test_the_pages_policy_is_enough_and_what_lacks_one_of_its_rights_is_told_whi
                     call(store)
             else:
                 call(store)
+
+
+def test_the_pages_lifecycle_rule_is_taken_drops_old_versions_and_is_what_doctor_looks_for(moto: MotoS3) -> None:
+    pasted = map(json.loads, documents(REPOSITORY / "docs/stores.md"))
+    rule = next(told for told in pasted if "Rules" in told)
+    moto.make_bucket("baton-rule")
+    store = S3Store("s3://baton-rule/runs")
+    assert store.keeps_abandoned_uploads()
+    s3 = moto.client()
+    s3.put_bucket_lifecycle_configuration(Bucket="baton-rule", LifecycleConfiguration=rule)
+    assert not store.keeps_abandoned_uploads()
+    (kept,) = s3.get_bucket_lifecycle_configuration(Bucket="baton-rule")["Rules"]
+    assert kept["NoncurrentVersionExpiration"] == {"NoncurrentDays": 1}
+    assert kept["Expiration"] == {"ExpiredObjectDeleteMarker": True}
 
 
 # --- patience, credentials, addresses

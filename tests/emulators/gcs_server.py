@@ -12,6 +12,7 @@ it is. What this adds to it:
   x-goog-hash checked, completion with each part's ETag and the least part size checked, cancelling), and its
   conditional, ranged GET with x-goog-generation, x-goog-hash of the whole object and Last-Modified;
 - the JSON API's downloads in the same way: the emulator reads the whole object for each range;
+- what was put with Content-Encoding: gzip comes decompressed and whole, unless gzip is accepted;
 - 204 for a deletion, where the emulator says 200;
 - pages in lists: 1,000 names, prefixes counted too, or fewer if maxResults says so;
 - the error bodies that Google sends, where the emulator sends none: "The specified bucket does not exist." and such;
@@ -30,6 +31,7 @@ from __future__ import annotations
 import argparse
 import base64
 import calendar
+import gzip
 import io
 import json
 import os
@@ -333,7 +335,10 @@ class Handler(server.RequestHandler):
             self._refuse(404, "NoSuchKey", "The specified key does not exist.", f"No such object: {bucket}/{name}")
         else:
             with blob:
-                self._send_blob(blob, resource)
+                if resource.get("contentEncoding") == "gzip" and "gzip" not in self.headers.get("Accept-Encoding", ""):
+                    self._send(200, gzip.decompress(blob.read()), {"x-goog-stored-content-encoding": "gzip"})
+                else:
+                    self._send_blob(blob, resource)
 
     def _send_blob(self, blob: io.BufferedReader, resource: dict[str, Any]) -> None:
         size = int(resource["size"])
@@ -349,6 +354,8 @@ class Handler(server.RequestHandler):
         self.send_response(206 if ranged else 200)
         self.send_header("Content-Length", str(end - start))
         self.send_header("Content-Type", resource["contentType"])
+        if encoding := resource.get("contentEncoding"):
+            self.send_header("Content-Encoding", encoding)
         self.send_header("Last-Modified", formatdate(calendar.timegm(created), usegmt=True))
         self.send_header("x-goog-generation", resource["generation"])
         self.send_header("x-goog-stored-content-length", str(size))

@@ -152,7 +152,7 @@ def test_no_checkpoint_ever_lacks_a_part_whoever_writes_stalls_and_cleans(part: 
             elif action < 0.9:
                 before = {pair: store.stat(f"run/checkpoints/{checkpoint_name(*pair)}.json") for pair in parsed(store)}
                 cleaner = Retention(history, 2)
-                cleaner.remove(cleaner.excess(store.now), store.now)
+                cleaner.remove(cleaner.excess(store.now))
                 gone = before.keys() - set(parsed(store))
                 went_early += sum(store.now - before[pair].modified < 24 * HOUR for pair in gone)
             else:
