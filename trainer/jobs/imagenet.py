@@ -29,7 +29,7 @@ from trainer.crops import Pictures, coloured, normalized, parts
 from trainer.data.packed import Packed, remedy
 from trainer.exits import ExitCode, UserError
 from trainer.job import Batch, Task, tensor_of
-from trainer.scores import Metric, confusion, of_confusion
+from trainer.scores import MOST_CONFUSED, Metric, confusion, of_confusion
 from trainer.settings import Json, Settings
 
 log = logging.getLogger("baton")
@@ -57,7 +57,6 @@ COLOUR = 0.2  # brightness, contrast and saturation change by at most this facto
 FIXED_SIDE = ("vit", "maxvit")  # networks that see one side only
 FIRST_SIDE, LAST_SIDE, GROWN = 1 / 2, 3 / 4, 6 / 7  # of evaluation's; the last from this share of the run on
 SIDE_STEP, SMALLEST_SIDE = 8, 32  # pixels; the second but for a smaller --size
-MOST_CONFUSED = 20  # classes, beyond which nobody reads a confusion matrix
 
 
 def published_url(model: str) -> str:
