@@ -3,6 +3,10 @@
 The bare loop does what anyone would write by hand: a permutation per epoch, the job's own loss, backward, update.
 Baton adds the notices, the order hash, seeding per micro-batch, metric sums, progress and (here every 30 s) saving.
 Steps per processor second, over all threads of the process, say the same where others use the machine too.
+
+    python bench/loop_overhead.py                                                        # cifar10
+    python bench/loop_overhead.py --job imagenet --data PACKED --size 64 --freeze        # resnet18's last layer
+    python bench/loop_overhead.py --job bert --data PACKED --preset scratch --model tiny
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 from measure import machine, packed_data, ratio, scratch, spread
 
@@ -33,11 +38,15 @@ from watchers import HaltWatcher, Mailbox, Watch
 CPU = torch.device("cpu")
 
 
-def build(preset: str, device: torch.device = CPU) -> tuple[Task, Plan]:
-    job = jobs.load("cifar10")
-    settings = Settings(**job.PRESETS[preset], preset=preset)
+def build(
+    preset: str, device: torch.device = CPU, job: str = "cifar10", data: Path | None = None, **given: Any
+) -> tuple[Task, Plan]:
+    """The job's task as chance makes it, whatever weights the preset begins with. `given`: other settings."""
+    module = jobs.load(job)
+    name, values = jobs.preset(module, preset)
+    settings = Settings.of({**given, "preset": name}, values)
     torch.manual_seed(0)
-    task = job.build(settings, open_packed(packed_data()), device)
+    task = module.build(settings, open_packed(data or packed_data()), device)
     steps_per_epoch = task.train_size // settings.batch_size
     bf16 = settings.precision != "fp32" and computes_in_bf16(device)
     plan = Plan(
@@ -53,14 +62,16 @@ def build(preset: str, device: torch.device = CPU) -> tuple[Task, Plan]:
 
 
 def bare(task: Task, plan: Plan, begin: int, steps: int) -> float:
-    order = torch.randperm(task.train_size).numpy()
+    order = None
     started = time.perf_counter()
     for step in range(begin, begin + steps):
+        epoch, index = divmod(step, plan.steps_per_epoch)
+        if order is None or index == 0:
+            order = task.epoch_order(plan.seed, epoch)  # the job's own: texts of other lengths take other times
         task.schedule(step, plan.steps)
-        place = step % plan.steps_per_epoch * plan.batch_size
-        samples = order[place : place + plan.batch_size]
+        samples = order[index * plan.batch_size : (index + 1) * plan.batch_size]
         with torch.autocast(plan.device.type, torch.bfloat16, enabled=plan.bf16):
-            loss, _ = task.loss(Batch(samples, 0, 0, plan.device))
+            loss, _ = task.loss(Batch(samples, plan.seed, epoch, plan.device))
         loss.backward()
         task.update()
     settle(plan.device)
@@ -115,15 +126,21 @@ class Baton:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", default="quick")
+    parser.add_argument("--job", default="cifar10", choices=("cifar10", "imagenet", "bert"))
+    parser.add_argument("--data", type=Path, help="the folder with the job's packed data; the packed CIFAR-10's")
+    parser.add_argument("--preset", default="", help="the job's default one")
+    parser.add_argument("--model", default=argparse.SUPPRESS)
+    parser.add_argument("--size", type=int, default=argparse.SUPPRESS)
+    parser.add_argument("--freeze", action="store_true", default=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
+    given = {name: value for name, value in vars(options).items() if name not in ("steps", "rounds")}
     put_off_compiler()
     compute_exactly(thread_count())
     with scratch() as folder:
-        task, plan = build(options.preset)
-        baton = Baton(*build(options.preset), folder)
+        task, plan = build(**given)
+        baton = Baton(*build(**given), folder)
         figures: dict[str, list[float]] = {"bare": [], "baton": [], "bare cpu": [], "baton cpu": []}
         done = 0
         for number in range(-1, options.rounds):
@@ -137,7 +154,7 @@ def main() -> None:
                 for name, value in pair.items():
                     figures[name].append(value)
         baton.watch.close()
-    print(f"cifar10 {options.preset}, {machine()}")
+    print(f"{' '.join(str(value) for value in given.values() if value)}, {machine()}")
     print(f"bare loop:  {spread(figures['bare'])} steps/s")
     print(f"Baton:      {spread(figures['baton'])} steps/s")
     print(f"Baton/bare: {ratio(figures['baton'], figures['bare'])}")

@@ -45,6 +45,19 @@ def small_model(folder: Path, name: str = "model") -> Path:
     return model
 
 
+def small_folder(folder: Path, config: dict[str, object]) -> Path:
+    """A folder with the tokenizer of `small_model` and this config.json, for a start from chance."""
+    from trainer.data import tokens
+    from trainer.data.pulse import Pulse
+
+    model = folder / "other"
+    model.mkdir(parents=True)
+    for file, text in tokens.learn(TEXTS, Pulse()).items():
+        (model / file).write_text(text)
+    (model / "config.json").write_text(json.dumps(config))
+    return model
+
+
 def small_texts(folder: Path) -> Path:
     """The texts as a CSV, labelled by their first word."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.exits import UserError
+from trainer.pretrained import count_in
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 MOST_UNFUSED = {torch.float32: 128, torch.bfloat16: 256}  # tokens; see `attended`
@@ -42,12 +43,21 @@ class Shape:
     def of(cls, config: dict[str, Any]) -> Shape | None:
         """Of a config.json; None where it is one of another network. Raises `UserError` where it lacks something."""
         other = any(config.get(name, value) != value for name, value in ARCHITECTURE.items())
-        if other or config.get("hidden_act", "gelu") not in ACTIVATIONS:
+        if other or config.get("hidden_act", "gelu") not in tuple(ACTIVATIONS):
             return None
-        lacking = [f.name for f in fields(cls) if f.default is MISSING and f.name not in config]
+        lacking = [f.name for f in fields(cls) if f.default is MISSING and config.get(f.name) is None]
         if lacking:
             raise UserError(f"the model's config.json lacks {', '.join(lacking)}")
-        return cls(**{name: config[name] for name in cls.__dataclass_fields__ if name in config})
+        for f in fields(cls):
+            if f.type == "int":
+                count_in(config, f.name)
+            elif f.type == "float" and not isinstance(config.get(f.name, 0.0), int | float):
+                raise UserError(f"the model's config.json: {f.name} must be a number")
+        shape = cls(**{name: config[name] for name in cls.__dataclass_fields__ if config.get(name) is not None})
+        if shape.hidden_size % shape.num_attention_heads:
+            heads = f"its {shape.num_attention_heads} num_attention_heads can't share"
+            raise UserError(f"the model's config.json: {heads} a hidden_size of {shape.hidden_size} evenly")
+        return shape
 
 
 class BertClassifier(nn.Module):

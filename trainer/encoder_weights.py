@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,9 +14,18 @@ from trainer.exits import UserError
 
 log = logging.getLogger("baton")
 
+# as transformers' configurations call them; with no value of its own the classifier's follows the hidden values'
+DROPOUTS = (
+    "hidden_dropout_prob", "dropout", "classifier_dropout", "classifier_dropout_prob", "seq_classif_dropout",
+    "summary_first_dropout", "summary_last_dropout",
+)  # fmt: skip
+ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")
 
-def fill(model: nn.Module, prefix: str, state: Mapping[str, Tensor], source: str, labels: int) -> None:
+
+def fill(model: nn.Module, prefix: str, state: Mapping[str, Tensor], source: str, labels: int) -> set[str]:
     """Put pretrained weights into a network. Its classifier and pooler may be lacking: they stay as they are.
+
+    Returns the names of what was lacking.
 
     `prefix`: of all names but the classifier's, "bert." for example; files of networks without a classifier lack it.
     Raises `UserError` where they are another network's, or tell another number of classes apart.
@@ -36,15 +46,17 @@ def fill(model: nn.Module, prefix: str, state: Mapping[str, Tensor], source: str
     new = [name.removesuffix(".weight") for name in own if name not in found and name.endswith(".weight")]
     log.info("weights: %s%s", source, f"; {' and '.join(new)} begins by chance" if new else ", the classifier's too")
     model.load_state_dict({name: tensor for name, tensor in found.items() if name in own}, strict=False)
+    return own.keys() - found.keys()
 
 
-def of_transformers(config: dict[str, Any], dropout: float) -> tuple[nn.Module, int]:
+def of_transformers(config: Mapping[str, Any], dropout: float) -> tuple[nn.Module, int]:
     """Any other encoder, computed by transformers, from chance, and its padding's token.
 
-    Raises `UserError` where it knows no such one, or one that takes no padding.
+    `dropout`: share of the hidden values dropped; of attention's none, where its configuration tells the two apart.
+    Raises `UserError` where it knows no such one, one that takes no padding, or where the configuration is wrong.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoConfig
     from transformers.utils import logging as their_log
 
     their_log.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -52,21 +64,46 @@ def of_transformers(config: dict[str, Any], dropout: float) -> tuple[nn.Module, 
     own = {**config, "id2label": {int(i): name for i, name in config["id2label"].items()}}
     try:
         theirs = AutoConfig.for_model(**own)
-    except (ValueError, KeyError, TypeError) as e:
-        raise UserError(f"model_type {config['model_type']}: transformers doesn't know it: {e!s:.200}") from e
+    except Exception as e:  # of what kind depends on the model's own code
+        raise UserError(f"model_type {config['model_type']}: transformers doesn't take it: {first_line(e)}") from e
     pad = getattr(theirs, "pad_token_id", None)
     if not isinstance(pad, int):
         raise UserError(
             f"model_type {config['model_type']}: its config.json has no pad_token_id, so no batch of texts can be "
             "made; decoders such as GPT-2 have none: choose an encoder"
         )
-    for name in ("hidden_dropout_prob", "dropout", "classifier_dropout", "seq_classif_dropout"):
-        if hasattr(theirs, name):
-            setattr(theirs, name, dropout)
+    for names, share in ((DROPOUTS, dropout), (ATTENTION_DROPOUTS, 0.0)):
+        for name in names:
+            if hasattr(theirs, name):
+                setattr(theirs, name, share)
+    if getattr(theirs, "attention_type", None) == "block_sparse":
+        # a big_bird goes over to this at its first text of less than 704 tokens, as all are, which draws chance: the
+        # step would be another than after a stop
+        theirs.attention_type = "original_full"
     try:
-        model: nn.Module = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
-            theirs, attn_implementation="sdpa"
+        return _built(theirs).float(), pad
+    except MemoryError:
+        raise  # of which the configuration is no reason
+    except Exception as e:  # likewise
+        raise UserError(
+            f"model_type {config['model_type']}: can't be built as its config.json says: {first_line(e)}"
+        ) from e
+
+
+def _built(theirs: Any) -> nn.Module:
+    from transformers import AutoModelForSequenceClassification
+
+    model: nn.Module
+    try:
+        model = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
+            deepcopy(theirs), attn_implementation="sdpa"
         )
     except ValueError as e:
-        raise UserError(f"model_type {config['model_type']}: {str(e).splitlines()[0]:.200}") from e
-    return model.float(), pad
+        if "scaled_dot_product_attention" not in str(e):
+            raise
+        model = AutoModelForSequenceClassification.from_config(theirs)  # type: ignore[no-untyped-call]
+    return model
+
+
+def first_line(e: Exception) -> str:
+    return f"{type(e).__name__}: {(str(e).strip() or 'no more is said').splitlines()[0]:.200}"

@@ -116,9 +116,15 @@ def shape_of(begun: Start, wanted: Wanted, data: Packed, recorded: Mapping[str, 
     return {
         **settings.that_shape_the_run(),
         "precision": precision,
-        "micro_batch_size": min(micro or -(-settings.batch_size // wanted.rank.count), settings.batch_size),
+        "micro_batch_size": min(micro or share(settings.batch_size, wanted.rank.count), settings.batch_size),
         "data_sha256": data.sha256,
     }
+
+
+def share(batch: int, count: int) -> int:
+    """Samples of a micro-batch, of which each of so many processes gets one at least."""
+    most = -(-batch // count)
+    return most if -(-batch // most) >= count else max(1, batch // count)
 
 
 def build(begun: Start, wanted: Wanted, data: Packed, shape: dict[str, Json]) -> Prepared:
@@ -149,8 +155,12 @@ def build(begun: Start, wanted: Wanted, data: Packed, shape: dict[str, Json]) ->
 
 
 def _check_micro_batches(model: torch.nn.Module, batch: int, micro: int) -> None:
-    """Raise `UserError` for micro-batches of one sample where a network takes means over the batch."""
-    takes_means = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    """Raise `UserError` for micro-batches of one sample where a network takes means over the batch.
+
+    One that a job keeps as in evaluation, as part of what is frozen, takes none.
+    """
+    norms = (module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm))
+    takes_means = any(module.training for module in norms)
     if takes_means and 1 in (micro, batch % micro):
         raise UserError(
             f"--batch-size {batch} in micro-batches of {micro} leaves a single sample, of which BatchNorm can take no "

@@ -18,6 +18,11 @@ FILES = ("config.json", WEIGHTS, TOKENIZER, TOKENIZER_CONFIG)  # make/image.sh t
 # BERT's published miniatures (Turc et al., 2019, arXiv:1908.08962) and its base size, to be trained from chance:
 # layers, width; a head for each 64
 SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "base": (12, 768)}
+# model types whose texts begin at the position after padding's token: so many fewer tokens fit
+AFTER_PADDING = (
+    "camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet",
+    "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
 
 
 def find(name: str) -> Path | None:
@@ -118,6 +123,23 @@ def config_of(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise UserError(f"{shown(path)}: not the configuration of a transformers model: no model_type in it")
     return config
+
+
+def count_in(config: Mapping[str, Any], name: str) -> int | None:
+    """A whole number above 0 of a config.json; None where it has none. Raises `UserError`."""
+    value = config.get(name)
+    if value is not None and (type(value) is not int or value < 1):
+        raise UserError(f"the model's config.json: {name} must be a whole number above 0, not {shown(repr(value)):.50}")
+    return value
+
+
+def longest_text(config: Mapping[str, Any]) -> int | None:
+    """Tokens of a text that there are positions for; None where it says nothing. Raises `UserError`."""
+    most = count_in(config, "max_position_embeddings")
+    if most is None or config["model_type"] not in AFTER_PADDING:
+        return most
+    pad = config.get("pad_token_id", 0 if config["model_type"] == "markuplm" else 1)
+    return most - pad - 1 if type(pad) is int and 0 <= pad < most else most
 
 
 def weights_of(folder: Path) -> Path:

@@ -173,7 +173,7 @@ def _check_share(request: Request, plan: Plan) -> None:
     if plan.micro_batch_size == request.given.get("micro_batch_size"):
         way = "give a smaller --micro-batch-size"
     else:
-        way = f"add --allow-change micro_batch_size for {-(-plan.batch_size // count)} samples each"
+        way = f"add --allow-change micro_batch_size for {prepare.share(plan.batch_size, count)} samples each"
     if request.given.get("nproc") != "auto":
         raise UserError(f"--nproc {count}: {what}, too few to share: {way}, or start fewer processes")
     log.warning("%s: %d of %d processes have nothing to do; %s", what, count - micro_batches, count, way)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from trainer.settings import Json
 
+MOST_CONFUSED = 20  # classes, beyond which nobody reads a confusion matrix
 Metric = float | list[Json]  # a number, or a table as a list of rows of whole numbers
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
-import textwrap
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -18,6 +16,7 @@ import safetensors.torch
 import torch
 
 from tests.deaths import MOMENTS, die, random_deaths
+from tests.docs.pages import shown_use
 from tests.jobs import JOBS, SHORT, options_for, packed
 from tests.runs import REPOSITORY, CompressedLab, Lab, environment
 from trainer.data.packed import FILE_NAME, open_packed
@@ -27,15 +26,6 @@ from trainer.jobs import cifar10
 @pytest.fixture(scope="module")
 def data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return packed(request.param, tmp_path_factory.mktemp(request.param))
-
-
-def shown_use(section: str) -> str:
-    """The lines with which docs/jobs.md makes a network of a result."""
-    page = (REPOSITORY / "docs" / "jobs.md").read_text()
-    part = page.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-    found = re.search(r"^\*\*Result\.\*\*(?:.+\n)+\n((?:    .+\n)+)", part, re.MULTILINE)
-    assert found is not None
-    return textwrap.dedent(found[1])
 
 
 def finish(lab: Lab) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,3 +101,12 @@ def anchors(page: Path) -> set[str]:
     """Of its headings, as GitHub makes them."""
     titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def shown_use(job: str) -> str:
+    """The lines with which docs/jobs.md makes a network of a result."""
+    page = (REPOSITORY / "docs" / "jobs.md").read_text()
+    part = page.partition(f"\n## {job}\n")[2].partition("\n## ")[0]
+    found = re.search(r"^\*\*Result\.\*\*(?:.+\n)+\n((?:    .+\n)+)", part, re.MULTILINE)
+    assert found is not None
+    return textwrap.dedent(found[1])

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+import torchvision
 from PIL import Image
+from safetensors.torch import save_file
 
+from tests.docs.pages import shown_use
 from tests.jobs import photos
 from trainer import job as jobs
 from trainer import weights
@@ -18,6 +24,7 @@ from trainer.data.packed import Packed, open_packed
 from trainer.exits import UserError
 from trainer.job import Batch, Task
 from trainer.jobs.imagenet import scale_of
+from trainer.prepare import _check_micro_batches
 from trainer.settings import Settings
 
 STEPS = 21
@@ -155,7 +162,7 @@ def test_weights_that_are_not_there_are_told_and_chance_takes_no_place_of_theirs
 
 
 @pytest.mark.parametrize(("optimizer", "peak"), [("sgd", 0.05 * 4 / 32), ("adamw", 0.001)])
-def test_the_rate_goes_up_then_down_along_a_cosine_and_matrices_alone_decay(
+def test_the_rate_goes_up_then_down_along_a_cosine_and_what_has_one_dimension_does_not_decay(
     optimizer: str, peak: float, packed: Packed
 ) -> None:
     task = built(packed, optimizer=optimizer, weight_decay=0.3)
@@ -170,10 +177,82 @@ def test_the_rate_goes_up_then_down_along_a_cosine_and_matrices_alone_decay(
     assert {(p.ndim > 1, decay[id(p)]) for p in task.model.parameters()} == {(True, 0.3), (False, 0.0)}
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"size": 32}, "--size 32: alexnet takes no pictures of 32 pixels ("),
+        ({"train_size": 32}, "--train-size 32: alexnet takes no pictures of 32 pixels ("),
+    ],
+)
+def test_a_side_that_a_network_does_not_take_is_refused_by_the_name_that_it_was_given(
+    given: dict[str, int], said: str, packed: Packed
+) -> None:
+    with pytest.raises(UserError, match=re.escape(said)) as told:
+        built(packed, model="alexnet", **given)
+    assert told.value.code == 64
+
+
+def test_a_network_that_takes_no_smaller_pictures_is_trained_on_large_ones(packed: Packed) -> None:
+    assert set(sides(packed, model="alexnet")) == {64}
+
+
+def test_single_samples_are_refused_but_where_all_norms_are_frozen(packed: Packed) -> None:
+    with pytest.raises(UserError, match="leaves a single sample"):
+        _check_micro_batches(built(packed).model, 5, 2)
+    frozen = built(packed, freeze=True, weights="imagenet")
+    _check_micro_batches(frozen.model, 5, 2)
+    frozen.model.train()
+    before = {name: buffer.clone() for name, buffer in frozen.model.named_buffers()}
+    frozen.loss(Batch(np.arange(1), 0, 0))
+    assert all(before[name].equal(buffer) for name, buffer in frozen.model.named_buffers())
+
+
+def test_evaluation_sees_pictures_in_the_scale_that_the_result_tells(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name, colour in (("red", (200, 40, 30)), ("plain", (160, 120, 80))):
+            (tmp_path / "in" / split / name).mkdir(parents=True)
+            Image.new("RGB", (70, 70), colour).save(tmp_path / "in" / split / name / "1.png")
+    task = built(pack("imagenet", str(tmp_path / "in"), tmp_path / "out", options={"size": 64}, say=lambda line: None))
+    seen: list[torch.Tensor] = []
+    task.logits = lambda x: seen.append(x) or torch.zeros(len(x), 2)  # type: ignore[attr-defined, func-returns-value]
+    task.evaluate(slice(0, 2))
+    told: dict[str, Any] = task.result_config()
+    for x, colour in zip(seen[0], ((160, 120, 80), (200, 40, 30)), strict=True):
+        wanted = (torch.tensor(colour) / 255 - torch.tensor(told["mean"])) / torch.tensor(told["std"])
+        assert x.shape == (3, 64, 64)
+        torch.testing.assert_close(x, wanted[:, None, None].expand(3, 64, 64), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("model", ["mnasnet0_5", "shufflenet_v2_x0_5"])
+def test_a_result_is_loaded_as_the_docs_say_and_begins_another_run(
+    model: str, packed: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = built(packed, model=model)
+    save_file({n: t.contiguous() for n, t in task.model.state_dict().items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(task.result_config()))
+    monkeypatch.chdir(tmp_path)
+    made: dict[str, Any] = {"json": json, "safetensors": safetensors, "torchvision": torchvision}
+    exec(shown_use("imagenet"), made)
+    x = torch.rand(2, 3, 64, 64)
+    wanted = task.model.eval()(x)
+    assert made["model"](x).allclose(wanted, atol=1e-5)
+    torch.manual_seed(9)
+    other = built(packed, model=model)
+    assert not other.model.eval()(x).allclose(wanted)
+    other.begin(str(tmp_path), lambda: None)
+    assert other.model.eval()(x).equal(wanted)
+
+
 def test_a_network_whose_weights_want_another_scale_gets_it(packed: Packed) -> None:
     for model, scale in (("efficientnet_v2_l", 127.5), ("shufflenet_v2_x0_5", 123.675)):
         assert scale_of(model)[0][0] == pytest.approx(scale)
     assert built(packed, model="googlenet").model.transform_input is True
+
+
+def test_a_dropout_that_a_frozen_network_would_not_heed_is_refused(packed: Packed) -> None:
+    with pytest.raises(UserError, match=r"--dropout 0\.9: with --freeze .* nothing is dropped; leave one") as told:
+        built(packed, model="alexnet", freeze=True, weights="imagenet", dropout=0.9)
+    assert told.value.code == 64
 
 
 def test_a_dropout_that_nothing_would_drop_by_is_refused(packed: Packed) -> None:

@@ -12,7 +12,7 @@ import pytest
 from trainer import ranks
 from trainer.exits import ExitCode, UserError
 from trainer.loop import Plan
-from trainer.prepare import shape_of
+from trainer.prepare import shape_of, share
 from trainer.processes import code_of
 from trainer.ranks import Rank
 from trainer.run import _amount, _check_share
@@ -92,8 +92,20 @@ def test_a_run_keeps_its_micro_batch_whatever_the_number_of_processes():
     assert micro(0, 100, 4, "micro_batch_size") == 25
 
 
-def check_share(count: int, micro_batch: int, **given: Any) -> None:
-    plan = dataclasses.replace(PLAN, micro_batch_size=micro_batch)
+@pytest.mark.parametrize("batch", [1, 2, 9, 20, 32, 33, 100])
+def test_a_new_run_has_a_micro_batch_for_each_process_and_is_told_the_way_there(batch: int):
+    for count in range(1, batch + 1):
+        size = share(batch, count)
+        check_share(count, size, of=batch, nproc=str(count))
+        if -(-batch // -(-batch // count)) >= count:
+            assert size == -(-batch // count), "as large as that goes"
+        if count > 1:
+            with pytest.raises(UserError, match=f"add --allow-change micro_batch_size for {size} samples each"):
+                check_share(count, batch, of=batch, nproc=str(count))
+
+
+def check_share(count: int, micro_batch: int, of: int = 20, **given: Any) -> None:
+    plan = dataclasses.replace(PLAN, batch_size=of, micro_batch_size=micro_batch)
     request: Any = SimpleNamespace(rank=Rank(0, count, 0, count), given=given, history=SimpleNamespace(run="mine"))
     _check_share(request, plan)
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from trainer.data.pulse import Pulse, beside
 from trainer.exits import UserError
-from trainer.pretrained import TOKENIZER, TOKENIZER_CONFIG, config_of
+from trainer.pretrained import TOKENIZER, TOKENIZER_CONFIG, config_of, longest_text
 
 MAX_LENGTH = 512  # tokens of a text, the special ones included; what is longer is cut
 VOCABULARY = 8192  # at most, of one that is learned
@@ -88,7 +88,7 @@ def longest(files: Files, folder: Path | None) -> int:
     with suppress(ValueError, AttributeError):
         limits.append(json.loads(files.get(TOKENIZER_CONFIG, "{}")).get("model_max_length"))
     if folder is not None:
-        limits.append(config_of(folder).get("max_position_embeddings"))
+        limits.append(longest_text(config_of(folder)))
     return min(limit for limit in limits if type(limit) is int and limit > 2)
 
 

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -28,13 +28,15 @@ from trainer import weights as those
 from trainer.data.dataset import shown
 from trainer.data.packed import Packed
 from trainer.encoder import BertClassifier, Shape
-from trainer.exits import UserError
+from trainer.exits import ExitCode, UserError
 from trainer.job import Batch, Task, sent, tensor_of
 from trainer.machine import keep_few_kernels
-from trainer.scores import Metric, confusion, of_confusion
+from trainer.scores import MOST_CONFUSED, Metric, confusion, of_confusion
 from trainer.settings import Json, Settings
 
 log = logging.getLogger("baton")
+
+Bools: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 
 DATASET = "bert"
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -93,12 +95,17 @@ class Classify(Task):
         self._check_data()
         self.config["id2label"] = {str(i): name for i, name in enumerate(self.classes)}
         self.config["label2id"] = {name: i for i, name in enumerate(self.classes)}
+        # the weights', whatever the pretrained ones were in: transformers loads them in what this says
+        self.config.pop("torch_dtype", None)  # its older name
+        self.config["dtype"] = "float32"
         shape = Shape.of(self.config)
         network: nn.Module
         if shape is None:
             network, self.pad = encoder_weights.of_transformers(self.config, settings.dropout)
+            self.pads_left = getattr(network.config, "summary_type", "") == "last"  # XLNet's classifier reads that one
+            self._try_longest(network)
         else:
-            self.pad = int(self.config.get("pad_token_id") or 0)
+            self.pad, self.pads_left = self._own_pad(shape.vocab_size), False
             self.config["architectures"] = ["BertForSequenceClassification"]
             network = BertClassifier(shape, len(self.classes), settings.dropout)
         # a model's name or folder may mean another network on another day, and not all of it shows in weights' shapes
@@ -106,25 +113,79 @@ class Classify(Task):
         self.shapes_run = {"network_sha256": hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()}
         self.model = network.to(device)
         self.prefix = f"{getattr(network, 'base_model_prefix', 'bert')}."  # of all names but the classifier's
-        if settings.freeze:
-            for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(not name.startswith(self.prefix))
+        frozen = self._freeze() if settings.freeze else {}
         trained = [p for p in self.model.parameters() if p.requires_grad]
+        # a frozen pooler's are there too, last, so that one that begins by chance can be trained; see `_thaw`
+        self.poolers = {name: p for name, p in frozen.items() if ".pooler." in name}
         groups = [  # biases and LayerNorm's scales don't decay
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in some if (p.ndim >= 2) == decays], "weight_decay": decay}
+            for some in (trained, self.poolers.values())
+            for decays, decay in ((True, settings.weight_decay), (False, 0.0))
         ]
-        self.optimizers = {"adamw": torch.optim.AdamW(groups, lr=settings.lr, fused=True)}
+        self.optimizers = {"adamw": torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, fused=True)}
+
+    def _freeze(self) -> dict[str, nn.Parameter]:
+        """Train the classifier alone. Returns what stays as it is, by name."""
+        if self.settings.weights == "none":
+            raise UserError(
+                "--freeze: a classifier on a network of chance learns little; leave --weights none out", ExitCode.USAGE
+            )
+        frozen = {name: p for name, p in self.model.named_parameters() if name.startswith(self.prefix)}
+        for parameter in frozen.values():
+            parameter.requires_grad_(False)
+        return frozen
+
+    def _thaw(self, names: set[str]) -> None:
+        """Train what of a frozen network began by chance, its pooler at most.
+
+        Once AdamW has a state for it every checkpoint has, which is how a run that goes on knows; see `schedule`.
+        """
+        for name in self.poolers.keys() & names:
+            p, state = self.poolers[name], self.optimizers["adamw"].state
+            means = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            state[p] = {"step": torch.zeros((), device=p.device), **means}  # as AdamW begins
+
+    def _own_pad(self, vocabulary: int) -> int:
+        """Padding's token of BERT's own architecture. Raises `UserError`."""
+        pad = self.config.get("pad_token_id")
+        if pad is not None and (type(pad) is not int or not 0 <= pad < vocabulary):
+            raise UserError(
+                f"the model's config.json: pad_token_id must be a token's number, from 0 to {vocabulary - 1}, not "
+                f"{shown(repr(pad)):.50}"
+            )
+        return pad or 0
+
+    def _try_longest(self, network: nn.Module) -> None:
+        """Raise `UserError` where transformers can't compute the longest text, beside the shortest; on the processor,
+        for a GPU that is asked for a position that isn't there is of no use any more. Chance stays as it was."""
+        part = max(self.offsets, key=lambda part: int(np.diff(self.offsets[part]).max()))
+        lengths = np.diff(self.offsets[part])
+        samples = np.array([lengths.argmax(), lengths.argmin()])
+        ids, real = self._padded(part, samples, 1)
+        network.eval()
+        try:
+            with torch.random.fork_rng(devices=[]), torch.inference_mode():
+                network(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(real).long())
+        except MemoryError:
+            raise  # of which the text's length is no reason
+        except Exception as e:  # of what kind depends on the model's own code
+            raise UserError(
+                f"model_type {self.config['model_type']}: transformers can't compute the longest text, of "
+                f"{lengths.max()} tokens ({encoder_weights.first_line(e)}); choose another encoder, or one that takes "
+                "longer texts"
+            ) from e
+        network.train()
 
     def _check_data(self) -> None:
         """Raise `UserError` where texts and model don't fit."""
         known = pretrained.vocabulary(self.tokenizer)
         if self.settings.weights == "none" or self.folder is None:
             self.config["vocab_size"] = known
-        elif known > self.config.get("vocab_size", known):
+        elif known > (pretrained.count_in(self.config, "vocab_size") or known):
             raise UserError(f"the texts' tokenizer knows {known} tokens, too many for this model; {self._again}")
         longest = max(int(np.diff(offsets).max()) for offsets in self.offsets.values())
-        if longest > self.config.get("max_position_embeddings", longest):
+        self.most = pretrained.longest_text(self.config)
+        if self.most is not None and longest > self.most:
             raise UserError(f"the longest text has {longest} tokens, too many for this model; {self._again}")
 
     @property
@@ -143,7 +204,9 @@ class Classify(Task):
             weights = str(pretrained.weights_of(self.folder))
         else:
             self._check_tokenizer(weights, check)
-        encoder_weights.fill(self.model, self.prefix, those.read(weights, check), weights, len(self.classes))
+        self._thaw(
+            encoder_weights.fill(self.model, self.prefix, those.read(weights, check), weights, len(self.classes))
+        )
 
     def _check_tokenizer(self, weights: str, check: Callable[[], None]) -> None:
         """Raise `UserError` for weights whose embeddings are of other tokens than the texts'."""
@@ -167,6 +230,8 @@ class Classify(Task):
         share = min((step + 1) / rising, (steps - step) / max(1, steps - rising))
         for group in self.optimizers["adamw"].param_groups:
             group["lr"] = self.settings.lr * share
+        for parameter in self.poolers.values():
+            parameter.requires_grad_(parameter in self.optimizers["adamw"].state)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         labels = self.labels["train"][batch.index]
@@ -181,16 +246,25 @@ class Classify(Task):
         return {"loss": loss, "confusion": confusion(logits, labels, len(self.classes))}
 
     def metrics(self, sums: Mapping[str, Tensor]) -> dict[str, Metric]:
-        return {**of_confusion(sums["confusion"]), "loss": float(sums["loss"]) / self.eval_size}
+        scores = of_confusion(sums["confusion"])
+        if len(self.classes) > MOST_CONFUSED:  # every manifest and sign of life would hold it all
+            del scores["confusion"]
+        return {**scores, "loss": float(sums["loss"]) / self.eval_size}
 
     def logits(self, part: str, samples: order.Int64s) -> Tensor:
         """float32 [n, classes]"""
         multiple = 8 if self.device.type == "cuda" else 1  # what a GPU's matrix units take
-        ids, real = padded(self.tokens[part], self.offsets[part], samples, self.pad, multiple)
+        ids, real = self._padded(part, samples, multiple)
         mask = None if real.all() else sent(real, self.device)
+        if mask is not None and not isinstance(self.model, BertClassifier):
+            mask = mask.long()  # as transformers' own tokenizers give it; XLNet takes no other
         out = self.model(input_ids=sent(ids, self.device), attention_mask=mask)
         logits: Tensor = out if isinstance(out, Tensor) else out.logits
         return logits.float()
+
+    def _padded(self, part: str, samples: order.Int64s, multiple: int) -> tuple[order.Int64s, Bools]:
+        tokens, offsets = self.tokens[part], self.offsets[part]
+        return padded(tokens, offsets, samples, self.pad, multiple, most=self.most, left=self.pads_left)
 
     def result_config(self) -> dict[str, Json]:
         return self.config
@@ -200,13 +274,26 @@ class Classify(Task):
 
 
 def padded(
-    tokens: np.ndarray[Any, Any], offsets: order.Int64s, samples: order.Int64s, pad: int, multiple: int
-) -> tuple[order.Int64s, np.ndarray[Any, np.dtype[np.bool_]]]:
-    """The samples' tokens, padded to the longest's length or a multiple's; int64 [n, length], and which are real."""
+    tokens: np.ndarray[Any, Any],
+    offsets: order.Int64s,
+    samples: order.Int64s,
+    pad: int,
+    multiple: int,
+    *,
+    most: int | None = None,
+    left: bool = False,
+) -> tuple[order.Int64s, Bools]:
+    """The samples' tokens, padded to the longest's length or a multiple's; int64 [n, length], and which are real.
+
+    `most`: no longer than so many, which no text exceeds; `left`: with the padding first.
+    """
     starts = offsets[samples]
     lengths = offsets[samples + 1] - starts
-    columns = np.arange(-(-int(lengths.max()) // multiple) * multiple)
-    real = columns < lengths[:, None]
+    longest = int(lengths.max())
+    width = -(-longest // multiple) * multiple
+    width = width if most is None else max(longest, min(width, most))
+    columns = np.arange(width) - (width - lengths[:, None] if left else 0)
+    real = (columns >= 0) & (columns < lengths[:, None])
     ids = np.full(real.shape, pad, np.int64)
     ids[real] = tokens[(starts[:, None] + columns)[real]]
     return ids, real

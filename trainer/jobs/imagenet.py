@@ -29,7 +29,7 @@ from trainer.crops import Pictures, coloured, normalized, parts
 from trainer.data.packed import Packed, remedy
 from trainer.exits import ExitCode, UserError
 from trainer.job import Batch, Task, tensor_of
-from trainer.scores import Metric, confusion, of_confusion
+from trainer.scores import MOST_CONFUSED, Metric, confusion, of_confusion
 from trainer.settings import Json, Settings
 
 log = logging.getLogger("baton")
@@ -57,7 +57,6 @@ COLOUR = 0.2  # brightness, contrast and saturation change by at most this facto
 FIXED_SIDE = ("vit", "maxvit")  # networks that see one side only
 FIRST_SIDE, LAST_SIDE, GROWN = 1 / 2, 3 / 4, 6 / 7  # of evaluation's; the last from this share of the run on
 SIDE_STEP, SMALLEST_SIDE = 8, 32  # pixels; the second but for a smaller --size
-MOST_CONFUSED = 20  # classes, beyond which nobody reads a confusion matrix
 
 
 def published_url(model: str) -> str:
@@ -126,6 +125,7 @@ class Photographs(Task):
         self.head = last_layer(self.model, self.classes)
         self.still = self._freeze() if settings.freeze else []
         self._try_sides()
+        self._keep_still()
         self.optimizers = {"optimizer": self._optimizer()}
 
     def _train_side(self, done: float) -> int:
@@ -160,30 +160,59 @@ class Photographs(Task):
             raise UserError(
                 "--freeze: a last layer on a network of chance learns little; give --weights", ExitCode.USAGE
             )
+        if self.settings.dropout:
+            raise UserError(
+                f"--dropout {self.settings.dropout}: with --freeze all but the last layer is as in evaluation, where "
+                "nothing is dropped; leave one of them out",
+                ExitCode.USAGE,
+            )
         self.model.requires_grad_(False)
         layer = dict(self.model.named_modules())[self.head].requires_grad_(True)
         return [module for module in self.model.modules() if layer not in list(module.modules())]
 
     def _try_sides(self) -> None:
-        """Raise `UserError` for pictures too small for this network, or of a side that it doesn't take."""
+        """Find sides that this network takes. Raises `UserError` where those that were asked for are none.
+
+        Training's own smaller ones are nobody's wish: where one is too small, all pictures are seen at evaluation's.
+        """
         self.model.eval()
-        for side in {self.side, self._train_side(0.0), self._train_side(1.0)}:
-            try:
-                with torch.inference_mode():
-                    self.model(torch.zeros(1, 3, side, side, device=self.device))
-            except (torch.OutOfMemoryError, torch.AcceleratorError):
-                raise  # of which the pictures' side is no reason
-            except (RuntimeError, AssertionError, ValueError) as e:
-                raise self._does_not_fit(side, e) from e
+        if (why := self._refusal(self.side)) is not None:
+            raise self._does_not_fit(self.side, why) from why
+        smaller = {self._train_side(0.0), self._train_side(1.0)} - {self.side}
+        for side in sorted(smaller):
+            if (why := self._refusal(side)) is None:
+                continue
+            if self.fixed_side:
+                raise UserError(
+                    f"--train-size {side}: {self._reason(side, why)}; leave it out, or give one nearer to --size "
+                    f"{self.side}",
+                    ExitCode.USAGE,
+                ) from why
+            log.info("%s: trained at %d pixels throughout", self._reason(side, why), self.side)
+            self.fixed_side = self.train_side = self.side
+            break
         self.model.train()
 
+    def _refusal(self, side: int) -> Exception | None:
+        """What the network says to a picture of this side, if it doesn't take it."""
+        try:
+            with torch.inference_mode():
+                self.model(torch.zeros(1, 3, side, side, device=self.device))
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise  # of which the pictures' side is no reason
+        except (RuntimeError, AssertionError, ValueError) as e:
+            return e
+        return None
+
+    def _reason(self, side: int, why: Exception) -> str:
+        return f"{self.settings.model} takes no pictures of {side} pixels ({str(why).splitlines()[0][:100]})"
+
     def _does_not_fit(self, side: int, why: Exception) -> UserError:
-        reason = str(why).splitlines()[0][:100]
-        return UserError(
-            f"--size {side}: {self.settings.model} takes no pictures of {side} pixels ({reason}); 224 is what most are "
-            "made for",
-            ExitCode.USAGE,
-        )
+        return UserError(f"--size {side}: {self._reason(side, why)}; 224 is what most are made for", ExitCode.USAGE)
+
+    def _keep_still(self) -> None:
+        for module in self.still:
+            module.training = False
 
     def _optimizer(self) -> torch.optim.Optimizer:
         settings = self.settings
@@ -196,7 +225,7 @@ class Photographs(Task):
         trained = [p for p in self.model.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},  # biases and norms
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},  # biases, norms' scales
         ]
         if name == "adamw":
             return torch.optim.AdamW(groups, lr=self.peak, fused=True)
@@ -259,8 +288,7 @@ class Photographs(Task):
         return self._train_side(step / steps) ** 2
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        for module in self.still:
-            module.training = False
+        self._keep_still()
         labels = self.train_labels[batch.index]
         logits = self.logits(self.seen(batch))
         loss = F.cross_entropy(logits, labels, label_smoothing=SMOOTHING)
