@@ -15,11 +15,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import pickle
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ from trainer.data.scratch import remove_stale, replacing, scratch
 from trainer.exits import ExitCode, UserError
 from trainer.history import History
 from trainer.parts import encode
+
+log = logging.getLogger("baton")
 
 BAKED = Path(__file__).parent.parent / "weights"
 CHUNK = 8 << 20  # bytes read between two looks at `check`
@@ -101,6 +104,26 @@ def beside(weights: str, file: str, check: Check) -> bytes | None:
     return _bytes(path, check) if path.is_file() else None
 
 
+def warn_of_other_classes(weights: str, classes: Sequence[str], check: Check) -> None:
+    """Of as many as the data's, by the names beside the weights: then the last layer is taken as well."""
+    try:
+        config = json.loads(beside(weights, "config.json", check) or b"{}")
+    except ValueError:
+        return
+    named = config.get("classes") or config.get("id2label") if isinstance(config, dict) else None
+    theirs = list(map(str, named.values() if isinstance(named, dict) else named or ()))
+    if (
+        len(theirs) == len(classes)
+        and theirs != list(classes)
+        and not all(name.startswith("LABEL_") for name in theirs)
+    ):
+        log.warning(
+            "weights: %s: tell other classes apart than the data, and begin as if they were these: %s",
+            shown(weights),
+            f"{', '.join(map(shown, theirs)):.100} -> {', '.join(map(shown, classes)):.100}",
+        )
+
+
 def find(published: Published, check: Check) -> dict[str, Tensor]:
     """Published weights, from the image, the cache or torch's own cache. Raises `UserError` with what gets them."""
     for folder in (BAKED, cache()):
@@ -130,7 +153,10 @@ def examine(job: str, model: str, folder: Path, check: Check) -> None:
         module.examine_folder(folder / model, check)
     else:
         wanted = published(job, model)
-        _kept(wanted, folder / f"{wanted.model}.safetensors", check)
+        path = folder / f"{wanted.model}.safetensors"
+        if not path.is_file():
+            raise UserError(f"{shown(path)}: isn't there; get it: {wanted.command}")
+        _kept(wanted, path, check)
 
 
 def get(published: Published, source: str | None, folder: Path, check: Check, say: Callable[[str], None]) -> Path:
@@ -179,7 +205,10 @@ def _of_path(path: Path, check: Check) -> dict[str, Tensor]:
     if path.is_dir():
         path = path / "model.safetensors"
     if not path.is_file():
-        raise UserError(f"--weights: {shown(path)} isn't there; give a .safetensors file, a folder with one, or a URL")
+        raise UserError(
+            f"--weights: {shown(path)} isn't there; give a .safetensors file, a folder with one (a run's is its result/), "
+            "or a URL"
+        )
     if path.suffix != ".pth":
         return _read_safetensors(path, check)[0]
     if not (prefix := _prefix(path.name)):

@@ -60,7 +60,10 @@ def test_what_an_image_brings_along_is_whole_and_what_it_says_it_is(tmp_path: Pa
     with pytest.raises(UserError, match="no whole safetensors file"):
         weights.examine("bert", "model", tmp_path, nothing)
     save_file(STATE, tmp_path / "resnet18.safetensors", {"published": "resnet50-0676ba61.pth", "sha256": "0"})
-    for model_, why in (("resnet18", "changed since"), ("resnet34", "can't read")):
+    for model_, why in (
+        ("resnet18", "changed since"),
+        ("resnet34", "isn't there; get it: python entrypoint.py weights imagenet"),
+    ):
         with pytest.raises(UserError, match=why):
             weights.examine("imagenet", model_, tmp_path, nothing)
     for said in (
@@ -75,6 +78,27 @@ def test_what_an_image_brings_along_is_whole_and_what_it_says_it_is(tmp_path: Pa
         weights.examine("mnist", "quick", tmp_path, nothing)
     with pytest.raises(UserError, match=r"hf download bert-base-uncased .* --local-dir weights/bert-base-uncased"):
         weights.published("bert", "")
+
+
+@pytest.mark.parametrize(
+    ("config", "warned"),
+    [
+        ('{"classes": ["owl", "newt"]}', False),
+        ('{"classes": ["newt", "owl"]}', True),
+        ('{"id2label": {"0": "cat", "1": "dog"}}', True),
+        ('{"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}', False),
+        ('{"classes": ["owl", "newt", "toad"]}', False),  # its last layer is not taken
+        ("[]", False),
+        ("{", False),
+        ("", False),
+    ],
+)
+def test_weights_whose_classes_have_other_names_are_told_of(
+    config: str, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "config.json").write_text(config)
+    weights.warn_of_other_classes(str(tmp_path), ("owl", "newt"), nothing)
+    assert ("tell other classes apart than the data" in caplog.text) == warned
 
 
 def test_missing_ones_name_the_command_that_gets_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

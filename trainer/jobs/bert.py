@@ -204,6 +204,7 @@ class Classify(Task):
             weights = str(pretrained.weights_of(self.folder))
         else:
             self._check_tokenizer(weights, check)
+        those.warn_of_other_classes(weights, self.classes, check)
         self._thaw(
             encoder_weights.fill(self.model, self.prefix, those.read(weights, check), weights, len(self.classes))
         )

@@ -93,7 +93,7 @@ class Photographs(Task):
 
     def __init__(self, settings: Settings, data: Packed, device: torch.device) -> None:
         self.settings, self.device = settings, device
-        self.classes = len(data.classes)
+        self.names, self.classes = data.classes, len(data.classes)
         self.side = settings.size
         self.scale = scale_of(settings.model)
         self.fixed_side = settings.train_size or (self.side if settings.model.startswith(FIXED_SIDE) else 0)
@@ -237,6 +237,7 @@ class Photographs(Task):
             return
         if those.is_url(weights) or those.is_path(weights):
             state = those.read(weights, check)
+            those.warn_of_other_classes(weights, self.names, check)
         elif weights == "imagenet":
             state = those.find(those.published(DATASET, self.settings.model), check)
         else:
