@@ -206,8 +206,8 @@ def _of_path(path: Path, check: Check) -> dict[str, Tensor]:
         path = path / "model.safetensors"
     if not path.is_file():
         raise UserError(
-            f"--weights: {shown(path)} isn't there; give a .safetensors file, a folder with one (a run's is its result/), "
-            "or a URL"
+            f"--weights: {shown(path)} isn't there; give a .safetensors file, a folder with one (a run's is its "
+            "result/), or a URL"
         )
     if path.suffix != ".pth":
         return _read_safetensors(path, check)[0]
