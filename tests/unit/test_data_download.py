@@ -13,10 +13,10 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.jobs import photos
-from tests.unit.data_makers import SMALL, python_archive, small_splits, tar, tree
+from tests.unit.data_makers import SMALL, png, python_archive, small_splits, tar, tree
 from trainer.data import download
 from trainer.data.dataset import Archive, Dataset
 from trainer.data.download import DownloadError, fetch
@@ -121,8 +121,10 @@ def test_the_same_version_is_not_fetched_again(served: Served, tmp_path: Path) -
     assert pack(SMALL, f"{served.url}/x.tar.xz", tmp_path / "out", say=said.append).sha256 != first.sha256
 
 
-def photographs(folder: Path) -> bytes:
-    files = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(photos(folder)).rglob("*.jpg"))}
+def photographs(folder: Path, brighter: int = 0) -> bytes:
+    """A tar of 600, which is as long whatever they show."""
+    names = [f"{split}/{kind}/{n:03}.ppm" for split in ("train", "val") for kind in ("newt", "owl") for n in range(150)]
+    files = {name: png(np.full((40, 40, 3), n % 200 + brighter, np.uint8), "PPM") for n, name in enumerate(names)}
     return tar(folder / "x.tar", files, "w").read_bytes()
 
 
@@ -167,6 +169,49 @@ def test_what_is_packed_is_neither_fetched_again_nor_lost_with_its_server(
     if options:
         with pytest.raises(UserError, match="Connection refused"):
             pack(dataset, url, out, options={"size": 64}, say=said.append)
+
+
+def stopped(url: str, out: Path) -> None:
+    """Packing from there, stopped once a picture is durable."""
+    places = out / ".unfinished.places"
+
+    def check() -> None:
+        if places.exists() and places.stat().st_size:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        pack("imagenet", url, out, options={"size": 32}, check=check, say=lambda line: None)
+
+
+@pytest.mark.parametrize("change", ["its content", "what its server says"])
+def test_a_stopped_packing_goes_on_with_the_very_bytes_alone(change: str, served: Served, tmp_path: Path) -> None:
+    """And with these whatever the server says of them, be it nothing."""
+    served.content = photographs(tmp_path)
+    url, out, said = f"{served.url}/x.tar", tmp_path / "out", list[str]()
+    stopped(url, out)
+    if change == "its content":
+        (tmp_path / "other").mkdir()
+        other = photographs(tmp_path / "other", brighter=1)
+        assert len(other) == len(served.content)
+        served.content = other
+    else:
+        served.headers = {"ETag": '"another machine behind the same name"'}
+    made = pack("imagenet", url, out, options={"size": 32}, say=said.append)
+    assert any("going on with picture" in line for line in said) == (change == "what its server says")
+    assert made.sha256 == pack("imagenet", url, tmp_path / "anew", options={"size": 32}, say=said.append).sha256
+
+
+def test_other_photographs_of_the_same_length_are_packed_anew_where_a_server_gives_no_tag(
+    served: Served, tmp_path: Path
+) -> None:
+    served.content = photographs(tmp_path)
+    url, out, said = f"{served.url}/x.tar", tmp_path / "out", list[str]()
+    first = pack("imagenet", url, out, options={"size": 32}, say=said.append)
+    pack("imagenet", url, out, options={"size": 32}, say=said.append)
+    assert said[-1].startswith("already packed")
+    (tmp_path / "other").mkdir()
+    served.content = photographs(tmp_path / "other", brighter=1)
+    assert pack("imagenet", url, out, options={"size": 32}, say=said.append).sha256 != first.sha256
 
 
 TROUBLES: dict[str, tuple[dict[str, object], int]] = {

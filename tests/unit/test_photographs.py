@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,8 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from storage import open_store
 from tests.jobs import photo, photos
 from tests.runs import REPOSITORY
+from tests.unit.data_makers import laid_out, tar
+from trainer.data import photo_sources
 from trainer.data.pack import pack
 from trainer.data.packed import FILE_NAME, Packed, open_packed
 from trainer.data.photo import Broken, decode
@@ -156,6 +160,7 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from trainer.data import growing
+from trainer.data import photo_sources
 from trainer.data.pack import pack
 growing.SETTLE_S = 0.0  # so that no kill has to wait for it
 pack("imagenet", sys.argv[1], Path(sys.argv[2]), options={"size": 128}, check=lambda: time.sleep(0.02), say=print)
@@ -270,6 +275,60 @@ def test_packing_that_was_stopped_goes_on_with_the_same_pictures_and_size_alone(
     result = packed(str(source), out, said, size=size)
     assert not any("going on" in line for line in said)
     assert result.sha256 == packed(str(source), tmp_path / "anew", size=size).sha256
+
+
+def rewritten(path: Path, content: bytes) -> None:
+    """With other bytes, as many, and of the same time of modification: as `cp -p` and builds to the byte write them."""
+    before = path.stat()
+    assert len(content) == before.st_size
+    assert content != path.read_bytes()
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("kind", ["tar", "folder"])
+def test_what_is_written_anew_as_long_and_as_old_is_packed_anew(kind: str, tmp_path: Path) -> None:
+    source = laid_out(tmp_path / "plain", colours(1))
+    given, file = source, source / "train" / "owl" / "0.ppm"
+    if kind == "tar":
+        given = file = tar(tmp_path / "x.tar", colours(1), "w")
+    first, _ = again(given, tmp_path / "out")
+    assert again(given, tmp_path / "out")[1]
+    tar(tmp_path / "y.tar", colours(2), "w")
+    rewritten(file, (tmp_path / "y.tar").read_bytes() if kind == "tar" else colours(2)["train/owl/0.ppm"])
+    second, was_there = again(given, tmp_path / "out")
+    assert not was_there
+    assert second.sha256 != first.sha256
+
+
+def colours(first: int) -> dict[str, bytes]:
+    """A tree of pictures that are as long whatever they show."""
+    names = [f"{split}/{folder}/{n}.ppm" for split in ("train", "val") for folder in ("newt", "owl") for n in range(2)]
+    return {name: saved(Image.new("RGB", (40, 40), (first + n, 0, 0)), "PPM") for n, name in enumerate(names)}
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that stands for gs://bucket."""
+    monkeypatch.setattr(
+        photo_sources, "patient", lambda url, check: open_store(url.replace("gs:/", f"file://{tmp_path}"))
+    )
+    return tmp_path / "bucket"
+
+
+def test_an_object_that_is_written_anew_as_long_and_no_later_than_the_newest_is_packed_anew(bucket: Path) -> None:
+    """One second sees many objects put, and stores tell no less."""
+    for n, path in enumerate(sorted(laid_out(bucket, colours(1)).rglob("*.ppm"))):
+        os.utime(path, (n, n))
+    out = bucket.parent / "out"
+    first = packed("gs://bucket", out)
+    said: list[str] = []
+    packed("gs://bucket", out, said)
+    assert said[-1].startswith("already packed")
+    first_object = bucket / "train" / "newt" / "0.ppm"
+    first_object.write_bytes(colours(2)["train/newt/0.ppm"])
+    os.utime(first_object, (n, n))
+    assert packed("gs://bucket", out).sha256 != first.sha256
 
 
 def test_linked_folders_are_walked_once_and_a_link_that_leads_nowhere_is_told(tmp_path: Path) -> None:

@@ -44,21 +44,29 @@ class _Start:
     content_type: str
 
 
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What came."""
+
+    tag: str  # the server's of this version; "" if it has none
+    sha256: str  # of all its bytes
+
+
 def name_of(url: str) -> str:
     """The file's name in a URL."""
     return unquote(urlsplit(url).path).rstrip("/").rpartition("/")[2] or "download"
 
 
-def fetch(url: str, into: Scratch, pulse: Pulse, *, known: str = "", silence_s: float = SILENCE_S) -> str | None:
-    """Write what `url` gives; returns the server's tag of this version ("" if it has none).
+def fetch(url: str, into: Scratch, pulse: Pulse, *, known: str = "", silence_s: float = SILENCE_S) -> Fetched | None:
+    """Write what `url` gives. None, and nothing written, if the server's tag is still `known`.
 
-    None, and nothing written, if that tag is still `known`. Raises `DownloadError`, and `UserError` for a full disk.
+    Raises `DownloadError`, and `UserError` for a full disk.
     """
     answers: queue.Queue[_Start | bytes | Exception | None] = queue.Queue(_WAITING)
     stop = threading.Event()
     threading.Thread(target=_read, args=(url, answers, stop, silence_s), name="download", daemon=True).start()
     name = name_of(url)
-    got, start, began = 0, _Start(None, "", ""), time.monotonic()
+    got, digest, start, began = 0, hashlib.sha256(), _Start(None, "", ""), time.monotonic()
     try:
         while (answer := _next(answers, pulse, name, silence_s)) is not None:
             if isinstance(answer, Exception):
@@ -71,6 +79,7 @@ def fetch(url: str, into: Scratch, pulse: Pulse, *, known: str = "", silence_s: 
                     return None
                 continue
             into.write(answer)
+            digest.update(answer)
             got += len(answer)
             pulse.beat(_progress(name, got, start.total, time.monotonic() - began))
     finally:
@@ -79,10 +88,10 @@ def fetch(url: str, into: Scratch, pulse: Pulse, *, known: str = "", silence_s: 
         why = f"the download ended early, after {got:,} of {start.total:,} bytes; try again"
         raise DownloadError(f"{shown(name)}: {why}", AGAIN)
     into.sync()
-    return start.tag
+    return Fetched(start.tag, digest.hexdigest())
 
 
-def fetch_unless_held(url: str, into: Scratch, pulse: Pulse, held: Origin | None) -> str | None:
+def fetch_unless_held(url: str, into: Scratch, pulse: Pulse, held: Origin | None) -> Fetched | None:
     """As `fetch`. None also where `held`, of what is packed already, is what `url` gives, or where that gives nothing
     and `held` came from there.
     """

@@ -99,7 +99,7 @@ class Tree:
     """The files of an image folder."""
 
     root: Path
-    files: tuple[Path, ...]  # sorted
+    files: tuple[str, ...]  # by their paths below `root`, in the order of these: less memory than a Path each
     mark: str  # changes when files come, go, are moved or written anew
     empty: tuple[str, ...]  # names of folders for a class of train's in which no file is
 
@@ -110,18 +110,25 @@ def scan(folder: Path, pulse: Pulse) -> Tree | None:
         root = _root(folder)
         if root is None:
             return None
-        found: dict[Path, tuple[int, int]] = {}
-        for path in _walk(root, pulse):
-            status = path.stat()
-            found[path] = status.st_size, status.st_mtime_ns
-        empty = _folders(root / "train") - {path.relative_to(root).parts[1] for path in found}
+        # folder by folder: "\0" comes before all that a name may hold
+        files = sorted(_walk(root, pulse), key=lambda name: name.replace("/", "\0"))
+        empty = _folders(root / "train") - {name.split("/")[1] for name in files}
+        digest = hashlib.sha256()
+        for name in files:  # with its name: a picture that is moved to another class keeps its size and time
+            pulse.beat(f"listing {shown(folder)}")
+            digest.update(os.fsencode(name) + f"\0{version((root / name).stat())}\n".encode())
     except OSError as e:
         raise told(e, f"can't read {shown(e.filename or folder)}") from e
-    files, digest = tuple(sorted(found)), hashlib.sha256()
-    for path in files:  # with its name: a picture that is moved to another class keeps its size and time
-        pulse.beat(f"listing {shown(folder)}")
-        digest.update(os.fsencode(path.relative_to(root)) + b"\0%d\0%d\n" % found[path])
-    return Tree(root, files, f"files:{len(files)},sha256:{digest.hexdigest()}", tuple(sorted(empty)))
+    return Tree(root, tuple(files), f"files:{len(files)},sha256:{digest.hexdigest()}", tuple(sorted(empty)))
+
+
+def version(status: os.stat_result) -> str:
+    """What a file's bytes are known by while nobody reads them: other ones have another.
+
+    The time of change is what nobody sets: a file that is built anew may be as long as before, and of the same time of
+    modification (SOURCE_DATE_EPOCH, cp -p). Its inode adds nothing, and some network file systems number anew.
+    """
+    return f"bytes:{status.st_size},newest:{status.st_mtime_ns},changed:{status.st_ctime_ns}"
 
 
 def read_tree(dataset: Dataset, tree: Tree, pulse: Pulse) -> Splits:
@@ -129,10 +136,10 @@ def read_tree(dataset: Dataset, tree: Tree, pulse: Pulse) -> Splits:
     layout = _layout(dataset, tree.root)
 
     def pictures() -> Iterator[Picture]:
-        for path in tree.files:
-            if (place := layout.place(path.relative_to(tree.root).parts)) is not None:
+        for name in tree.files:
+            if (place := layout.place(tuple(name.split("/")))) is not None:
                 test, folder = place
-                yield Picture(str(path), test, dataset.classes.index(folder), path)
+                yield Picture(str(tree.root / name), test, dataset.classes.index(folder), tree.root / name)
 
     return _read(dataset, layout, pictures(), pulse)
 
@@ -153,8 +160,10 @@ def _root(folder: Path) -> Path | None:
     return None
 
 
-def _walk(root: Path, pulse: Pulse) -> Iterator[Path]:
-    """Every file, also where a link leads: a part of a data set is often made of links to its classes' folders."""
+def _walk(root: Path, pulse: Pulse) -> Iterator[str]:
+    """Every file's path below `root`, also where a link leads: a part of a data set is often made of links to its
+    classes' folders.
+    """
     for split in SPLITS:
         for folder, folders, names in os.walk(root / split, onerror=_raise, followlinks=True):
             pulse.beat(f"listing {shown(folder)}")
@@ -165,7 +174,7 @@ def _walk(root: Path, pulse: Pulse) -> Iterator[Path]:
                 path = Path(folder, name)
                 # a link that leads nowhere too, of which whoever looks at it is told: what it names was never fetched
                 if not hidden((name,)) and (path.is_file() or not path.exists()):
-                    yield path
+                    yield str(path.relative_to(root))
 
 
 def _folders(folder: Path) -> set[str]:

@@ -143,8 +143,9 @@ def _from_address(dataset: Dataset, url: str, folder: Path, pulse: Pulse) -> Pac
         return already(before, pulse)
     pulse.say(f"fetching {shown(name)}")
     with scratch(folder) as file:
-        tag = fetch_unless_held(url, file, pulse, before.origin if before else None)
-        if tag is None and before:
+        came = fetch_unless_held(url, file, pulse, before.origin if before else None)
+        if came is None:
+            assert before is not None  # else there was nothing to know it by
             return already(before, pulse)
         try:
             source = sources.recognise(dataset, str(file.path), pulse, name)
@@ -155,7 +156,7 @@ def _from_address(dataset: Dataset, url: str, folder: Path, pulse: Pulse) -> Pac
             # people know the file by its own name, not by that of the scratch file
             message = str(e).replace(str(file.path), shown(name))
             raise (DownloadError if published else UserError)(message, e.code) from e
-        origin = replace(source.origin, tag=tag or "", address=mark_of(url))
+        origin = replace(source.origin, tag=came.tag, address=mark_of(url))
         return _write(dataset, replace(source, origin=origin), splits, folder, pulse)
 
 

@@ -70,7 +70,7 @@ class Origin:
 
     kind: str  # for people: "image tar", "python archive", ...
     name: str  # file or folder name, without the folders above
-    mark: str  # checksum, of a folder that of its files' names, sizes and times
+    mark: str  # checksum, of a folder that of its files' names, sizes and times; of a large tar here the last two
     tag: str = field(default="", compare=False)  # what a server said of this version (its ETag), if anything
     address: str = field(default="", compare=False)  # of a download: a hash, for the address itself may hold a secret
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -65,12 +66,13 @@ def opened(source: str, folder: Path, pulse: Pulse, held: Origin | None) -> Iter
         name = name_of(source)
         pulse.say(f"fetching {shown(name)}")
         with scratch(folder) as file:
-            tag = fetch_unless_held(source, file, pulse, held)
-            if tag is None and held is not None:
+            came = fetch_unless_held(source, file, pulse, held)
+            if came is None:
+                assert held is not None  # else there was nothing to know it by
                 yield Photos(held, lambda: iter(()))
                 return
-            mark = f"tag:{tag}" if tag else f"bytes:{file.path.stat().st_size}"
-            yield _tar(file.path, Origin("image tar", name, mark, tag or "", mark_of(source)), pulse)
+            origin = Origin("image tar", name, f"sha256:{came.sha256}", came.tag, mark_of(source))
+            yield _tar(file.path, origin, pulse)
     elif is_stored(source):
         yield _stored(source, pulse)
     else:
@@ -95,16 +97,14 @@ def _local(path: Path, pulse: Pulse) -> Photos:
         status = path.stat()
     except OSError as e:
         raise told(e, f"can't read {shown(path)}") from e
-    mark = f"bytes:{status.st_size},newest:{status.st_mtime_ns}"
-    return _tar(path, Origin("image tar", path.resolve().name, mark), pulse)
+    return _tar(path, Origin("image tar", path.resolve().name, folders.version(status)), pulse)
 
 
 def _of_tree(tree: folders.Tree, pulse: Pulse) -> Iterator[Photo]:
     layout = folders.Layout(tree.root, (), EXTENSIONS)
-    for path in tree.files:
-        parts = path.relative_to(tree.root).parts
-        if (place := layout.place(parts)) is not None:
-            yield Photo("/".join(parts), *place, partial(read_file, path, FILE_LIMIT))
+    for name in tree.files:
+        if (place := layout.place(tuple(name.split("/")))) is not None:
+            yield Photo(name, *place, partial(read_file, tree.root / name, FILE_LIMIT))
     layout.tell_ignored(pulse)
 
 
@@ -139,9 +139,16 @@ def _stored(url: str, pulse: Pulse) -> Photos:
         pulse.beat(f"listing {shown(url)}: {len(found):,} objects")
     if not found:
         raise UserError(f"{shown(url)}: nothing is there; {ACCEPTED}")
-    size, newest = sum(info.size for info in found), max(info.modified for info in found)
-    origin = Origin("image folder in a store", name, f"files:{len(found)},bytes:{size},newest:{newest}")
+    origin = Origin("image folder in a store", name, _mark(found))
     return Photos(origin, partial(_of_store, store, url, found, pulse), len(found), STORE_WORKERS)
+
+
+def _mark(found: list[ObjectInfo]) -> str:
+    """As a folder's: of each object by itself, for together they can be as many, as long and as new as before."""
+    digest = hashlib.sha256()
+    for info in found:
+        digest.update(f"{info.key}\0{info.size}\0{info.modified}\n".encode())
+    return f"files:{len(found)},sha256:{digest.hexdigest()}"
 
 
 def _of_store(store: Store, url: str, found: list[ObjectInfo], pulse: Pulse) -> Iterator[Photo]:

@@ -70,8 +70,8 @@ def _already(packed: Packed, pulse: Pulse) -> Packed:
 
 
 def _packed(photos: Photos, folder: Path, side: int, strict: bool, pulse: Pulse) -> Packed:
-    # by whatever address: one may hold a token that is another each time
-    what = {"source": asdict(replace(photos.origin, address="")), "side": side, "strict": strict}
+    # by its content alone, whatever its address and what the server there says of it
+    what = {"source": asdict(replace(photos.origin, address="", tag="")), "side": side, "strict": strict}
     growing = Growing(folder, what, side)
     try:
         if growing.seen:
