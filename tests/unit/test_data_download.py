@@ -20,8 +20,10 @@ from tests.unit.data_makers import SMALL, png, python_archive, small_splits, tar
 from trainer.data import download
 from trainer.data.dataset import Archive, Dataset
 from trainer.data.download import DownloadError, fetch
-from trainer.data.pack import pack
+from trainer.data.pack import locate, pack
 from trainer.data.packed import FILE_NAME
+from trainer.data.pulse import Pulse
+from trainer.data.scratch import scratch
 from trainer.exits import UserError
 
 
@@ -212,6 +214,62 @@ def test_other_photographs_of_the_same_length_are_packed_anew_where_a_server_giv
     (tmp_path / "other").mkdir()
     served.content = photographs(tmp_path / "other", brighter=1)
     assert pack("imagenet", url, out, options={"size": 32}, say=said.append).sha256 != first.sha256
+
+
+SECRET = "s3cret"
+NO_URLS = {
+    "a password": (f"http://user:{SECRET}@127.0.0.1/p.tar", "has an '@' before its path, and is not shown"),
+    "a password without a path": (f"http://user:{SECRET}@127.0.0.1", "has an '@' before its path, and is not shown"),
+    "a password with a slash": (f"http://user:{SECRET}/x@127.0.0.1/p.tar", "no URL that can be read"),
+    "a port that is none": (f"http://127.0.0.1:{SECRET}/p.tar", "no URL that can be read"),
+    "port 0": (f"http://127.0.0.1:0/p.tar?{SECRET}", "no URL that can be read"),
+    "a bracket": (f"http://[::1/p.tar?{SECRET}", "no URL that can be read"),
+    "no host": (f"https:///p.tar?{SECRET}", "no URL that can be read"),
+    "a space": (
+        f"http://127.0.0.1:1/p.tar?sig={SECRET} &x=1",
+        "no URL that can be read; in one a space is",
+    ),
+    "a line's end": (f"http://127.0.0.1:1/p.tar?sig={SECRET}\nmore", "no URL that can be read"),
+    "a host that is no name": (f"http://{'ä' * 70}.example/p.tar?{SECRET}", "^p.tar: .* no URL that can be read"),
+    "in a store": (f"ftp://user:{SECRET}@127.0.0.1/p.tar", r"^ftp://\.\.\.: no source"),
+    "a file's": ("file://[x/p.tar", "names another machine"),
+    "a file's with a NUL": ("file:///x%00y", "no source that can be read here"),
+}
+
+
+@pytest.mark.parametrize("name", NO_URLS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_address_that_is_none_is_told_in_a_line_that_holds_no_secret(kind: str, name: str, tmp_path: Path) -> None:
+    dataset, _, options = KINDS[kind]
+    source, why = NO_URLS[name]
+    for act in (pack, partial(locate, cache=tmp_path / "cache")):
+        with pytest.raises(UserError, match=why) as told:
+            act(dataset, source, tmp_path / "out", options=options, say=lambda line: None)  # type: ignore[operator]
+        assert (told.value.code, str(told.value).isprintable()) == (78, True)
+        assert SECRET not in str(told.value)
+
+
+def test_weights_and_whatever_else_is_fetched_are_held_to_the_same(tmp_path: Path) -> None:
+    with scratch(tmp_path) as file, pytest.raises(UserError, match="is not shown") as told:
+        fetch(f"http://user:{SECRET}@127.0.0.1/x.pth", file, Pulse())
+    assert SECRET not in str(told.value)
+
+
+def test_a_redirection_to_what_is_no_url_is_told_without_it(served: Served, tmp_path: Path) -> None:
+    served.status, served.headers = 302, {"Location": f"http://127.0.0.1:{SECRET}/x.tar"}
+    with pytest.raises(UserError, match=r"^x\.tar: .* no URL that can be read") as told:
+        pack(SMALL, f"{served.url}/x.tar", tmp_path / "out", say=lambda line: None)
+    assert SECRET not in str(told.value)
+
+
+def test_a_name_that_is_not_ascii_is_asked_for_as_it_is_written_in_urls(served: Served, tmp_path: Path) -> None:
+    served.content = small_pictures(tmp_path)
+    for url, asked in (
+        ("/Bücher/ß.tar?q=ä&r=%20", "/B%C3%BCcher/%C3%9F.tar?q=%C3%A4&r=%20"),
+        ("/\udce4.tar", "/%E4.tar"),
+    ):
+        assert not pack(SMALL, served.url + url, tmp_path / "out", say=lambda line: None).synthetic
+        assert served.asked[-1] == asked
 
 
 TROUBLES: dict[str, tuple[dict[str, object], int]] = {

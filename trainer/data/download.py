@@ -9,14 +9,16 @@ from __future__ import annotations
 import hashlib
 import http.client
 import queue
+import re
 import socket
 import ssl
+import string
 import threading
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from trainer.data.dataset import shown
 from trainer.data.packed import Origin
@@ -29,6 +31,8 @@ CHUNK = 1 << 18  # bytes
 AGAIN = ExitCode.NOT_DURABLE  # the code for which a container is started again
 BUSY = (408, 425, 429)  # HTTP statuses of a client's doing by their number, and of the moment by their meaning
 _WAITING = 16  # chunks read and not yet written
+_NEVER_IN_A_URL = re.compile(r"[\s\x00-\x1f\x7f]")  # urllib drops some of them, and asks for another address
+_NO_URL = "the address is no URL that can be read; in one a space is written %20"
 
 
 class DownloadError(UserError):
@@ -53,8 +57,27 @@ class Fetched:
 
 
 def name_of(url: str) -> str:
-    """The file's name in a URL."""
-    return unquote(urlsplit(url).path).rstrip("/").rpartition("/")[2] or "download"
+    """The file's name in a URL. Raises `UserError`, which shows nothing of a wrong one: a secret may stand there."""
+    try:
+        parts = urlsplit(url)
+        good = parts.hostname and parts.port != 0 and not _NEVER_IN_A_URL.search(url)
+    except ValueError:
+        good = False
+    if not good:
+        raise UserError(_NO_URL)
+    if "@" in parts.netloc:
+        raise UserError(
+            "the address has an '@' before its path, and is not shown, as a password may stand there: none is sent "
+            "from here; fetch the file by other means, and give its path"
+        )
+    return unquote(parts.path).rstrip("/").rpartition("/")[2] or "download"
+
+
+def _in_ascii(url: str) -> str:
+    """As it is asked for; a host's name is put into ASCII by the library."""
+    parts = urlsplit(url)
+    path, query = (quote(part, string.punctuation, errors="surrogateescape") for part in (parts.path, parts.query))
+    return urlunsplit((parts.scheme, parts.netloc, path, query, ""))
 
 
 def fetch(url: str, into: Scratch, pulse: Pulse, *, known: str = "", silence_s: float = SILENCE_S) -> Fetched | None:
@@ -64,8 +87,10 @@ def fetch(url: str, into: Scratch, pulse: Pulse, *, known: str = "", silence_s: 
     """
     answers: queue.Queue[_Start | bytes | Exception | None] = queue.Queue(_WAITING)
     stop = threading.Event()
-    threading.Thread(target=_read, args=(url, answers, stop, silence_s), name="download", daemon=True).start()
     name = name_of(url)
+    threading.Thread(
+        target=_read, args=(_in_ascii(url), answers, stop, silence_s), name="download", daemon=True
+    ).start()
     got, digest, start, began = 0, hashlib.sha256(), _Start(None, "", ""), time.monotonic()
     try:
         while (answer := _next(answers, pulse, name, silence_s)) is not None:
@@ -177,6 +202,8 @@ def _plain(name: str, error: Exception, silence_s: float) -> DownloadError:
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(reason, TimeoutError):
         return _silent(name, silence_s)
+    if isinstance(reason, (http.client.InvalidURL, ValueError)) and not isinstance(reason, OSError):
+        return DownloadError(f"{shown(name)}: {_NO_URL}")  # the library's words are parts of it, a password among them
     said = reason.strerror if isinstance(reason, OSError) and reason.strerror else reason
     what = f"{shown(name)}: can't be fetched: {shown(said)}; check the network and the address"
     return DownloadError(what, AGAIN if _may_pass(reason) else ExitCode.SETUP)
@@ -190,7 +217,7 @@ def _may_pass(reason: object) -> bool:
     """Whether a fault other than an HTTP status can go away by itself; a wrong address, name or certificate doesn't."""
     if isinstance(reason, socket.gaierror):
         return reason.errno != socket.EAI_NONAME
-    if isinstance(reason, (ssl.SSLCertVerificationError, http.client.InvalidURL)):
+    if isinstance(reason, ssl.SSLCertVerificationError):
         return False
     return isinstance(reason, (OSError, http.client.HTTPException))
 
