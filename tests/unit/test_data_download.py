@@ -19,7 +19,7 @@ import pytest
 from tests.unit.data_makers import SMALL, png, python_archive, small_splits, tar, tree
 from trainer.data import download
 from trainer.data.dataset import Archive, Dataset
-from trainer.data.download import DownloadError, fetch
+from trainer.data.download import DownloadError, fetch, unsigned
 from trainer.data.pack import locate, pack
 from trainer.data.packed import FILE_NAME
 from trainer.data.pulse import Pulse
@@ -214,6 +214,47 @@ def test_other_photographs_of_the_same_length_are_packed_anew_where_a_server_giv
     (tmp_path / "other").mkdir()
     served.content = photographs(tmp_path / "other", brighter=1)
     assert pack("imagenet", url, out, options={"size": 32}, say=said.append).sha256 != first.sha256
+
+
+SIGNED = {
+    "S3's": "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date={0}&X-Amz-Expires=60&X-Amz-Signature={0}",
+    "S3's older": "AWSAccessKeyId=me&Signature={0}&Expires={0}",
+    "Google's": "X-Goog-Date={0}&X-Goog-SignedHeaders=host&X-Goog-Signature={0}",
+    "Azure's": "sp=r&st={0}&se={0}&spr=https&sv=2024-11-04&sr=b&sig={0}",
+    "CloudFront's": "Expires={0}&Signature={0}&Key-Pair-Id=K",
+    "a token": "token={0}",
+}
+
+
+@pytest.mark.parametrize("signer", SIGNED)
+def test_data_of_a_signed_address_is_found_again_by_the_next_signature(
+    signer: str, served: Served, tmp_path: Path
+) -> None:
+    """What was packed from there, and what a stopped packing left."""
+    served.content = photographs(tmp_path)
+    cache, said = tmp_path / "cache", list[str]()
+    urls = [f"{served.url}/x.tar?id=7&{SIGNED[signer].format(n)}" for n in range(3)]
+
+    def check() -> None:
+        if any(path.stat().st_size for path in cache.rglob(".unfinished.places")):
+            raise InterruptedError
+
+    found = partial(locate, "imagenet", folder=tmp_path, options={"size": 32}, cache=cache)
+    with pytest.raises(InterruptedError):
+        found(urls[0], check=check, say=said.append)
+    first = found(urls[1], say=said.append)
+    assert any("going on with picture" in line for line in said)
+    served.status = 503  # then what was packed from there is taken
+    assert found(urls[2], say=said.append).path == first.path
+    with pytest.raises(UserError, match="503"):
+        found(urls[2].replace("id=7", "id=8"), say=said.append)
+
+
+def test_what_names_a_file_where_no_signature_is_is_no_signature() -> None:
+    for query in ("id=2", "sp=1&se=2", "expires=3", "", "q=a%26sig=b"):
+        assert unsigned(f"http://x/y?{query}") == f"http://x/y?{query}"
+    assert unsigned("http://x/y?sig=1&id=2&sp=1") == "http://x/y?id=2"
+    assert unsigned("http://x/y?sig=1") == unsigned("http://x/y") == "http://x/y"
 
 
 SECRET = "s3cret"

@@ -30,6 +30,30 @@ SILENCE_S = 10.0  # without an answer, or without a byte of it
 CHUNK = 1 << 18  # bytes
 AGAIN = ExitCode.NOT_DURABLE  # the code for which a container is started again
 BUSY = (408, 425, 429)  # HTTP statuses of a client's doing by their number, and of the moment by their meaning
+# What holds a signature in an address -> what stands beside it, and may mean something else where no signature is.
+# "User delegation SAS" (Azure), "Signing and authenticating REST requests" (S3), "Using a canned policy" (CloudFront)
+_SIGNATURES = {
+    "sig": (
+        "sv",
+        "se",
+        "sr",
+        "sp",
+        "skoid",
+        "sktid",
+        "skt",
+        "ske",
+        "sks",
+        "skv",
+        "st",
+        "spr",
+        "sip",
+        "sdd",
+        "ss",
+        "srt",
+    ),
+    "signature": ("expires", "awsaccesskeyid", "googleaccessid", "key-pair-id", "policy"),
+    "token": (),
+}
 _WAITING = 16  # chunks read and not yet written
 _NEVER_IN_A_URL = re.compile(r"[\s\x00-\x1f\x7f]")  # urllib drops some of them, and asks for another address
 _NO_URL = "the address is no URL that can be read; in one a space is written %20"
@@ -131,8 +155,18 @@ def fetch_unless_held(url: str, into: Scratch, pulse: Pulse, held: Origin | None
 
 
 def mark_of(url: str) -> str:
-    """By which an address is known again, and not found out."""
-    return hashlib.sha256(url.encode(errors="surrogateescape")).hexdigest()[:32]
+    """By which an address is known again, whatever token lets one in there today, and not found out."""
+    return hashlib.sha256(unsigned(url).encode(errors="surrogateescape")).hexdigest()[:32]
+
+
+def unsigned(url: str) -> str:
+    """The address without what a signature adds to it, which is another each time; the rest may name the file."""
+    address, mark, query = url.partition("?")
+    parts = [(part.partition("=")[0].lower(), part) for part in query.split("&")]
+    names = {name for name, _ in parts}
+    signing = {name for signature, beside in _SIGNATURES.items() if signature in names for name in (signature, *beside)}
+    kept = [part for name, part in parts if name not in signing and not name.startswith(("x-amz-", "x-goog-"))]
+    return address + mark * bool(kept) + "&".join(kept)
 
 
 def _next(

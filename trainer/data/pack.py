@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 
 from trainer.data import sources
 from trainer.data.dataset import PACKERS, Archive, Dataset, Splits, named, shown
-from trainer.data.download import DownloadError, fetch_unless_held, mark_of, name_of
+from trainer.data.download import DownloadError, fetch_unless_held, mark_of, name_of, unsigned
 from trainer.data.held import already, held
 from trainer.data.packed import FILE_NAME, Packed, open_packed, remedy, write_packed
 from trainer.data.pulse import Pulse, told
@@ -100,7 +100,8 @@ def locate(
         data = str(path.resolve())
     cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "baton"
     chosen = {name: (options or {})[name] for name in other.OPTIONS if (options or {}).get(name)} if other else {}
-    key = hashlib.sha256((data + (repr(chosen) if chosen else "")).encode(errors="surrogateescape")).hexdigest()[:16]
+    known = unsigned(data) if sources.is_address(data) else data
+    key = hashlib.sha256((known + (repr(chosen) if chosen else "")).encode(errors="surrogateescape")).hexdigest()[:16]
     return pack(dataset, data, cache / name / key, options=chosen, check=check, say=say)
 
 
