@@ -310,6 +310,14 @@ def test_a_mistake_is_one_line_and_changes_nothing(tmp_path: Path, name: str) ->
     assert not (tmp_path / "out" / FILE_NAME).exists()
 
 
+def test_labels_too_long_for_a_header_are_told_and_leave_what_was_packed(tmp_path: Path) -> None:
+    before = packed(tmp_path / "out", small_texts(tmp_path)).path.read_bytes()
+    rows = "".join(f"{i % 200:03}{'x' * 6000},text {i}\n" for i in range(1200))
+    with pytest.raises(UserError, match=r"^the names of 200 classes are too long together; shorten the labels$"):
+        packed(tmp_path / "out", file(tmp_path, rows, "long.csv"))
+    assert (tmp_path / "out" / FILE_NAME).read_bytes() == before
+
+
 def test_an_unknown_label_names_its_line_and_the_nearest(tmp_path: Path) -> None:
     source = tmp_path / "two"
     file(source, "sports,one\nworld,two\n", "train.csv")

@@ -270,12 +270,15 @@ def write_arrays(
     counts = len(sources["train_labels"][0]), len(sources["test_labels"][0])
     meta = metadata(name, classes, counts, origin, synthetic=synthetic)
     total = sum(array.nbytes for array, _ in sources.values())
+    blank = bytes(len(_header(sources, meta)))
+    if len(blank) > HEADER_LIMIT:  # no start would read it, and what was packed before would be gone
+        raise UserError(f"the names of {len(classes):,} classes are too long together; shorten the labels")
     if synthetic:
         _tell_what_goes(folder, pulse)
     with replacing(folder / FILE_NAME) as scratch:
         digest, written = hashlib.sha256(), 0
         # The header comes last, in the space left for it: without one, no unfinished file is taken for whole.
-        scratch.write(bytes(len(_header(sources, meta))))
+        scratch.write(blank)
         for chunk in _chunks(sources):
             pulse.beat(f"writing: {written / 1e6:.1f} of {total / 1e6:.1f} MB")
             digest.update(chunk)
