@@ -62,7 +62,7 @@ def pack(
     dataset = named(dataset_name)
     remove_stale(folder)
     if source is None:
-        before = held(folder, pulse, lambda packed: _fits(packed, dataset))
+        before = held(folder, dataset.name, pulse, lambda packed: _fits(packed, dataset))
         return already(before, pulse) if before else _official(dataset, folder, pulse)
     if sources.is_address(source):
         return _from_address(dataset, source, folder, pulse)
@@ -91,12 +91,12 @@ def locate(
     if not data:
         if not _is_file(folder / FILE_NAME):
             raise UserError(f"{shown(folder)}: no packed data here; {remedy(name)}")
-        return _fits(open_packed(folder), dataset)
+        return _fits(open_packed(folder, name), dataset)
     if data != sources.SYNTHETIC and not sources.is_address(data) and not (other and sources.is_stored(data)):
         accepted = sources.accepted(dataset) if isinstance(dataset, Dataset) else other.ACCEPTED if other else ""
         path = sources.local_path(data, accepted)
         if _is_file(path / FILE_NAME) or path.name == FILE_NAME or path.suffix == ".safetensors":
-            return _fits(open_packed(path), dataset)
+            return _fits(open_packed(path, name), dataset)
         data = str(path.resolve())
     cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "baton"
     chosen = {name: (options or {})[name] for name in other.OPTIONS if (options or {}).get(name)} if other else {}
@@ -138,7 +138,7 @@ def _official(dataset: Dataset, folder: Path, pulse: Pulse) -> Packed:
 
 def _from_address(dataset: Dataset, url: str, folder: Path, pulse: Pulse) -> Packed:
     name = name_of(url)
-    before = held(folder, pulse, lambda packed: _fits(packed, dataset))
+    before = held(folder, dataset.name, pulse, lambda packed: _fits(packed, dataset))
     published = _published(dataset, name)
     if before and before.origin.name == name and published and before.origin.mark == f"md5:{published.md5}":
         return already(before, pulse)
@@ -166,7 +166,7 @@ def _published(dataset: Dataset, name: str) -> Archive | None:
 
 
 def _from_source(dataset: Dataset, source: Source, folder: Path, pulse: Pulse) -> Packed:
-    before = held(folder, pulse, lambda packed: _fits(packed, dataset))
+    before = held(folder, dataset.name, pulse, lambda packed: _fits(packed, dataset))
     if before and before.origin == source.origin:
         return already(before, pulse)
     return _write(dataset, source, _read(dataset, source, pulse), folder, pulse)

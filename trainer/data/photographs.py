@@ -42,12 +42,12 @@ def pack(source: str | None, folder: Path, options: Mapping[str, Any], pulse: Pu
     """As trainer/data/pack.py's. `options`: `size` in pixels, `strict`."""
     side, strict = packed_side(options.get("size") or SIZE), bool(options.get("strict"))
     if source is None:
-        if (found := held(folder, pulse, _is_ours)) is None:
+        if (found := held(folder, NAME, pulse, _is_ours)) is None:
             raise UserError(f"no photographs are packed in {shown(folder)}, and nobody publishes them; {remedy(NAME)}")
         return _already(found, pulse)
     with alone(folder, pulse):
         remove_stale(folder)
-        found = held(folder, pulse, lambda packed: _would_do(packed, side, strict))
+        found = held(folder, NAME, pulse, lambda packed: _would_do(packed, side, strict))
         with opened(source, folder, pulse, found.origin if found else None) as photos:
             if found is not None and found.origin == photos.origin:
                 return _already(found, pulse)

@@ -65,11 +65,11 @@ def pack(source: str | None, folder: Path, options: Mapping[str, Any], pulse: Pu
     """As `trainer.data.pack.pack`. `options["model"]`: whose tokenizer to take; without one it is learned."""
     if source is None:
         if (folder / FILE_NAME).exists():
-            return already(open_packed(folder), pulse)
+            return already(open_packed(folder, NAME), pulse)
         raise UserError(f"{shown(folder)}: nothing is packed here; {remedy(NAME)}; {ACCEPTED}")
     files, model = _tokenizer(str(options.get("model") or ""))
     found = _recognise(source, files, model, pulse)
-    if (before := held(folder, pulse, lambda packed: packed.origin == found.origin)) is not None:
+    if (before := held(folder, NAME, pulse, lambda packed: packed.origin == found.origin)) is not None:
         return already(before, pulse)
     synthetic = source == SYNTHETIC
     what = "the SYNTHETIC stand-in" if synthetic else f"{found.origin.kind} {shown(found.origin.name)}"
