@@ -11,17 +11,20 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from storage import open_store
+from storage import ObjectInfo, open_store
+from storage.local import LocalStore
 from tests.jobs import photo, photos
 from tests.runs import REPOSITORY
 from tests.unit.data_makers import laid_out, tar
-from trainer.data import photo_sources
+from trainer.data import photo_sources, remote
 from trainer.data.pack import pack
 from trainer.data.packed import FILE_NAME, Packed, open_packed
 from trainer.data.photo import Broken, decode
@@ -160,7 +163,7 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from trainer.data import growing
-from trainer.data import photo_sources
+from trainer.data import photo_sources, remote
 from trainer.data.pack import pack
 growing.SETTLE_S = 0.0  # so that no kill has to wait for it
 pack("imagenet", sys.argv[1], Path(sys.argv[2]), options={"size": 128}, check=lambda: time.sleep(0.02), say=print)
@@ -329,6 +332,36 @@ def test_an_object_that_is_written_anew_as_long_and_no_later_than_the_newest_is_
     first_object.write_bytes(colours(2)["train/newt/0.ppm"])
     os.utime(first_object, (n, n))
     assert packed("gs://bucket", out).sha256 != first.sha256
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_what_is_written_anew_in_a_store_while_it_is_read_is_told_and_no_broken_picture(
+    kind: str, bucket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "RANGE", 5000)
+    laid_out(bucket, colours(1))
+    file, source = bucket / "val" / "owl" / "1.ppm", "gs://bucket"
+    if kind == "tar":
+        file, source = tar(bucket / "x.tar", colours(1), "w"), "gs://bucket/x.tar"
+    before = file.read_bytes()
+
+    def say(line: str) -> None:
+        if line.startswith("packing"):
+            file.write_bytes(before[: len(before) // 2])
+
+    with pytest.raises(UserError, match=rf"/{file.name}: was written anew while it was read; start again") as told:
+        pack("imagenet", source, bucket.parent / "out", options={"size": 32}, say=say)
+    assert told.value.code == 74
+
+
+def test_an_object_is_the_one_that_was_listed_whatever_time_comes_with_its_bytes(bucket: Path) -> None:
+    class Odd(LocalStore):
+        def get(self, *args: Any, **options: Any) -> ObjectInfo:
+            return replace(super().get(*args, **options), modified=1.0)
+
+    laid_out(bucket, {"x": b"four"})
+    store = Odd(f"file://{bucket}")
+    assert remote.read(store, store.stat("x"), 0, 4) == b"four"
 
 
 def test_linked_folders_are_walked_once_and_a_link_that_leads_nowhere_is_told(tmp_path: Path) -> None:

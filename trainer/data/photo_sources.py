@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from trainer.data.packed import Origin
 from trainer.data.photo import EXTENSIONS, FILE_LIMIT
 from trainer.data.pictures import read_file
 from trainer.data.pulse import Pulse, told
-from trainer.data.remote import StoreFile, patient
+from trainer.data.remote import StoreFile, patient, read
 from trainer.data.scratch import scratch
 from trainer.data.sources import is_address, is_stored, local_path
 from trainer.data.tarstream import is_tar, members
@@ -156,11 +155,5 @@ def _of_store(store: Store, url: str, found: list[ObjectInfo], pulse: Pulse) -> 
     layout = folders.Layout(url, (), EXTENSIONS)
     for info in sorted(found, key=lambda info: info.key.split("/")):
         if (place := layout.place(tuple(info.key.split("/")))) is not None:
-            yield Photo(info.key, *place, partial(_get, store, info))
+            yield Photo(info.key, *place, partial(read, store, info, 0, min(info.size, FILE_LIMIT + 1)))
     layout.tell_ignored(pulse)
-
-
-def _get(store: Store, info: ObjectInfo) -> bytes:
-    sink = io.BytesIO()
-    store.get(info.key, sink, byte_range=(0, min(info.size, FILE_LIMIT + 1)))
-    return sink.getvalue()
