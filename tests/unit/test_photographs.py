@@ -24,7 +24,8 @@ from storage.local import LocalStore
 from tests.jobs import photo, photos
 from tests.runs import REPOSITORY
 from tests.unit.data_makers import laid_out, tar
-from trainer.data import photo_sources, remote
+from trainer.data import photo as photo_module
+from trainer.data import photo_sources, remote, tarstream
 from trainer.data.pack import pack
 from trainer.data.packed import FILE_NAME, Packed, open_packed
 from trainer.data.photo import Broken, decode
@@ -127,6 +128,37 @@ def test_folder_and_tar_are_packed_alike(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "a").iterdir()] == [FILE_NAME]
 
 
+def test_what_is_too_long_is_skipped_as_broken_or_ignored_in_a_tar_as_in_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name in ((photo_module, "FILE_LIMIT"), (photo_sources, "FILE_LIMIT"), (tarstream, "MEMBER_LIMIT")):
+        monkeypatch.setattr(module, name, 3 << 20)
+    files = colours(1) | {"train/annotations.zip": bytes(5_000_000), "train/owl/1 long.jpg": bytes(4_000_000)}
+    files = dict(sorted(files.items(), key=lambda item: item[0].split("/")))
+    found = []
+    for source in (laid_out(tmp_path / "in", files), tar(tmp_path / "x.tar", files, "w")):
+        said: list[str] = []
+        data = packed(str(source), tmp_path / f"from-{source.name}", said)
+        assert data.skipped == 1
+        found.append((data.sha256, [line for line in said if line.startswith(("skipped", "ignored"))]))
+    assert found[0] == found[1]
+    assert found[0][1] == [
+        "ignored, as no picture by its name: train/annotations.zip",
+        "skipped as broken: train/owl/1 long.jpg (more than 3 MB long); --strict stops at the first",
+    ]
+
+
+def test_a_picture_that_a_tar_holds_twice_is_told(tmp_path: Path) -> None:
+    path = tar(tmp_path / "x.tar", colours(1), "w")
+    with tarfile.open(path, "a") as out:  # as `tar -r` does
+        content = colours(2)["train/owl/0.ppm"]
+        info = tarfile.TarInfo("./train/owl/0.ppm")
+        info.size = len(content)
+        out.addfile(info, io.BytesIO(content))
+    with pytest.raises(UserError, match=r"^x\.tar: train/owl/0\.ppm is in it twice, .*; make the tar anew"):
+        packed(str(path), tmp_path / "out")
+
+
 class Stop(Exception):
     pass
 
@@ -163,7 +195,8 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from trainer.data import growing
-from trainer.data import photo_sources, remote
+from trainer.data import photo as photo_module
+from trainer.data import photo_sources, remote, tarstream
 from trainer.data.pack import pack
 growing.SETTLE_S = 0.0  # so that no kill has to wait for it
 pack("imagenet", sys.argv[1], Path(sys.argv[2]), options={"size": 128}, check=lambda: time.sleep(0.02), say=print)

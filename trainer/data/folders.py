@@ -12,7 +12,7 @@ from pathlib import Path
 from trainer.data.dataset import Dataset, Splits, shown
 from trainer.data.pictures import EXTENSIONS, Picture, decode_all
 from trainer.data.pulse import Pulse, told
-from trainer.data.tarstream import members
+from trainer.data.tarstream import Member, members
 from trainer.exits import UserError
 
 SPLITS = {"train": False, "test": True, "val": True}
@@ -26,7 +26,7 @@ class Layout:
         self, source: object, classes: Collection[str], extensions: tuple[str, ...] = EXTENSIONS, name: str = ""
     ) -> None:
         """`classes`: of the data set `name`; if there are none, any folder is one."""
-        self._source = shown(source)
+        self.source = shown(source)
         self._classes = classes
         self._extensions = extensions
         self._name = name
@@ -45,19 +45,19 @@ class Layout:
         top = parts[:1] if parts[0] not in SPLITS else ()
         rest = parts[len(top) :]
         if len(rest) < 3 or rest[0] not in SPLITS:
-            raise UserError(f"{self._source}: {name} is in no class's folder; {WANTED}")
+            raise UserError(f"{self.source}: {name} is in no class's folder; {WANTED}")
         if self._top not in (None, top):
-            raise UserError(f"{self._source}: {name} is in a second top folder; {WANTED}")
+            raise UserError(f"{self.source}: {name} is in a second top folder; {WANTED}")
         self._top = top
         split, folder = rest[:2]
         if SPLITS[split]:
             if self._test_name not in (None, split):
-                raise UserError(f"{self._source}: has both test and val; remove one")
+                raise UserError(f"{self.source}: has both test and val; remove one")
             self._test_name = split
         if self._classes and folder not in self._classes:
             near = difflib.get_close_matches(folder, self._classes, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(self._classes)}"
-            raise UserError(f"{self._source}: {split}/{shown(folder)} is no class of {self._name}; {hint}")
+            raise UserError(f"{self.source}: {split}/{shown(folder)} is no class of {self._name}; {hint}")
         return SPLITS[split], folder
 
     def tell_ignored(self, pulse: Pulse) -> None:
@@ -80,18 +80,40 @@ def read_tar(dataset: Dataset, path: Path, md5: str, pulse: Pulse) -> Splits:
     layout = _layout(dataset, path)
     official = {n + end for _, names, _ in dataset.splits() for n in names for end in ("", ".bin")}
 
-    def pictures() -> Iterator[Picture]:
-        for member in members(path, pulse.check):
+    def unofficial(some: Iterable[Member]) -> Iterator[Member]:
+        for member in some:
             if member.parts[-1] in official:
                 raise UserError(
                     f"{shown(path)}: looks like an official archive of {dataset.name}, but its MD5 {md5} is neither "
                     f"{dataset.python.md5} (python) nor {dataset.binary.md5} (binary); fetch it again"
                 )
-            if (place := layout.place(member.parts)) is not None:
-                test, folder = place
-                yield Picture(f"{path}: {'/'.join(member.parts)}", test, dataset.classes.index(folder), member.data)
+            yield member
+
+    def pictures() -> Iterator[Picture]:
+        for member, place in placed(unofficial(members(path, pulse.check)), layout):
+            test, folder = place
+            name = f"{path}: {'/'.join(member.parts)}"
+            yield Picture(name, test, dataset.classes.index(folder), member.whole(path))
 
     return _read(dataset, layout, pictures(), pulse)
+
+
+def placed(members: Iterable[Member], layout: Layout) -> Iterator[tuple[Member, tuple[bool, str]]]:
+    """A tar's pictures and their places. Raises `UserError` for one that is in it twice.
+
+    Whoever unpacks the tar gets the last one alone, and whoever reads it from front to back learns of it too late.
+    """
+    seen: set[int] = set()  # hashes, which take less memory than names: 0.1 kB a picture
+    for member in members:
+        if (place := layout.place(member.parts)) is not None:
+            name = "/".join(member.parts)
+            if hash(name) in seen:
+                raise UserError(
+                    f"{layout.source}: {shown(name)} is in it twice, as `tar -r` leaves what it updates; make the tar "
+                    "anew, from its files"
+                )
+            seen.add(hash(name))
+            yield member, place
 
 
 @dataclass(frozen=True, slots=True)

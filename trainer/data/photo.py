@@ -32,6 +32,10 @@ class Broken(Exception):
     """Why a file gives no picture."""
 
 
+def too_long() -> Broken:
+    return Broken(f"more than {FILE_LIMIT >> 20} MB long")
+
+
 def decode(data: bytes, side: int) -> Bytes:
     """uint8 [side, side, 3]: upright, the shorter side scaled to `side`, the middle of the longer one.
 
@@ -39,7 +43,7 @@ def decode(data: bytes, side: int) -> Bytes:
     transparency is left out, as torchvision's own loader does. Raises `Broken`.
     """
     if len(data) > FILE_LIMIT:
-        raise Broken(f"more than {FILE_LIMIT >> 20} MB long")
+        raise too_long()
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > PIXEL_LIMIT:

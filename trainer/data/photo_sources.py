@@ -16,7 +16,7 @@ from trainer.data import folders
 from trainer.data.dataset import shown
 from trainer.data.download import fetch_unless_held, mark_of, name_of
 from trainer.data.packed import Origin
-from trainer.data.photo import EXTENSIONS, FILE_LIMIT
+from trainer.data.photo import EXTENSIONS, FILE_LIMIT, too_long
 from trainer.data.pictures import read_file
 from trainer.data.pulse import Pulse, told
 from trainer.data.remote import StoreFile, patient, read
@@ -41,7 +41,7 @@ class Photo:
     name: str  # for messages: its path in the source
     test: bool
     folder: str  # its class
-    data: bytes | Callable[[], bytes]
+    data: bytes | Callable[[], bytes]  # which raises `Broken` where it is too long to be one
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +115,14 @@ def _tar(path: Path, origin: Origin, pulse: Pulse) -> Photos:
 
 def _of_tar(path: Path, opener: Callable[[], StoreFile] | None, pulse: Pulse) -> Iterator[Photo]:
     layout = folders.Layout(path.name, (), EXTENSIONS)
-    for member in members(path, pulse.check, opener=opener, total_limit=TOTAL_LIMIT):  # type: ignore[arg-type]
-        if (place := layout.place(member.parts)) is not None:
-            yield Photo("/".join(member.parts), *place, member.data)
+    some = members(path, pulse.check, opener=opener, total_limit=TOTAL_LIMIT)  # type: ignore[arg-type]
+    for member, place in folders.placed(some, layout):
+        yield Photo("/".join(member.parts), *place, _too_long if member.data is None else member.data)
     layout.tell_ignored(pulse)
+
+
+def _too_long() -> bytes:
+    raise too_long()
 
 
 def _stored(url: str, pulse: Pulse) -> Photos:
