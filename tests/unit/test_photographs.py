@@ -9,8 +9,11 @@ import re
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ from tests.jobs import photo, photos
 from tests.runs import REPOSITORY
 from tests.unit.data_makers import laid_out, tar
 from trainer.data import photo as photo_module
-from trainer.data import photo_sources, remote, tarstream
+from trainer.data import photo_sources, pictures, remote, tarstream
 from trainer.data.pack import pack
 from trainer.data.packed import FILE_NAME, Packed, open_packed
 from trainer.data.photo import Broken, decode
@@ -196,7 +199,7 @@ import sys, time
 from pathlib import Path
 from trainer.data import growing
 from trainer.data import photo as photo_module
-from trainer.data import photo_sources, remote, tarstream
+from trainer.data import photo_sources, pictures, remote, tarstream
 from trainer.data.pack import pack
 growing.SETTLE_S = 0.0  # so that no kill has to wait for it
 pack("imagenet", sys.argv[1], Path(sys.argv[2]), options={"size": 128}, check=lambda: time.sleep(0.02), say=print)
@@ -237,16 +240,100 @@ def test_a_tar_whose_packing_is_killed_twice_comes_out_as_if_it_never_was(tmp_pa
 def test_no_more_pictures_are_read_ahead_than_are_decoded_side_by_side(tmp_path: Path) -> None:
     read = 0
 
-    def pictures() -> Iterator[Photo]:
+    def given() -> Iterator[Photo]:
         nonlocal read
         for read in range(1, 1001):
             yield Photo(f"{read}", False, "owl", b"x")
 
-    made = in_parallel(len, pictures(), Pulse(), batch=5, workers=2)
+    made = in_parallel(len, given(), Pulse(), batch=5, workers=2)
     for number in range(1, 50):
         next(made)
         assert 5 * number <= read <= 5 * (number + 3 * 2 + 1)
     made.close()
+
+
+def test_no_more_bytes_are_read_ahead_however_large_the_files_of_a_tar_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "AHEAD_BYTES", 10_000)
+    read = 0
+
+    def given() -> Iterator[Photo]:
+        nonlocal read
+        for read in range(1, 101):
+            yield Photo(f"{read}", False, "owl", bytes(3000))
+
+    made = in_parallel(len, given(), Pulse(), batch=1, workers=8)
+    for number, (some, _) in enumerate(made, 1):
+        assert some[0].name == str(number)
+        assert read <= number + 3, "four have more"
+    assert number == 100
+
+
+PEAK = """
+import resource, sys
+from concurrent.futures import ThreadPoolExecutor
+from trainer.data.photo import decode
+data, threads = sys.stdin.buffer.read(), int(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with ThreadPoolExecutor(threads) as pool:
+    list(pool.map(lambda _: decode(data, 146), range(2 * threads)))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def peak(data: bytes, threads: int) -> int:
+    """Bytes that it takes to decode this picture twice in each thread."""
+    command = [sys.executable, "-c", PEAK, str(threads)]
+    return int(subprocess.run(command, cwd=REPOSITORY, input=data, capture_output=True, check=True).stdout) << 10
+
+
+@pytest.mark.parametrize(("mode", "bytes_a_pixel"), [("I;16", 3.5), ("RGB", 4.5), ("L", 1.5)])
+def test_a_large_picture_takes_little_more_memory_than_its_pixels(mode: str, bytes_a_pixel: float) -> None:
+    side = 5000
+    data = saved(Image.new(mode, (side, side)), "PNG", compress_level=1)
+    assert peak(data, 1) < bytes_a_pixel * side * side
+
+
+def test_many_threads_keep_no_memory_of_the_large_pictures_that_they_decoded() -> None:
+    side = 4900
+    assert peak(saved(Image.new("RGB", (side, side)), "PNG", compress_level=1), 8) < 2 * 6 * side * side
+
+
+def test_large_pictures_are_decoded_few_at_a_time_and_others_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once, most, lock = [0, 0], [0, 0], threading.Lock()
+
+    def square(image: Image.Image, side: int) -> None:
+        with lock:
+            for i, more in enumerate((image.width * image.height, 1)):
+                at_once[i] += more
+                most[i] = max(most[i], at_once[i])
+        time.sleep(0.02)
+        with lock:
+            for i, more in enumerate((image.width * image.height, 1)):
+                at_once[i] -= more
+
+    monkeypatch.setattr(photo_module, "_square", square)
+    sizes = [(7000, 7000), (4000, 4000), (100, 100)] * 6
+    files = [saved(Image.new("1", size), "PNG") for size in sizes]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda data: decode(data, 32), files))
+    assert most[0] <= photo_module.PIXEL_LIMIT
+    assert most[1] > 1
+    assert at_once == [0, 0]
+
+
+def test_a_jpeg_counts_as_what_is_decoded_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A camera's, of which an eighth of each side is enough, holds up no others; a progressive one is read whole."""
+    counted: list[int] = []
+
+    @contextmanager
+    def taken(pixels: int) -> Iterator[None]:
+        counted.append(pixels)
+        yield
+
+    monkeypatch.setattr(photo_module._room, "taken", taken)
+    for progressive in (False, True):
+        decode(saved(Image.new("RGB", (4000, 3000)), "JPEG", progressive=progressive), 146)
+    assert counted == [500 * 375, 4000 * 3000]
 
 
 def test_too_small_a_disk_is_told_before_a_picture_is_decoded(tmp_path: Path, small_disk: Path) -> None:
