@@ -422,6 +422,14 @@ def test_what_is_no_archive_is_told_by_its_own_name(served: Served, tmp_path: Pa
     refused(f"{served.url}/x.tar.gz", tmp_path / "out", r"^x\.tar\.gz: not a kind of file")
 
 
+def test_what_is_wrong_within_is_told_by_its_own_name(served: Served, tmp_path: Path) -> None:
+    for kind, (dataset, made, options) in KINDS.items():
+        (tmp_path / kind).mkdir()
+        served.content = made(tmp_path / kind)[:20_000]
+        with pytest.raises(UserError, match=r"^x\.tar: ends early"):
+            pack(dataset, f"{served.url}/x.tar", tmp_path / "out", options=options, say=lambda line: None)
+
+
 def test_refused_and_unknown_hosts_are_told(tmp_path: Path) -> None:
     refused(f"http://127.0.0.1:{closed_port()}/x.tar.gz", tmp_path / "out", "can't be fetched: Connection refused")
     refused("http://nowhere.invalid/x.tar.gz", tmp_path / "out", r"x\.tar\.gz: (can't be fetched|no answer)")

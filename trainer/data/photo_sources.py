@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from storage import Store
 from storage.errors import NotFound
@@ -110,12 +111,13 @@ def _of_tree(tree: folders.Tree, pulse: Pulse) -> Iterator[Photo]:
 def _tar(path: Path, origin: Origin, pulse: Pulse) -> Photos:
     if not is_tar(path):
         raise UserError(f"{shown(origin.name)}: no tar; {ACCEPTED}")
-    return Photos(origin, partial(_of_tar, path, None, pulse))
+    return Photos(origin, partial(_of_tar, origin.name, lambda: path.open("rb"), pulse))
 
 
-def _of_tar(path: Path, opener: Callable[[], StoreFile] | None, pulse: Pulse) -> Iterator[Photo]:
-    layout = folders.Layout(path.name, (), EXTENSIONS)
-    some = members(path, pulse.check, opener=opener, total_limit=TOTAL_LIMIT)  # type: ignore[arg-type]
+def _of_tar(name: str, opener: Callable[[], BinaryIO], pulse: Pulse) -> Iterator[Photo]:
+    """`name`: by which people know it; a download lies here under another."""
+    layout = folders.Layout(name, (), EXTENSIONS)
+    some = members(Path(name), pulse.check, opener=opener, total_limit=TOTAL_LIMIT)
     for member, place in folders.placed(some, layout):
         yield Photo("/".join(member.parts), *place, _too_long if member.data is None else member.data)
     layout.tell_ignored(pulse)
@@ -134,7 +136,8 @@ def _stored(url: str, pulse: Pulse) -> Photos:
         except NotFound as e:
             raise UserError(f"{shown(url)}: no such object; {ACCEPTED}") from e
         origin = Origin("image tar in a store", name, f"bytes:{info.size},newest:{info.modified}")
-        return Photos(origin, partial(_of_tar, Path(name), partial(StoreFile, store, info, pulse.check), pulse))
+        opener: Any = partial(StoreFile, store, info, pulse.check)  # it has what is asked of a file here, not all
+        return Photos(origin, partial(_of_tar, name, opener, pulse))
     store = patient(url.rstrip("/"), pulse.check)
     found: list[ObjectInfo] = []
     for info in store.list(""):
