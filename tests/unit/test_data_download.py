@@ -123,6 +123,25 @@ def test_the_same_version_is_not_fetched_again(served: Served, tmp_path: Path) -
     assert pack(SMALL, f"{served.url}/x.tar.xz", tmp_path / "out", say=said.append).sha256 != first.sha256
 
 
+@pytest.mark.parametrize("kind", ["small pictures", "photographs"])
+def test_the_same_bytes_with_another_tag_are_fetched_once_more_and_no_oftener(
+    kind: str, served: Served, tmp_path: Path
+) -> None:
+    dataset, made, options = KINDS[kind]
+    served.content = made(tmp_path)
+    found = partial(pack, dataset, f"{served.url}/x.tar", tmp_path / "out", options=options)
+    hashes = set()
+    for tag in ("1", "2", "2"):
+        if served.headers.get("ETag") == tag:
+            served.hang = "within"  # its answer alone comes
+        served.headers = {"ETag": tag}
+        said: list[str] = []
+        hashes.add(found(say=said.append).sha256)
+    assert said[-1].startswith("already packed")
+    assert not any("taken" in line for line in said)
+    assert len(hashes) == 1
+
+
 def photographs(folder: Path, brighter: int = 0) -> bytes:
     """A tar of 600, which is as long whatever they show."""
     names = [f"{split}/{kind}/{n:03}.ppm" for split in ("train", "val") for kind in ("newt", "owl") for n in range(150)]
