@@ -172,7 +172,7 @@ def packed_data(job: str, settings: Settings, rank: ranks.Rank, mailbox: Mailbox
     dataset = dataset_of(job)
     if dataset is None:
         if settings.data:
-            raise UserError(f"--data {settings.data}: {job} takes no data: its DATASET is None", ExitCode.USAGE)
+            raise UserError(f"--data: {job} takes no data: its DATASET is None", ExitCode.USAGE)
         return no_data()
     packed = locate(
         dataset,

@@ -14,6 +14,7 @@ from trainer.exits import UserError
 
 BAKED_IN = Path(__file__).resolve().parent.parent / "weights"  # one folder for each name
 WEIGHTS, TOKENIZER, TOKENIZER_CONFIG = "model.safetensors", "tokenizer.json", "tokenizer_config.json"
+MAX_LENGTH = 512  # tokens of a text, the special ones included; what is longer is cut
 FILES = ("config.json", WEIGHTS, TOKENIZER, TOKENIZER_CONFIG)  # make/image.sh takes the same into an image
 # BERT's published miniatures (Turc et al., 2019, arXiv:1908.08962) and its base size, to be trained from chance:
 # layers, width; a head for each 64
@@ -101,6 +102,16 @@ def vocabulary(files: Mapping[str, str]) -> int:
     ids = known.values() if isinstance(known, dict) else range(len(known))
     added = (entry["id"] for entry in described.get("added_tokens", ()))
     return 1 + max(max(ids), max(added, default=0))
+
+
+def longest(files: Mapping[str, str], folder: Path | None) -> int:
+    """Tokens of a text that the model with this tokenizer and folder can take."""
+    limits: list[Any] = [MAX_LENGTH]
+    with suppress(ValueError, AttributeError):
+        limits.append(json.loads(files.get(TOKENIZER_CONFIG, "{}")).get("model_max_length"))
+    if folder is not None:
+        limits.append(longest_text(config_of(folder)))
+    return min(limit for limit in limits if type(limit) is int and limit > 2)
 
 
 def tokens(file: str) -> Any:

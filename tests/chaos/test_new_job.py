@@ -76,7 +76,7 @@ _PRESET = '"lr": 0.1}'
     ("change", "words", "code", "told"),
     [
         (("", ""), ["reg"], 0, "finished: 40 steps, error 0."),
-        (("", ""), ["reg", "--data", "x"], 64, "--data x: reg takes no data: its DATASET is None"),
+        (("", ""), ["reg", "--data", "x"], 64, "--data: reg takes no data: its DATASET is None"),
         (("", ""), ["data", "reg"], 64, "reg takes no data: its DATASET is None"),
         (("", ""), ["reg", "--preset", "plane"], 64, "no such preset; did you mean plain?"),
         (("DATASET = None", ""), ["reg"], 78, "no data set reg; there are: bert, cifar10, cifar100, imagenet, mnist;"),

@@ -13,15 +13,17 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.jobs import photos
-from tests.unit.data_makers import SMALL, python_archive, small_splits, tar, tree
+from tests.unit.data_makers import SMALL, png, python_archive, small_splits, tar, tree
 from trainer.data import download
 from trainer.data.dataset import Archive, Dataset
-from trainer.data.download import DownloadError, fetch
-from trainer.data.pack import pack
+from trainer.data.download import DownloadError, fetch, unsigned
+from trainer.data.pack import locate, pack
 from trainer.data.packed import FILE_NAME
+from trainer.data.pulse import Pulse
+from trainer.data.scratch import scratch
 from trainer.exits import UserError
 
 
@@ -121,8 +123,29 @@ def test_the_same_version_is_not_fetched_again(served: Served, tmp_path: Path) -
     assert pack(SMALL, f"{served.url}/x.tar.xz", tmp_path / "out", say=said.append).sha256 != first.sha256
 
 
-def photographs(folder: Path) -> bytes:
-    files = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(photos(folder)).rglob("*.jpg"))}
+@pytest.mark.parametrize("kind", ["small pictures", "photographs"])
+def test_the_same_bytes_with_another_tag_are_fetched_once_more_and_no_oftener(
+    kind: str, served: Served, tmp_path: Path
+) -> None:
+    dataset, made, options = KINDS[kind]
+    served.content = made(tmp_path)
+    found = partial(pack, dataset, f"{served.url}/x.tar", tmp_path / "out", options=options)
+    hashes = set()
+    for tag in ("1", "2", "2"):
+        if served.headers.get("ETag") == tag:
+            served.hang = "within"  # its answer alone comes
+        served.headers = {"ETag": tag}
+        said: list[str] = []
+        hashes.add(found(say=said.append).sha256)
+    assert said[-1].startswith("already packed")
+    assert not any("taken" in line for line in said)
+    assert len(hashes) == 1
+
+
+def photographs(folder: Path, brighter: int = 0) -> bytes:
+    """A tar of 600, which is as long whatever they show."""
+    names = [f"{split}/{kind}/{n:03}.ppm" for split in ("train", "val") for kind in ("newt", "owl") for n in range(150)]
+    files = {name: png(np.full((40, 40, 3), n % 200 + brighter, np.uint8), "PPM") for n, name in enumerate(names)}
     return tar(folder / "x.tar", files, "w").read_bytes()
 
 
@@ -167,6 +190,146 @@ def test_what_is_packed_is_neither_fetched_again_nor_lost_with_its_server(
     if options:
         with pytest.raises(UserError, match="Connection refused"):
             pack(dataset, url, out, options={"size": 64}, say=said.append)
+
+
+def stopped(url: str, out: Path) -> None:
+    """Packing from there, stopped once a picture is durable."""
+    places = out / ".unfinished.places"
+
+    def check() -> None:
+        if places.exists() and places.stat().st_size:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        pack("imagenet", url, out, options={"size": 32}, check=check, say=lambda line: None)
+
+
+@pytest.mark.parametrize("change", ["its content", "what its server says"])
+def test_a_stopped_packing_goes_on_with_the_very_bytes_alone(change: str, served: Served, tmp_path: Path) -> None:
+    """And with these whatever the server says of them, be it nothing."""
+    served.content = photographs(tmp_path)
+    url, out, said = f"{served.url}/x.tar", tmp_path / "out", list[str]()
+    stopped(url, out)
+    if change == "its content":
+        (tmp_path / "other").mkdir()
+        other = photographs(tmp_path / "other", brighter=1)
+        assert len(other) == len(served.content)
+        served.content = other
+    else:
+        served.headers = {"ETag": '"another machine behind the same name"'}
+    made = pack("imagenet", url, out, options={"size": 32}, say=said.append)
+    assert any("going on with picture" in line for line in said) == (change == "what its server says")
+    assert made.sha256 == pack("imagenet", url, tmp_path / "anew", options={"size": 32}, say=said.append).sha256
+
+
+def test_other_photographs_of_the_same_length_are_packed_anew_where_a_server_gives_no_tag(
+    served: Served, tmp_path: Path
+) -> None:
+    served.content = photographs(tmp_path)
+    url, out, said = f"{served.url}/x.tar", tmp_path / "out", list[str]()
+    first = pack("imagenet", url, out, options={"size": 32}, say=said.append)
+    pack("imagenet", url, out, options={"size": 32}, say=said.append)
+    assert said[-1].startswith("already packed")
+    (tmp_path / "other").mkdir()
+    served.content = photographs(tmp_path / "other", brighter=1)
+    assert pack("imagenet", url, out, options={"size": 32}, say=said.append).sha256 != first.sha256
+
+
+SIGNED = {
+    "S3's": "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date={0}&X-Amz-Expires=60&X-Amz-Signature={0}",
+    "S3's older": "AWSAccessKeyId=me&Signature={0}&Expires={0}",
+    "Google's": "X-Goog-Date={0}&X-Goog-SignedHeaders=host&X-Goog-Signature={0}",
+    "Azure's": "sp=r&st={0}&se={0}&spr=https&sv=2024-11-04&sr=b&sig={0}",
+    "CloudFront's": "Expires={0}&Signature={0}&Key-Pair-Id=K",
+    "a token": "token={0}",
+}
+
+
+@pytest.mark.parametrize("signer", SIGNED)
+def test_data_of_a_signed_address_is_found_again_by_the_next_signature(
+    signer: str, served: Served, tmp_path: Path
+) -> None:
+    """What was packed from there, and what a stopped packing left."""
+    served.content = photographs(tmp_path)
+    cache, said = tmp_path / "cache", list[str]()
+    urls = [f"{served.url}/x.tar?id=7&{SIGNED[signer].format(n)}" for n in range(3)]
+
+    def check() -> None:
+        if any(path.stat().st_size for path in cache.rglob(".unfinished.places")):
+            raise InterruptedError
+
+    found = partial(locate, "imagenet", folder=tmp_path, options={"size": 32}, cache=cache)
+    with pytest.raises(InterruptedError):
+        found(urls[0], check=check, say=said.append)
+    first = found(urls[1], say=said.append)
+    assert any("going on with picture" in line for line in said)
+    served.status = 503  # then what was packed from there is taken
+    assert found(urls[2], say=said.append).path == first.path
+    with pytest.raises(UserError, match="503"):
+        found(urls[2].replace("id=7", "id=8"), say=said.append)
+
+
+def test_what_names_a_file_where_no_signature_is_is_no_signature() -> None:
+    for query in ("id=2", "sp=1&se=2", "expires=3", "", "q=a%26sig=b"):
+        assert unsigned(f"http://x/y?{query}") == f"http://x/y?{query}"
+    assert unsigned("http://x/y?sig=1&id=2&sp=1") == "http://x/y?id=2"
+    assert unsigned("http://x/y?sig=1") == unsigned("http://x/y") == "http://x/y"
+
+
+SECRET = "s3cret"
+NO_URLS = {
+    "a password": (f"http://user:{SECRET}@127.0.0.1/p.tar", "has an '@' before its path, and is not shown"),
+    "a password without a path": (f"http://user:{SECRET}@127.0.0.1", "has an '@' before its path, and is not shown"),
+    "a password with a slash": (f"http://user:{SECRET}/x@127.0.0.1/p.tar", "no URL that can be read"),
+    "a port that is none": (f"http://127.0.0.1:{SECRET}/p.tar", "no URL that can be read"),
+    "port 0": (f"http://127.0.0.1:0/p.tar?{SECRET}", "no URL that can be read"),
+    "a bracket": (f"http://[::1/p.tar?{SECRET}", "no URL that can be read"),
+    "no host": (f"https:///p.tar?{SECRET}", "no URL that can be read"),
+    "a space": (
+        f"http://127.0.0.1:1/p.tar?sig={SECRET} &x=1",
+        "no URL that can be read; in one a space is",
+    ),
+    "a line's end": (f"http://127.0.0.1:1/p.tar?sig={SECRET}\nmore", "no URL that can be read"),
+    "a host that is no name": (f"http://{'ä' * 70}.example/p.tar?{SECRET}", "^p.tar: .* no URL that can be read"),
+    "in a store": (f"ftp://user:{SECRET}@127.0.0.1/p.tar", r"^ftp://\.\.\.: no source"),
+    "a file's": ("file://[x/p.tar", "names another machine"),
+    "a file's with a NUL": ("file:///x%00y", "no source that can be read here"),
+}
+
+
+@pytest.mark.parametrize("name", NO_URLS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_address_that_is_none_is_told_in_a_line_that_holds_no_secret(kind: str, name: str, tmp_path: Path) -> None:
+    dataset, _, options = KINDS[kind]
+    source, why = NO_URLS[name]
+    for act in (pack, partial(locate, cache=tmp_path / "cache")):
+        with pytest.raises(UserError, match=why) as told:
+            act(dataset, source, tmp_path / "out", options=options, say=lambda line: None)  # type: ignore[operator]
+        assert (told.value.code, str(told.value).isprintable()) == (78, True)
+        assert SECRET not in str(told.value)
+
+
+def test_weights_and_whatever_else_is_fetched_are_held_to_the_same(tmp_path: Path) -> None:
+    with scratch(tmp_path) as file, pytest.raises(UserError, match="is not shown") as told:
+        fetch(f"http://user:{SECRET}@127.0.0.1/x.pth", file, Pulse())
+    assert SECRET not in str(told.value)
+
+
+def test_a_redirection_to_what_is_no_url_is_told_without_it(served: Served, tmp_path: Path) -> None:
+    served.status, served.headers = 302, {"Location": f"http://127.0.0.1:{SECRET}/x.tar"}
+    with pytest.raises(UserError, match=r"^x\.tar: .* no URL that can be read") as told:
+        pack(SMALL, f"{served.url}/x.tar", tmp_path / "out", say=lambda line: None)
+    assert SECRET not in str(told.value)
+
+
+def test_a_name_that_is_not_ascii_is_asked_for_as_it_is_written_in_urls(served: Served, tmp_path: Path) -> None:
+    served.content = small_pictures(tmp_path)
+    for url, asked in (
+        ("/Bücher/ß.tar?q=ä&r=%20", "/B%C3%BCcher/%C3%9F.tar?q=%C3%A4&r=%20"),
+        ("/\udce4.tar", "/%E4.tar"),
+    ):
+        assert not pack(SMALL, served.url + url, tmp_path / "out", say=lambda line: None).synthetic
+        assert served.asked[-1] == asked
 
 
 TROUBLES: dict[str, tuple[dict[str, object], int]] = {
@@ -276,6 +439,14 @@ def test_a_download_cut_short_is_told(served: Served, tmp_path: Path) -> None:
 def test_what_is_no_archive_is_told_by_its_own_name(served: Served, tmp_path: Path) -> None:
     served.content = b"hello" * 1000
     refused(f"{served.url}/x.tar.gz", tmp_path / "out", r"^x\.tar\.gz: not a kind of file")
+
+
+def test_what_is_wrong_within_is_told_by_its_own_name(served: Served, tmp_path: Path) -> None:
+    for kind, (dataset, made, options) in KINDS.items():
+        (tmp_path / kind).mkdir()
+        served.content = made(tmp_path / kind)[:20_000]
+        with pytest.raises(UserError, match=r"^x\.tar: ends early"):
+            pack(dataset, f"{served.url}/x.tar", tmp_path / "out", options=options, say=lambda line: None)
 
 
 def test_refused_and_unknown_hosts_are_told(tmp_path: Path) -> None:

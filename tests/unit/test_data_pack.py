@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -340,3 +341,21 @@ class TestLocate:
         for data in (packed.path, packed.path.parent):
             with pytest.raises(UserError, match="packed already; give it to --data"):
                 pack(SMALL, str(data), tmp_path / "other", say=quiet)
+
+    @pytest.mark.parametrize("name", ["bert", "cifar10", "cifar100", "imagenet", "mnist"])
+    def test_what_is_damaged_names_the_command_that_packs_it_wherever_it_lies(self, name: str, tmp_path: Path) -> None:
+        """Nothing of its own can be read there, and its folder is called as its owner likes."""
+        folder, said = tmp_path / "photos", list[str]()
+        folder.mkdir()
+        (folder / FILE_NAME).write_bytes(bytes(100))
+        (tmp_path / "other.safetensors").write_bytes(bytes(100))
+        wanted = rf"not a whole packed file .* pack it: python entrypoint\.py data {name} --source"
+        for data, default in ((None, folder), (str(folder), tmp_path), (str(tmp_path / "other.safetensors"), tmp_path)):
+            with pytest.raises(UserError, match=wanted):
+                locate(name, data, default, say=quiet)
+        if name in ("bert", "imagenet"):  # the others would be fetched
+            with pytest.raises(UserError) as told:
+                pack(name, None, folder, say=said.append)
+            assert re.search(wanted, said[0] if said else str(told.value))
+        with pytest.raises(UserError, match="data NAME --source"):
+            open_packed(folder)

@@ -220,6 +220,38 @@ def test_texts_are_cut_to_what_the_model_takes(tmp_path: Path) -> None:
     assert max(int(np.diff(data.arrays[f"{part}_offsets"]).max()) for part in ("train", "test")) == 64
 
 
+@pytest.mark.parametrize("stand_in", [False, True])
+@pytest.mark.parametrize(("first", "then"), [(64, 16), (16, 64)])
+def test_texts_packed_for_a_model_are_packed_anew_for_one_that_takes_others_by_the_same_tokenizer(
+    first: int, then: int, stand_in: bool, tmp_path: Path
+) -> None:
+    model, said = small_model(tmp_path), list[str]()
+    source = (
+        "synthetic" if stand_in else file(tmp_path, "".join(f"{'ab'[i % 2]},{'good ' * 80}{i}\n" for i in range(40)))
+    )
+    for most in (first, then):
+        config = model / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": most}))
+        data = packed(tmp_path / "a", source, said, model=str(model))
+        assert int(np.diff(data.arrays["train_offsets"]).max()) == most
+    packed(tmp_path / "a", source, said, model=str(model))
+    assert "already packed" in said[-1]
+
+
+@pytest.mark.parametrize("where", ["vocabulary", "template"])
+def test_ids_that_two_bytes_cant_hold_are_kept_though_they_be_few(where: str, tmp_path: Path) -> None:
+    """A vocabulary may have gaps, and what a template puts around a text may be none of it."""
+    model = small_model(tmp_path)
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    if where == "vocabulary":
+        tokenizer["model"]["vocab"]["apple"] = 70_000
+    else:
+        tokenizer["post_processor"]["special_tokens"]["[SEP]"]["ids"] = [70_000]
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    data = packed(tmp_path / "a", small_texts(tmp_path), model=str(model))
+    assert data.arrays["train_tokens"].max() == data.arrays["test_tokens"].max() == 70_000
+
+
 def test_every_class_has_a_text_in_both_parts_and_the_others_lie_by_their_hashes(tmp_path: Path) -> None:
     rare = "".join(f"rare {i % 20},text {i}\n" for i in range(40))
     rows = "".join(f"{'ab'[i % 2]},another {i}\n" for i in range(60)) + rare
@@ -276,6 +308,14 @@ def test_a_mistake_is_one_line_and_changes_nothing(tmp_path: Path, name: str) ->
     assert wanted in str(told.value)
     assert "\n" not in str(told.value)
     assert not (tmp_path / "out" / FILE_NAME).exists()
+
+
+def test_labels_too_long_for_a_header_are_told_and_leave_what_was_packed(tmp_path: Path) -> None:
+    before = packed(tmp_path / "out", small_texts(tmp_path)).path.read_bytes()
+    rows = "".join(f"{i % 200:03}{'x' * 6000},text {i}\n" for i in range(1200))
+    with pytest.raises(UserError, match=r"^the names of 200 classes are too long together; shorten the labels$"):
+        packed(tmp_path / "out", file(tmp_path, rows, "long.csv"))
+    assert (tmp_path / "out" / FILE_NAME).read_bytes() == before
 
 
 def test_an_unknown_label_names_its_line_and_the_nearest(tmp_path: Path) -> None:

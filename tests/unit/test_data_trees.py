@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.unit.data_makers import SMALL, laid_out, png, small_splits, tar, tree
+from trainer.data import tarstream
 from trainer.data.pack import pack
 from trainer.data.packed import FILE_NAME, Packed, open_packed
 from trainer.exits import UserError
@@ -213,3 +214,23 @@ def test_a_huge_member_is_refused_unread(files: dict[str, bytes], tmp_path: Path
     info.size = 20 << 30
     path.write_bytes(info.tobuf() + bytes(4096))
     refused(path, tmp_path / "out", "is 20480 MB long")
+
+
+def test_what_is_no_picture_may_be_of_any_length_in_a_tar(
+    files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tarstream, "MEMBER_LIMIT", 1 << 20)
+    plain = packed(tar(tmp_path / "x.tar", files, "w"), tmp_path / "a")
+    more = {"train/annotations.zip": bytes(2_000_000), "train/cat/": b"", **files}
+    assert packed(tar(tmp_path / "y.tar", more, "w"), tmp_path / "b").sha256 == plain.sha256
+    more["train/cat/large.png"] = bytes(2_000_000)
+    refused(tar(tmp_path / "z.tar", more, "w"), tmp_path / "c", r"train/cat/large\.png is 1 MB long; that is no pic")
+
+
+def test_a_picture_that_a_tar_holds_twice_is_told(files: dict[str, bytes], tmp_path: Path) -> None:
+    path, name = tar(tmp_path / "x.tar", files, "w"), next(iter(files))
+    with tarfile.open(path, "a") as out:
+        info = tarfile.TarInfo(name)
+        info.size = len(grey())
+        out.addfile(info, io.BytesIO(grey()))
+    refused(path, tmp_path / "out", f"{name} is in it twice")

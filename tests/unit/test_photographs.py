@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from storage import ObjectInfo, open_store
+from storage.local import LocalStore
 from tests.jobs import photo, photos
 from tests.runs import REPOSITORY
+from tests.unit.data_makers import laid_out, tar
+from trainer.data import photo as photo_module
+from trainer.data import photo_sources, pictures, remote, tarstream
 from trainer.data.pack import pack
 from trainer.data.packed import FILE_NAME, Packed, open_packed
 from trainer.data.photo import Broken, decode
@@ -120,6 +131,37 @@ def test_folder_and_tar_are_packed_alike(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "a").iterdir()] == [FILE_NAME]
 
 
+def test_what_is_too_long_is_skipped_as_broken_or_ignored_in_a_tar_as_in_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name in ((photo_module, "FILE_LIMIT"), (photo_sources, "FILE_LIMIT"), (tarstream, "MEMBER_LIMIT")):
+        monkeypatch.setattr(module, name, 3 << 20)
+    files = colours(1) | {"train/annotations.zip": bytes(5_000_000), "train/owl/1 long.jpg": bytes(4_000_000)}
+    files = dict(sorted(files.items(), key=lambda item: item[0].split("/")))
+    found = []
+    for source in (laid_out(tmp_path / "in", files), tar(tmp_path / "x.tar", files, "w")):
+        said: list[str] = []
+        data = packed(str(source), tmp_path / f"from-{source.name}", said)
+        assert data.skipped == 1
+        found.append((data.sha256, [line for line in said if line.startswith(("skipped", "ignored"))]))
+    assert found[0] == found[1]
+    assert found[0][1] == [
+        "ignored, as no picture by its name: train/annotations.zip",
+        "skipped as broken: train/owl/1 long.jpg (more than 3 MB long); --strict stops at the first",
+    ]
+
+
+def test_a_picture_that_a_tar_holds_twice_is_told(tmp_path: Path) -> None:
+    path = tar(tmp_path / "x.tar", colours(1), "w")
+    with tarfile.open(path, "a") as out:  # as `tar -r` does
+        content = colours(2)["train/owl/0.ppm"]
+        info = tarfile.TarInfo("./train/owl/0.ppm")
+        info.size = len(content)
+        out.addfile(info, io.BytesIO(content))
+    with pytest.raises(UserError, match=r"^x\.tar: train/owl/0\.ppm is in it twice, .*; make the tar anew"):
+        packed(str(path), tmp_path / "out")
+
+
 class Stop(Exception):
     pass
 
@@ -156,6 +198,8 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from trainer.data import growing
+from trainer.data import photo as photo_module
+from trainer.data import photo_sources, pictures, remote, tarstream
 from trainer.data.pack import pack
 growing.SETTLE_S = 0.0  # so that no kill has to wait for it
 pack("imagenet", sys.argv[1], Path(sys.argv[2]), options={"size": 128}, check=lambda: time.sleep(0.02), say=print)
@@ -196,16 +240,100 @@ def test_a_tar_whose_packing_is_killed_twice_comes_out_as_if_it_never_was(tmp_pa
 def test_no_more_pictures_are_read_ahead_than_are_decoded_side_by_side(tmp_path: Path) -> None:
     read = 0
 
-    def pictures() -> Iterator[Photo]:
+    def given() -> Iterator[Photo]:
         nonlocal read
         for read in range(1, 1001):
             yield Photo(f"{read}", False, "owl", b"x")
 
-    made = in_parallel(len, pictures(), Pulse(), batch=5, workers=2)
+    made = in_parallel(len, given(), Pulse(), batch=5, workers=2)
     for number in range(1, 50):
         next(made)
         assert 5 * number <= read <= 5 * (number + 3 * 2 + 1)
     made.close()
+
+
+def test_no_more_bytes_are_read_ahead_however_large_the_files_of_a_tar_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "AHEAD_BYTES", 10_000)
+    read = 0
+
+    def given() -> Iterator[Photo]:
+        nonlocal read
+        for read in range(1, 101):
+            yield Photo(f"{read}", False, "owl", bytes(3000))
+
+    made = in_parallel(len, given(), Pulse(), batch=1, workers=8)
+    for number, (some, _) in enumerate(made, 1):
+        assert some[0].name == str(number)
+        assert read <= number + 3, "four have more"
+    assert number == 100
+
+
+PEAK = """
+import resource, sys
+from concurrent.futures import ThreadPoolExecutor
+from trainer.data.photo import decode
+data, threads = sys.stdin.buffer.read(), int(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with ThreadPoolExecutor(threads) as pool:
+    list(pool.map(lambda _: decode(data, 146), range(2 * threads)))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def peak(data: bytes, threads: int) -> int:
+    """Bytes that it takes to decode this picture twice in each thread."""
+    command = [sys.executable, "-c", PEAK, str(threads)]
+    return int(subprocess.run(command, cwd=REPOSITORY, input=data, capture_output=True, check=True).stdout) << 10
+
+
+@pytest.mark.parametrize(("mode", "bytes_a_pixel"), [("I;16", 3.5), ("RGB", 4.5), ("L", 1.5)])
+def test_a_large_picture_takes_little_more_memory_than_its_pixels(mode: str, bytes_a_pixel: float) -> None:
+    side = 5000
+    data = saved(Image.new(mode, (side, side)), "PNG", compress_level=1)
+    assert peak(data, 1) < bytes_a_pixel * side * side
+
+
+def test_many_threads_keep_no_memory_of_the_large_pictures_that_they_decoded() -> None:
+    side = 4900
+    assert peak(saved(Image.new("RGB", (side, side)), "PNG", compress_level=1), 8) < 2 * 6 * side * side
+
+
+def test_large_pictures_are_decoded_few_at_a_time_and_others_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once, most, lock = [0, 0], [0, 0], threading.Lock()
+
+    def square(image: Image.Image, side: int) -> None:
+        with lock:
+            for i, more in enumerate((image.width * image.height, 1)):
+                at_once[i] += more
+                most[i] = max(most[i], at_once[i])
+        time.sleep(0.02)
+        with lock:
+            for i, more in enumerate((image.width * image.height, 1)):
+                at_once[i] -= more
+
+    monkeypatch.setattr(photo_module, "_square", square)
+    sizes = [(7000, 7000), (4000, 4000), (100, 100)] * 6
+    files = [saved(Image.new("1", size), "PNG") for size in sizes]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda data: decode(data, 32), files))
+    assert most[0] <= photo_module.PIXEL_LIMIT
+    assert most[1] > 1
+    assert at_once == [0, 0]
+
+
+def test_a_jpeg_counts_as_what_is_decoded_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A camera's, of which an eighth of each side is enough, holds up no others; a progressive one is read whole."""
+    counted: list[int] = []
+
+    @contextmanager
+    def taken(pixels: int) -> Iterator[None]:
+        counted.append(pixels)
+        yield
+
+    monkeypatch.setattr(photo_module._room, "taken", taken)
+    for progressive in (False, True):
+        decode(saved(Image.new("RGB", (4000, 3000)), "JPEG", progressive=progressive), 146)
+    assert counted == [500 * 375, 4000 * 3000]
 
 
 def test_too_small_a_disk_is_told_before_a_picture_is_decoded(tmp_path: Path, small_disk: Path) -> None:
@@ -270,6 +398,90 @@ def test_packing_that_was_stopped_goes_on_with_the_same_pictures_and_size_alone(
     result = packed(str(source), out, said, size=size)
     assert not any("going on" in line for line in said)
     assert result.sha256 == packed(str(source), tmp_path / "anew", size=size).sha256
+
+
+def rewritten(path: Path, content: bytes) -> None:
+    """With other bytes, as many, and of the same time of modification: as `cp -p` and builds to the byte write them."""
+    before = path.stat()
+    assert len(content) == before.st_size
+    assert content != path.read_bytes()
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("kind", ["tar", "folder"])
+def test_what_is_written_anew_as_long_and_as_old_is_packed_anew(kind: str, tmp_path: Path) -> None:
+    source = laid_out(tmp_path / "plain", colours(1))
+    given, file = source, source / "train" / "owl" / "0.ppm"
+    if kind == "tar":
+        given = file = tar(tmp_path / "x.tar", colours(1), "w")
+    first, _ = again(given, tmp_path / "out")
+    assert again(given, tmp_path / "out")[1]
+    tar(tmp_path / "y.tar", colours(2), "w")
+    rewritten(file, (tmp_path / "y.tar").read_bytes() if kind == "tar" else colours(2)["train/owl/0.ppm"])
+    second, was_there = again(given, tmp_path / "out")
+    assert not was_there
+    assert second.sha256 != first.sha256
+
+
+def colours(first: int) -> dict[str, bytes]:
+    """A tree of pictures that are as long whatever they show."""
+    names = [f"{split}/{folder}/{n}.ppm" for split in ("train", "val") for folder in ("newt", "owl") for n in range(2)]
+    return {name: saved(Image.new("RGB", (40, 40), (first + n, 0, 0)), "PPM") for n, name in enumerate(names)}
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that stands for gs://bucket."""
+    monkeypatch.setattr(
+        photo_sources, "patient", lambda url, check: open_store(url.replace("gs:/", f"file://{tmp_path}"))
+    )
+    return tmp_path / "bucket"
+
+
+def test_an_object_that_is_written_anew_as_long_and_no_later_than_the_newest_is_packed_anew(bucket: Path) -> None:
+    """One second sees many objects put, and stores tell no less."""
+    for n, path in enumerate(sorted(laid_out(bucket, colours(1)).rglob("*.ppm"))):
+        os.utime(path, (n, n))
+    out = bucket.parent / "out"
+    first = packed("gs://bucket", out)
+    said: list[str] = []
+    packed("gs://bucket", out, said)
+    assert said[-1].startswith("already packed")
+    first_object = bucket / "train" / "newt" / "0.ppm"
+    first_object.write_bytes(colours(2)["train/newt/0.ppm"])
+    os.utime(first_object, (n, n))
+    assert packed("gs://bucket", out).sha256 != first.sha256
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_what_is_written_anew_in_a_store_while_it_is_read_is_told_and_no_broken_picture(
+    kind: str, bucket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "RANGE", 5000)
+    laid_out(bucket, colours(1))
+    file, source = bucket / "val" / "owl" / "1.ppm", "gs://bucket"
+    if kind == "tar":
+        file, source = tar(bucket / "x.tar", colours(1), "w"), "gs://bucket/x.tar"
+    before = file.read_bytes()
+
+    def say(line: str) -> None:
+        if line.startswith("packing"):
+            file.write_bytes(before[: len(before) // 2])
+
+    with pytest.raises(UserError, match=rf"/{file.name}: was written anew while it was read; start again") as told:
+        pack("imagenet", source, bucket.parent / "out", options={"size": 32}, say=say)
+    assert told.value.code == 74
+
+
+def test_an_object_is_the_one_that_was_listed_whatever_time_comes_with_its_bytes(bucket: Path) -> None:
+    class Odd(LocalStore):
+        def get(self, *args: Any, **options: Any) -> ObjectInfo:
+            return replace(super().get(*args, **options), modified=1.0)
+
+    laid_out(bucket, {"x": b"four"})
+    store = Odd(f"file://{bucket}")
+    assert remote.read(store, store.stat("x"), 0, 4) == b"four"
 
 
 def test_linked_folders_are_walked_once_and_a_link_that_leads_nowhere_is_told(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ Batch: TypeAlias = tuple[Bytes, Bytes]  # labels uint8 [n]; rows uint8 [n, pixel
 
 def _members(path: Path, pulse: Pulse) -> Iterator[tuple[str, bytes]]:
     for member in members(path, lambda: pulse.beat(f"reading {shown(path.name)}")):
-        yield member.parts[-1], member.data
+        yield member.parts[-1], member.whole(path)
 
 
 def _files(dataset: Dataset, folder: Path, pulse: Pulse) -> Iterator[tuple[str, bytes]]:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import hashlib
 import http.client
 import queue
+import re
 import socket
 import ssl
+import string
 import threading
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from trainer.data.dataset import shown
 from trainer.data.packed import Origin
@@ -28,7 +30,33 @@ SILENCE_S = 10.0  # without an answer, or without a byte of it
 CHUNK = 1 << 18  # bytes
 AGAIN = ExitCode.NOT_DURABLE  # the code for which a container is started again
 BUSY = (408, 425, 429)  # HTTP statuses of a client's doing by their number, and of the moment by their meaning
+# What holds a signature in an address -> what stands beside it, and may mean something else where no signature is.
+# "User delegation SAS" (Azure), "Signing and authenticating REST requests" (S3), "Using a canned policy" (CloudFront)
+_SIGNATURES = {
+    "sig": (
+        "sv",
+        "se",
+        "sr",
+        "sp",
+        "skoid",
+        "sktid",
+        "skt",
+        "ske",
+        "sks",
+        "skv",
+        "st",
+        "spr",
+        "sip",
+        "sdd",
+        "ss",
+        "srt",
+    ),
+    "signature": ("expires", "awsaccesskeyid", "googleaccessid", "key-pair-id", "policy"),
+    "token": (),
+}
 _WAITING = 16  # chunks read and not yet written
+_NEVER_IN_A_URL = re.compile(r"[\s\x00-\x1f\x7f]")  # urllib drops some of them, and asks for another address
+_NO_URL = "the address is no URL that can be read; in one a space is written %20"
 
 
 class DownloadError(UserError):
@@ -44,21 +72,50 @@ class _Start:
     content_type: str
 
 
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What came."""
+
+    tag: str  # the server's of this version; "" if it has none
+    sha256: str  # of all its bytes
+
+
 def name_of(url: str) -> str:
-    """The file's name in a URL."""
-    return unquote(urlsplit(url).path).rstrip("/").rpartition("/")[2] or "download"
+    """The file's name in a URL. Raises `UserError`, which shows nothing of a wrong one: a secret may stand there."""
+    try:
+        parts = urlsplit(url)
+        good = parts.hostname and parts.port != 0 and not _NEVER_IN_A_URL.search(url)
+    except ValueError:
+        good = False
+    if not good:
+        raise UserError(_NO_URL)
+    if "@" in parts.netloc:
+        raise UserError(
+            "the address has an '@' before its path, and is not shown, as a password may stand there: none is sent "
+            "from here; fetch the file by other means, and give its path"
+        )
+    return unquote(parts.path).rstrip("/").rpartition("/")[2] or "download"
 
 
-def fetch(url: str, into: Scratch, pulse: Pulse, *, known: str = "", silence_s: float = SILENCE_S) -> str | None:
-    """Write what `url` gives; returns the server's tag of this version ("" if it has none).
+def _in_ascii(url: str) -> str:
+    """As it is asked for; a host's name is put into ASCII by the library."""
+    parts = urlsplit(url)
+    path, query = (quote(part, string.punctuation, errors="surrogateescape") for part in (parts.path, parts.query))
+    return urlunsplit((parts.scheme, parts.netloc, path, query, ""))
 
-    None, and nothing written, if that tag is still `known`. Raises `DownloadError`, and `UserError` for a full disk.
+
+def fetch(url: str, into: Scratch, pulse: Pulse, *, known: str = "", silence_s: float = SILENCE_S) -> Fetched | None:
+    """Write what `url` gives. None, and nothing written, if the server's tag is still `known`.
+
+    Raises `DownloadError`, and `UserError` for a full disk.
     """
     answers: queue.Queue[_Start | bytes | Exception | None] = queue.Queue(_WAITING)
     stop = threading.Event()
-    threading.Thread(target=_read, args=(url, answers, stop, silence_s), name="download", daemon=True).start()
     name = name_of(url)
-    got, start, began = 0, _Start(None, "", ""), time.monotonic()
+    threading.Thread(
+        target=_read, args=(_in_ascii(url), answers, stop, silence_s), name="download", daemon=True
+    ).start()
+    got, digest, start, began = 0, hashlib.sha256(), _Start(None, "", ""), time.monotonic()
     try:
         while (answer := _next(answers, pulse, name, silence_s)) is not None:
             if isinstance(answer, Exception):
@@ -71,6 +128,7 @@ def fetch(url: str, into: Scratch, pulse: Pulse, *, known: str = "", silence_s: 
                     return None
                 continue
             into.write(answer)
+            digest.update(answer)
             got += len(answer)
             pulse.beat(_progress(name, got, start.total, time.monotonic() - began))
     finally:
@@ -79,10 +137,10 @@ def fetch(url: str, into: Scratch, pulse: Pulse, *, known: str = "", silence_s: 
         why = f"the download ended early, after {got:,} of {start.total:,} bytes; try again"
         raise DownloadError(f"{shown(name)}: {why}", AGAIN)
     into.sync()
-    return start.tag
+    return Fetched(start.tag, digest.hexdigest())
 
 
-def fetch_unless_held(url: str, into: Scratch, pulse: Pulse, held: Origin | None) -> str | None:
+def fetch_unless_held(url: str, into: Scratch, pulse: Pulse, held: Origin | None) -> Fetched | None:
     """As `fetch`. None also where `held`, of what is packed already, is what `url` gives, or where that gives nothing
     and `held` came from there.
     """
@@ -97,8 +155,18 @@ def fetch_unless_held(url: str, into: Scratch, pulse: Pulse, held: Origin | None
 
 
 def mark_of(url: str) -> str:
-    """By which an address is known again, and not found out."""
-    return hashlib.sha256(url.encode(errors="surrogateescape")).hexdigest()[:32]
+    """By which an address is known again, whatever token lets one in there today, and not found out."""
+    return hashlib.sha256(unsigned(url).encode(errors="surrogateescape")).hexdigest()[:32]
+
+
+def unsigned(url: str) -> str:
+    """The address without what a signature adds to it, which is another each time; the rest may name the file."""
+    address, mark, query = url.partition("?")
+    parts = [(part.partition("=")[0].lower(), part) for part in query.split("&")]
+    names = {name for name, _ in parts}
+    signing = {name for signature, beside in _SIGNATURES.items() if signature in names for name in (signature, *beside)}
+    kept = [part for name, part in parts if name not in signing and not name.startswith(("x-amz-", "x-goog-"))]
+    return address + mark * bool(kept) + "&".join(kept)
 
 
 def _next(
@@ -168,6 +236,8 @@ def _plain(name: str, error: Exception, silence_s: float) -> DownloadError:
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(reason, TimeoutError):
         return _silent(name, silence_s)
+    if isinstance(reason, (http.client.InvalidURL, ValueError)) and not isinstance(reason, OSError):
+        return DownloadError(f"{shown(name)}: {_NO_URL}")  # the library's words are parts of it, a password among them
     said = reason.strerror if isinstance(reason, OSError) and reason.strerror else reason
     what = f"{shown(name)}: can't be fetched: {shown(said)}; check the network and the address"
     return DownloadError(what, AGAIN if _may_pass(reason) else ExitCode.SETUP)
@@ -181,7 +251,7 @@ def _may_pass(reason: object) -> bool:
     """Whether a fault other than an HTTP status can go away by itself; a wrong address, name or certificate doesn't."""
     if isinstance(reason, socket.gaierror):
         return reason.errno != socket.EAI_NONAME
-    if isinstance(reason, (ssl.SSLCertVerificationError, http.client.InvalidURL)):
+    if isinstance(reason, ssl.SSLCertVerificationError):
         return False
     return isinstance(reason, (OSError, http.client.HTTPException))
 

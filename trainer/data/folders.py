@@ -12,7 +12,7 @@ from pathlib import Path
 from trainer.data.dataset import Dataset, Splits, shown
 from trainer.data.pictures import EXTENSIONS, Picture, decode_all
 from trainer.data.pulse import Pulse, told
-from trainer.data.tarstream import members
+from trainer.data.tarstream import Member, members
 from trainer.exits import UserError
 
 SPLITS = {"train": False, "test": True, "val": True}
@@ -26,7 +26,7 @@ class Layout:
         self, source: object, classes: Collection[str], extensions: tuple[str, ...] = EXTENSIONS, name: str = ""
     ) -> None:
         """`classes`: of the data set `name`; if there are none, any folder is one."""
-        self._source = shown(source)
+        self.source = shown(source)
         self._classes = classes
         self._extensions = extensions
         self._name = name
@@ -45,19 +45,19 @@ class Layout:
         top = parts[:1] if parts[0] not in SPLITS else ()
         rest = parts[len(top) :]
         if len(rest) < 3 or rest[0] not in SPLITS:
-            raise UserError(f"{self._source}: {name} is in no class's folder; {WANTED}")
+            raise UserError(f"{self.source}: {name} is in no class's folder; {WANTED}")
         if self._top not in (None, top):
-            raise UserError(f"{self._source}: {name} is in a second top folder; {WANTED}")
+            raise UserError(f"{self.source}: {name} is in a second top folder; {WANTED}")
         self._top = top
         split, folder = rest[:2]
         if SPLITS[split]:
             if self._test_name not in (None, split):
-                raise UserError(f"{self._source}: has both test and val; remove one")
+                raise UserError(f"{self.source}: has both test and val; remove one")
             self._test_name = split
         if self._classes and folder not in self._classes:
             near = difflib.get_close_matches(folder, self._classes, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(self._classes)}"
-            raise UserError(f"{self._source}: {split}/{shown(folder)} is no class of {self._name}; {hint}")
+            raise UserError(f"{self.source}: {split}/{shown(folder)} is no class of {self._name}; {hint}")
         return SPLITS[split], folder
 
     def tell_ignored(self, pulse: Pulse) -> None:
@@ -80,18 +80,40 @@ def read_tar(dataset: Dataset, path: Path, md5: str, pulse: Pulse) -> Splits:
     layout = _layout(dataset, path)
     official = {n + end for _, names, _ in dataset.splits() for n in names for end in ("", ".bin")}
 
-    def pictures() -> Iterator[Picture]:
-        for member in members(path, pulse.check):
+    def unofficial(some: Iterable[Member]) -> Iterator[Member]:
+        for member in some:
             if member.parts[-1] in official:
                 raise UserError(
                     f"{shown(path)}: looks like an official archive of {dataset.name}, but its MD5 {md5} is neither "
                     f"{dataset.python.md5} (python) nor {dataset.binary.md5} (binary); fetch it again"
                 )
-            if (place := layout.place(member.parts)) is not None:
-                test, folder = place
-                yield Picture(f"{path}: {'/'.join(member.parts)}", test, dataset.classes.index(folder), member.data)
+            yield member
+
+    def pictures() -> Iterator[Picture]:
+        for member, place in placed(unofficial(members(path, pulse.check)), layout):
+            test, folder = place
+            name = f"{path}: {'/'.join(member.parts)}"
+            yield Picture(name, test, dataset.classes.index(folder), member.whole(path))
 
     return _read(dataset, layout, pictures(), pulse)
+
+
+def placed(members: Iterable[Member], layout: Layout) -> Iterator[tuple[Member, tuple[bool, str]]]:
+    """A tar's pictures and their places. Raises `UserError` for one that is in it twice.
+
+    Whoever unpacks the tar gets the last one alone, and whoever reads it from front to back learns of it too late.
+    """
+    seen: set[int] = set()  # hashes, which take less memory than names: 0.1 kB a picture
+    for member in members:
+        if (place := layout.place(member.parts)) is not None:
+            name = "/".join(member.parts)
+            if hash(name) in seen:
+                raise UserError(
+                    f"{layout.source}: {shown(name)} is in it twice, as `tar -r` leaves what it updates; make the tar "
+                    "anew, from its files"
+                )
+            seen.add(hash(name))
+            yield member, place
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +121,7 @@ class Tree:
     """The files of an image folder."""
 
     root: Path
-    files: tuple[Path, ...]  # sorted
+    files: tuple[str, ...]  # by their paths below `root`, in the order of these: less memory than a Path each
     mark: str  # changes when files come, go, are moved or written anew
     empty: tuple[str, ...]  # names of folders for a class of train's in which no file is
 
@@ -110,18 +132,25 @@ def scan(folder: Path, pulse: Pulse) -> Tree | None:
         root = _root(folder)
         if root is None:
             return None
-        found: dict[Path, tuple[int, int]] = {}
-        for path in _walk(root, pulse):
-            status = path.stat()
-            found[path] = status.st_size, status.st_mtime_ns
-        empty = _folders(root / "train") - {path.relative_to(root).parts[1] for path in found}
+        # folder by folder: "\0" comes before all that a name may hold
+        files = sorted(_walk(root, pulse), key=lambda name: name.replace("/", "\0"))
+        empty = _folders(root / "train") - {name.split("/")[1] for name in files}
+        digest = hashlib.sha256()
+        for name in files:  # with its name: a picture that is moved to another class keeps its size and time
+            pulse.beat(f"listing {shown(folder)}")
+            digest.update(os.fsencode(name) + f"\0{version((root / name).stat())}\n".encode())
     except OSError as e:
         raise told(e, f"can't read {shown(e.filename or folder)}") from e
-    files, digest = tuple(sorted(found)), hashlib.sha256()
-    for path in files:  # with its name: a picture that is moved to another class keeps its size and time
-        pulse.beat(f"listing {shown(folder)}")
-        digest.update(os.fsencode(path.relative_to(root)) + b"\0%d\0%d\n" % found[path])
-    return Tree(root, files, f"files:{len(files)},sha256:{digest.hexdigest()}", tuple(sorted(empty)))
+    return Tree(root, tuple(files), f"files:{len(files)},sha256:{digest.hexdigest()}", tuple(sorted(empty)))
+
+
+def version(status: os.stat_result) -> str:
+    """What a file's bytes are known by while nobody reads them: other ones have another.
+
+    The time of change is what nobody sets: a file that is built anew may be as long as before, and of the same time of
+    modification (SOURCE_DATE_EPOCH, cp -p). Its inode adds nothing, and some network file systems number anew.
+    """
+    return f"bytes:{status.st_size},newest:{status.st_mtime_ns},changed:{status.st_ctime_ns}"
 
 
 def read_tree(dataset: Dataset, tree: Tree, pulse: Pulse) -> Splits:
@@ -129,10 +158,10 @@ def read_tree(dataset: Dataset, tree: Tree, pulse: Pulse) -> Splits:
     layout = _layout(dataset, tree.root)
 
     def pictures() -> Iterator[Picture]:
-        for path in tree.files:
-            if (place := layout.place(path.relative_to(tree.root).parts)) is not None:
+        for name in tree.files:
+            if (place := layout.place(tuple(name.split("/")))) is not None:
                 test, folder = place
-                yield Picture(str(path), test, dataset.classes.index(folder), path)
+                yield Picture(str(tree.root / name), test, dataset.classes.index(folder), tree.root / name)
 
     return _read(dataset, layout, pictures(), pulse)
 
@@ -153,8 +182,10 @@ def _root(folder: Path) -> Path | None:
     return None
 
 
-def _walk(root: Path, pulse: Pulse) -> Iterator[Path]:
-    """Every file, also where a link leads: a part of a data set is often made of links to its classes' folders."""
+def _walk(root: Path, pulse: Pulse) -> Iterator[str]:
+    """Every file's path below `root`, also where a link leads: a part of a data set is often made of links to its
+    classes' folders.
+    """
     for split in SPLITS:
         for folder, folders, names in os.walk(root / split, onerror=_raise, followlinks=True):
             pulse.beat(f"listing {shown(folder)}")
@@ -165,7 +196,7 @@ def _walk(root: Path, pulse: Pulse) -> Iterator[Path]:
                 path = Path(folder, name)
                 # a link that leads nowhere too, of which whoever looks at it is told: what it names was never fetched
                 if not hidden((name,)) and (path.is_file() or not path.exists()):
-                    yield path
+                    yield str(path.relative_to(root))
 
 
 def _folders(folder: Path) -> set[str]:

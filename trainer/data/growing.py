@@ -185,7 +185,7 @@ class Growing:
         except OSError as e:
             raise told(e, f"can't write to {shown(self._folder)}") from e
         self.discard()
-        return open_packed(self._folder)
+        return open_packed(self._folder, name)
 
     def close(self) -> None:
         for file in (self._train, self._test, self._places):

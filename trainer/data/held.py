@@ -11,12 +11,15 @@ from trainer.data.pulse import Pulse
 from trainer.exits import UserError
 
 
-def held(folder: Path, pulse: Pulse, fits: Callable[[Packed], object]) -> Packed | None:
-    """What is packed in `folder`, if it is whole and `fits`; what that one raises as `UserError` is said."""
+def held(folder: Path, name: str, pulse: Pulse, fits: Callable[[Packed], object]) -> Packed | None:
+    """What is packed in `folder`, if it is whole and `fits`; what that one raises as `UserError` is said.
+
+    `name`: of the data set that is wanted.
+    """
     if not (folder / FILE_NAME).exists():
         return None
     try:
-        packed = open_packed(folder)
+        packed = open_packed(folder, name)
         if not fits(packed):
             return None
         packed.verify(pulse.check)

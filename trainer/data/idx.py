@@ -43,7 +43,7 @@ def pack(
     source: str | None, folder: Path, options: Mapping[str, Any], pulse: Pulse, files: Mapping[str, str] = FILES
 ) -> Packed:
     """As trainer/data/pack.py's. `files`: other names and MD5s, for tests."""
-    found = held(folder, pulse, lambda packed: packed.name == MNIST.name)
+    found = held(folder, MNIST.name, pulse, lambda packed: packed.name == MNIST.name)
     if source is None:
         if found is not None:
             return already(found, pulse)

@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 
 from trainer.data import sources
 from trainer.data.dataset import PACKERS, Archive, Dataset, Splits, named, shown
-from trainer.data.download import DownloadError, fetch_unless_held, mark_of, name_of
+from trainer.data.download import DownloadError, fetch_unless_held, mark_of, name_of, unsigned
 from trainer.data.held import already, held
 from trainer.data.packed import FILE_NAME, Packed, open_packed, remedy, write_packed
 from trainer.data.pulse import Pulse, told
@@ -62,7 +62,7 @@ def pack(
     dataset = named(dataset_name)
     remove_stale(folder)
     if source is None:
-        before = held(folder, pulse, lambda packed: _fits(packed, dataset))
+        before = held(folder, dataset.name, pulse, lambda packed: _fits(packed, dataset))
         return already(before, pulse) if before else _official(dataset, folder, pulse)
     if sources.is_address(source):
         return _from_address(dataset, source, folder, pulse)
@@ -91,16 +91,17 @@ def locate(
     if not data:
         if not _is_file(folder / FILE_NAME):
             raise UserError(f"{shown(folder)}: no packed data here; {remedy(name)}")
-        return _fits(open_packed(folder), dataset)
+        return _fits(open_packed(folder, name), dataset)
     if data != sources.SYNTHETIC and not sources.is_address(data) and not (other and sources.is_stored(data)):
         accepted = sources.accepted(dataset) if isinstance(dataset, Dataset) else other.ACCEPTED if other else ""
         path = sources.local_path(data, accepted)
         if _is_file(path / FILE_NAME) or path.name == FILE_NAME or path.suffix == ".safetensors":
-            return _fits(open_packed(path), dataset)
+            return _fits(open_packed(path, name), dataset)
         data = str(path.resolve())
     cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "baton"
     chosen = {name: (options or {})[name] for name in other.OPTIONS if (options or {}).get(name)} if other else {}
-    key = hashlib.sha256((data + (repr(chosen) if chosen else "")).encode(errors="surrogateescape")).hexdigest()[:16]
+    known = unsigned(data) if sources.is_address(data) else data
+    key = hashlib.sha256((known + (repr(chosen) if chosen else "")).encode(errors="surrogateescape")).hexdigest()[:16]
     return pack(dataset, data, cache / name / key, options=chosen, check=check, say=say)
 
 
@@ -137,14 +138,15 @@ def _official(dataset: Dataset, folder: Path, pulse: Pulse) -> Packed:
 
 def _from_address(dataset: Dataset, url: str, folder: Path, pulse: Pulse) -> Packed:
     name = name_of(url)
-    before = held(folder, pulse, lambda packed: _fits(packed, dataset))
+    before = held(folder, dataset.name, pulse, lambda packed: _fits(packed, dataset))
     published = _published(dataset, name)
     if before and before.origin.name == name and published and before.origin.mark == f"md5:{published.md5}":
         return already(before, pulse)
     pulse.say(f"fetching {shown(name)}")
     with scratch(folder) as file:
-        tag = fetch_unless_held(url, file, pulse, before.origin if before else None)
-        if tag is None and before:
+        came = fetch_unless_held(url, file, pulse, before.origin if before else None)
+        if came is None:
+            assert before is not None  # else there was nothing to know it by
             return already(before, pulse)
         try:
             source = sources.recognise(dataset, str(file.path), pulse, name)
@@ -155,7 +157,7 @@ def _from_address(dataset: Dataset, url: str, folder: Path, pulse: Pulse) -> Pac
             # people know the file by its own name, not by that of the scratch file
             message = str(e).replace(str(file.path), shown(name))
             raise (DownloadError if published else UserError)(message, e.code) from e
-        origin = replace(source.origin, tag=tag or "", address=mark_of(url))
+        origin = replace(source.origin, tag=came.tag, address=mark_of(url))
         return _write(dataset, replace(source, origin=origin), splits, folder, pulse)
 
 
@@ -164,7 +166,7 @@ def _published(dataset: Dataset, name: str) -> Archive | None:
 
 
 def _from_source(dataset: Dataset, source: Source, folder: Path, pulse: Pulse) -> Packed:
-    before = held(folder, pulse, lambda packed: _fits(packed, dataset))
+    before = held(folder, dataset.name, pulse, lambda packed: _fits(packed, dataset))
     if before and before.origin == source.origin:
         return already(before, pulse)
     return _write(dataset, source, _read(dataset, source, pulse), folder, pulse)

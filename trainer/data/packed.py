@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.dataset import Bytes, PictureSet, Samples, Splits, shown
+from trainer.data.dataset import DATASETS, PACKERS, Bytes, PictureSet, Samples, Splits, shown
 from trainer.data.pulse import Pulse, told
 from trainer.data.scratch import replacing
 from trainer.exits import UserError
@@ -70,7 +70,7 @@ class Origin:
 
     kind: str  # for people: "image tar", "python archive", ...
     name: str  # file or folder name, without the folders above
-    mark: str  # checksum, of a folder that of its files' names, sizes and times
+    mark: str  # checksum, of a folder that of its files' names, sizes and times; of a large tar here the last two
     tag: str = field(default="", compare=False)  # what a server said of this version (its ETag), if anything
     address: str = field(default="", compare=False)  # of a download: a hash, for the address itself may hold a secret
 
@@ -109,12 +109,14 @@ class _Bad(Exception):
     """Why a file is no packed one."""
 
 
-def open_packed(folder: Path) -> Packed:
+def open_packed(folder: Path, name: str = "") -> Packed:
     """Map `folder`/packed.safetensors (or the file itself). Raises `UserError` unless it is whole and well-formed.
 
+    `name`: of the data set that it should hold, for messages; if not given, what the folder is called may be it.
     Costs no reading but of the header and the labels; the bytes themselves are checked by `Packed.verify`.
     """
     path = folder if folder.is_file() else folder / FILE_NAME
+    name = name or path.parent.name
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -122,15 +124,15 @@ def open_packed(folder: Path) -> Packed:
             start, header = _read_header(file, size)
         return _map(path, start, header, size)
     except FileNotFoundError as e:
-        raise UserError(f"{shown(path)}: no packed data here; {remedy(folder.name)}") from e
+        raise UserError(f"{shown(path)}: no packed data here; {remedy(name)}") from e
     except OSError as e:
         raise told(e, f"can't read {shown(path)}") from e
     except _Bad as e:
-        raise _unusable(path, str(e), folder.name) from e
+        raise _unusable(path, str(e), name) from e
 
 
 def remedy(name: str) -> str:
-    """What gets data packed; the end of a message."""
+    """What gets the data set `name` packed; the end of a message."""
     if name == "bert":
         return (
             "pack it: python entrypoint.py data bert --source FILE.csv --model MODEL; in a container: --data FILE.csv"
@@ -139,7 +141,7 @@ def remedy(name: str) -> str:
         return (
             "pack it: python entrypoint.py data imagenet --source FOLDER-OR-TAR-OR-STORE; in a container: --data FOLDER"
         )
-    name = name if name.isidentifier() else "cifar10"
+    name = name if name in DATASETS or name in PACKERS else "NAME"
     short = ", or make cifar10" if name == "cifar10" else ""
     return f"pack it: python entrypoint.py data {name} --source ARCHIVE-OR-FOLDER{short}"
 
@@ -270,12 +272,15 @@ def write_arrays(
     counts = len(sources["train_labels"][0]), len(sources["test_labels"][0])
     meta = metadata(name, classes, counts, origin, synthetic=synthetic)
     total = sum(array.nbytes for array, _ in sources.values())
+    blank = bytes(len(_header(sources, meta)))
+    if len(blank) > HEADER_LIMIT:  # no start would read it, and what was packed before would be gone
+        raise UserError(f"the names of {len(classes):,} classes are too long together; shorten the labels")
     if synthetic:
         _tell_what_goes(folder, pulse)
     with replacing(folder / FILE_NAME) as scratch:
         digest, written = hashlib.sha256(), 0
         # The header comes last, in the space left for it: without one, no unfinished file is taken for whole.
-        scratch.write(bytes(len(_header(sources, meta))))
+        scratch.write(blank)
         for chunk in _chunks(sources):
             pulse.beat(f"writing: {written / 1e6:.1f} of {total / 1e6:.1f} MB")
             digest.update(chunk)
@@ -286,7 +291,7 @@ def write_arrays(
         scratch.seek(0)
         scratch.write(_header(sources, meta))
         pulse.check()
-    return open_packed(folder)
+    return open_packed(folder, name)
 
 
 def _tell_what_goes(folder: Path, pulse: Pulse) -> None:

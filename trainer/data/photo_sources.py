@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import io
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from storage import Store
 from storage.errors import NotFound
@@ -16,10 +17,10 @@ from trainer.data import folders
 from trainer.data.dataset import shown
 from trainer.data.download import fetch_unless_held, mark_of, name_of
 from trainer.data.packed import Origin
-from trainer.data.photo import EXTENSIONS, FILE_LIMIT
+from trainer.data.photo import EXTENSIONS, FILE_LIMIT, too_long
 from trainer.data.pictures import read_file
 from trainer.data.pulse import Pulse, told
-from trainer.data.remote import StoreFile, patient
+from trainer.data.remote import StoreFile, patient, read
 from trainer.data.scratch import scratch
 from trainer.data.sources import is_address, is_stored, local_path
 from trainer.data.tarstream import is_tar, members
@@ -41,7 +42,7 @@ class Photo:
     name: str  # for messages: its path in the source
     test: bool
     folder: str  # its class
-    data: bytes | Callable[[], bytes]
+    data: bytes | Callable[[], bytes]  # which raises `Broken` where it is too long to be one
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +66,13 @@ def opened(source: str, folder: Path, pulse: Pulse, held: Origin | None) -> Iter
         name = name_of(source)
         pulse.say(f"fetching {shown(name)}")
         with scratch(folder) as file:
-            tag = fetch_unless_held(source, file, pulse, held)
-            if tag is None and held is not None:
+            came = fetch_unless_held(source, file, pulse, held)
+            if came is None:
+                assert held is not None  # else there was nothing to know it by
                 yield Photos(held, lambda: iter(()))
                 return
-            mark = f"tag:{tag}" if tag else f"bytes:{file.path.stat().st_size}"
-            yield _tar(file.path, Origin("image tar", name, mark, tag or "", mark_of(source)), pulse)
+            origin = Origin("image tar", name, f"sha256:{came.sha256}", came.tag, mark_of(source))
+            yield _tar(file.path, origin, pulse)
     elif is_stored(source):
         yield _stored(source, pulse)
     else:
@@ -95,31 +97,34 @@ def _local(path: Path, pulse: Pulse) -> Photos:
         status = path.stat()
     except OSError as e:
         raise told(e, f"can't read {shown(path)}") from e
-    mark = f"bytes:{status.st_size},newest:{status.st_mtime_ns}"
-    return _tar(path, Origin("image tar", path.resolve().name, mark), pulse)
+    return _tar(path, Origin("image tar", path.resolve().name, folders.version(status)), pulse)
 
 
 def _of_tree(tree: folders.Tree, pulse: Pulse) -> Iterator[Photo]:
     layout = folders.Layout(tree.root, (), EXTENSIONS)
-    for path in tree.files:
-        parts = path.relative_to(tree.root).parts
-        if (place := layout.place(parts)) is not None:
-            yield Photo("/".join(parts), *place, partial(read_file, path, FILE_LIMIT))
+    for name in tree.files:
+        if (place := layout.place(tuple(name.split("/")))) is not None:
+            yield Photo(name, *place, partial(read_file, tree.root / name, FILE_LIMIT))
     layout.tell_ignored(pulse)
 
 
 def _tar(path: Path, origin: Origin, pulse: Pulse) -> Photos:
     if not is_tar(path):
         raise UserError(f"{shown(origin.name)}: no tar; {ACCEPTED}")
-    return Photos(origin, partial(_of_tar, path, None, pulse))
+    return Photos(origin, partial(_of_tar, origin.name, lambda: path.open("rb"), pulse))
 
 
-def _of_tar(path: Path, opener: Callable[[], StoreFile] | None, pulse: Pulse) -> Iterator[Photo]:
-    layout = folders.Layout(path.name, (), EXTENSIONS)
-    for member in members(path, pulse.check, opener=opener, total_limit=TOTAL_LIMIT):  # type: ignore[arg-type]
-        if (place := layout.place(member.parts)) is not None:
-            yield Photo("/".join(member.parts), *place, member.data)
+def _of_tar(name: str, opener: Callable[[], BinaryIO], pulse: Pulse) -> Iterator[Photo]:
+    """`name`: by which people know it; a download lies here under another."""
+    layout = folders.Layout(name, (), EXTENSIONS)
+    some = members(Path(name), pulse.check, opener=opener, total_limit=TOTAL_LIMIT)
+    for member, place in folders.placed(some, layout):
+        yield Photo("/".join(member.parts), *place, _too_long if member.data is None else member.data)
     layout.tell_ignored(pulse)
+
+
+def _too_long() -> bytes:
+    raise too_long()
 
 
 def _stored(url: str, pulse: Pulse) -> Photos:
@@ -131,7 +136,8 @@ def _stored(url: str, pulse: Pulse) -> Photos:
         except NotFound as e:
             raise UserError(f"{shown(url)}: no such object; {ACCEPTED}") from e
         origin = Origin("image tar in a store", name, f"bytes:{info.size},newest:{info.modified}")
-        return Photos(origin, partial(_of_tar, Path(name), partial(StoreFile, store, info, pulse.check), pulse))
+        opener: Any = partial(StoreFile, store, info, pulse.check)  # it has what is asked of a file here, not all
+        return Photos(origin, partial(_of_tar, name, opener, pulse))
     store = patient(url.rstrip("/"), pulse.check)
     found: list[ObjectInfo] = []
     for info in store.list(""):
@@ -139,9 +145,16 @@ def _stored(url: str, pulse: Pulse) -> Photos:
         pulse.beat(f"listing {shown(url)}: {len(found):,} objects")
     if not found:
         raise UserError(f"{shown(url)}: nothing is there; {ACCEPTED}")
-    size, newest = sum(info.size for info in found), max(info.modified for info in found)
-    origin = Origin("image folder in a store", name, f"files:{len(found)},bytes:{size},newest:{newest}")
+    origin = Origin("image folder in a store", name, _mark(found))
     return Photos(origin, partial(_of_store, store, url, found, pulse), len(found), STORE_WORKERS)
+
+
+def _mark(found: list[ObjectInfo]) -> str:
+    """As a folder's: of each object by itself, for together they can be as many, as long and as new as before."""
+    digest = hashlib.sha256()
+    for info in found:
+        digest.update(f"{info.key}\0{info.size}\0{info.modified}\n".encode())
+    return f"files:{len(found)},sha256:{digest.hexdigest()}"
 
 
 def _of_store(store: Store, url: str, found: list[ObjectInfo], pulse: Pulse) -> Iterator[Photo]:
@@ -149,11 +162,5 @@ def _of_store(store: Store, url: str, found: list[ObjectInfo], pulse: Pulse) -> 
     layout = folders.Layout(url, (), EXTENSIONS)
     for info in sorted(found, key=lambda info: info.key.split("/")):
         if (place := layout.place(tuple(info.key.split("/")))) is not None:
-            yield Photo(info.key, *place, partial(_get, store, info))
+            yield Photo(info.key, *place, partial(read, store, info, 0, min(info.size, FILE_LIMIT + 1)))
     layout.tell_ignored(pulse)
-
-
-def _get(store: Store, info: ObjectInfo) -> bytes:
-    sink = io.BytesIO()
-    store.get(info.key, sink, byte_range=(0, min(info.size, FILE_LIMIT + 1)))
-    return sink.getvalue()

@@ -20,7 +20,7 @@ import numpy as np
 from trainer.data.dataset import Bytes, shown
 from trainer.data.growing import Growing, alone
 from trainer.data.held import held
-from trainer.data.packed import Packed, remedy
+from trainer.data.packed import Origin, Packed, remedy
 from trainer.data.photo import Broken, decode
 from trainer.data.photo_sources import ACCEPTED as ACCEPTED
 from trainer.data.photo_sources import Photo, Photos, opened
@@ -42,14 +42,14 @@ def pack(source: str | None, folder: Path, options: Mapping[str, Any], pulse: Pu
     """As trainer/data/pack.py's. `options`: `size` in pixels, `strict`."""
     side, strict = packed_side(options.get("size") or SIZE), bool(options.get("strict"))
     if source is None:
-        if (found := held(folder, pulse, _is_ours)) is None:
+        if (found := held(folder, NAME, pulse, _is_ours)) is None:
             raise UserError(f"no photographs are packed in {shown(folder)}, and nobody publishes them; {remedy(NAME)}")
         return _already(found, pulse)
     with alone(folder, pulse):
         remove_stale(folder)
-        found = held(folder, pulse, lambda packed: _would_do(packed, side, strict))
+        found = held(folder, NAME, pulse, lambda packed: _would_do(packed, side, strict))
         with opened(source, folder, pulse, found.origin if found else None) as photos:
-            if found is not None and found.origin == photos.origin:
+            if found is not None and found.origin == photos.origin and not _retagged(found.origin, photos.origin):
                 return _already(found, pulse)
             return _packed(photos, folder, side, strict, pulse)
 
@@ -63,6 +63,13 @@ def _would_do(packed: Packed, side: int, strict: bool) -> bool:
     return _is_ours(packed) and packed.arrays["train_images"].shape[1] == side and not (strict and packed.skipped)
 
 
+def _retagged(before: Origin, now: Origin) -> bool:
+    """Whether a server has another tag for the same bytes: packed once more they are known by it, and else each start
+    would fetch them again.
+    """
+    return before.address == now.address and before.tag != now.tag
+
+
 def _already(packed: Packed, pulse: Pulse) -> Packed:
     side = packed.arrays["train_images"].shape[1]
     pulse.say(f"already packed: {side} x {side} from {packed.origin.kind} {shown(packed.origin.name)}")
@@ -70,8 +77,8 @@ def _already(packed: Packed, pulse: Pulse) -> Packed:
 
 
 def _packed(photos: Photos, folder: Path, side: int, strict: bool, pulse: Pulse) -> Packed:
-    # by whatever address: one may hold a token that is another each time
-    what = {"source": asdict(replace(photos.origin, address="")), "side": side, "strict": strict}
+    # by its content alone, whatever its address and what the server there says of it
+    what = {"source": asdict(replace(photos.origin, address="", tag="")), "side": side, "strict": strict}
     growing = Growing(folder, what, side)
     try:
         if growing.seen:

@@ -26,6 +26,7 @@ FILE_LIMIT = 4 << 20  # bytes of one picture file; the pictures themselves have 
 COUNT_LIMIT = 1_000_000  # pictures: they are held in memory until they are written
 BATCH = 200  # pictures decoded by a thread at a time (30 ms)
 BATCH_BYTES = 4 << 20
+AHEAD_BYTES = 256 << 20  # of files in memory that are being decoded or wait for it; those of a tar may have 64 MB each
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}  # 8 bits a channel: these convert faithfully
 
 
@@ -99,10 +100,13 @@ def in_parallel(
             except NotYet:
                 continue
 
+    def ahead() -> int:
+        return sum(_size(some) for some, _ in waiting)
+
     try:
         for some in _batches(pictures, batch):
             waiting.append((some, pool.submit(work, some)))
-            if len(waiting) > 3 * workers:
+            while len(waiting) > 3 * workers or (len(waiting) > 1 and ahead() > AHEAD_BYTES):
                 yield first()
         while waiting:
             yield first()
@@ -115,12 +119,17 @@ def _batches(pictures: Iterable[E], count: int) -> Iterator[list[E]]:
     size = 0
     for picture in pictures:
         batch.append(picture)
-        size += len(picture.data) if isinstance(picture.data, bytes) else 0
+        size += _size([picture])
         if len(batch) == count or size >= BATCH_BYTES:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def _size(batch: Iterable[Encoded]) -> int:
+    """Bytes of it in memory."""
+    return sum(len(picture.data) for picture in batch if isinstance(picture.data, bytes))
 
 
 def _decode_batch(dataset: Dataset, batch: list[Picture]) -> Bytes:

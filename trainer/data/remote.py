@@ -13,7 +13,7 @@ from storage import Store, open_store
 from storage.protocol import ObjectInfo
 from storage.retry import Retrying
 from trainer.data.dataset import shown
-from trainer.exits import UserError
+from trainer.exits import ExitCode, UserError
 
 RANGE = 8 << 20  # bytes read at a time
 TRY_S = 60.0  # how long a store that is away is waited for
@@ -29,6 +29,18 @@ def patient(url: str, check: Callable[[], None]) -> Store:
             time.sleep(min(0.1, left))
 
     return Retrying(open_store(url), lambda tried: TRY_S - tried, pause)
+
+
+def read(store: Store, listed: ObjectInfo, start: int, stop: int) -> bytes:
+    """The object's bytes of [start, stop). Raises `UserError` if it is no more what the store `listed`."""
+    sink = io.BytesIO()
+    info = store.get(listed.key, sink, byte_range=(start, stop))
+    # a store may tell another time with the bytes than in its lists: what it lists now decides
+    if info != listed and store.stat(listed.key) != listed:
+        raise UserError(
+            f"{store.url}/{shown(listed.key)}: was written anew while it was read; start again", ExitCode.NOT_DURABLE
+        )
+    return sink.getvalue()
 
 
 class StoreFile(io.RawIOBase):
@@ -52,14 +64,7 @@ class StoreFile(io.RawIOBase):
 
     def _ask(self) -> Future[bytes] | None:
         start, self._next = self._next, min(self._next + RANGE, self._info.size)
-        return self._pool.submit(self._get, start, self._next) if start < self._next else None
-
-    def _get(self, start: int, stop: int) -> bytes:
-        sink = io.BytesIO()
-        info = self._store.get(self._info.key, sink, byte_range=(start, stop))
-        if (info.size, info.modified) != (self._info.size, self._info.modified):
-            raise UserError(f"{self._store.url}/{shown(info.key)}: was written anew while it was read; start again")
-        return sink.getvalue()
+        return self._pool.submit(read, self._store, self._info, start, self._next) if start < self._next else None
 
     def readinto(self, buffer: Any) -> int:
         if not self._held:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from trainer.data import archives, folders, synthetic
 from trainer.data.dataset import Dataset, Splits, shown
@@ -19,6 +20,7 @@ from trainer.exits import UserError
 SYNTHETIC = "synthetic"
 SCHEMES = ("gs", "s3", "az")  # of stores; a folder's is a path here
 CHUNK = 4 << 20  # bytes hashed between two looks at `check`
+_MAY_HOLD_A_SECRET = re.compile("[?@]")  # an address with a token or a password in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +55,19 @@ def local_path(source: str, accepted: str) -> Path:
     """
     scheme = urlsplit_scheme(source)
     if scheme == "file":
-        parts = urlsplit(source)
-        if parts.netloc not in ("", "localhost"):
+        host, _, path = source.partition("://")[2].partition("/")
+        if host not in ("", "localhost"):
             raise UserError(f"{shown(source)}: names another machine; a file here is file:///PATH")
-        return Path(unquote(parts.path))
-    if scheme or "\0" in source or not source:
+        path = "/" + unquote(path)
+    elif scheme:
+        what = f"{scheme}://..." if _MAY_HOLD_A_SECRET.search(source) else shown(source)
+        raise UserError(f"{what}: no source that can be read here; {accepted}")
+    else:
+        path = source
+    if "\0" in path or not path:
         raise UserError(f"{shown(source) or 'the empty name'}: no source that can be read here; {accepted}")
     try:
-        return Path(source).expanduser()
+        return Path(path) if scheme else Path(path).expanduser()
     except RuntimeError as e:
         raise UserError(f"{shown(source)}: no such home folder") from e
 

@@ -39,7 +39,15 @@ class Member:
     """A regular file in a tar."""
 
     parts: tuple[str, ...]  # of its name, without "." and never ".."
-    data: bytes
+    size: int  # bytes
+    data: bytes | None  # None where these are more than `MEMBER_LIMIT`: then it is passed over unread
+
+    def whole(self, path: Path) -> bytes:
+        """Its data. Raises `UserError`, which names the tar by `path`, where it is too long."""
+        if self.data is None:
+            name = shown("/".join(self.parts))
+            raise UserError(f"{shown(path)}: {name} is {self.size >> 20} MB long; that is no picture")
+        return self.data
 
 
 def is_tar(path: Path) -> bool:
@@ -145,6 +153,10 @@ class _Stream:
             raise ends_early(self.path)
         return data
 
+    def skip(self, size: int) -> None:
+        while size:
+            size -= len(self.exactly(min(size, READ)))
+
 
 def ends_early(path: Path) -> UserError:
     return UserError(f"{shown(path)}: ends early: truncated download? Fetch it again")
@@ -161,28 +173,29 @@ def _members(stream: _Stream) -> Iterator[Member]:
         if long_size is not None and kind not in b"LKxg":
             size = long_size
         name = long_name if long_name is not None else _name(header)
-        if size > MEMBER_LIMIT:
-            raise UserError(f"{shown(stream.path)}: {_safe(name)} is {size >> 20} MB long; that is no picture")
-        data = stream.exactly(size)
-        stream.exactly(-size % BLOCK)
-        if kind == b"L":  # GNU: the next member's long name
-            long_name = data.rstrip(b"\0")
-            continue
-        if kind == b"x":  # pax: the next member's attributes
-            records = _pax(data)
-            long_name = records.get(b"path", long_name)
-            long_size = _decimal(records[b"size"]) if b"size" in records else long_size
-            if any(key.startswith(b"GNU.sparse") for key in records):
-                raise UserError(f"{shown(stream.path)}: {_safe(name)} is stored as a sparse file; pack it without")
-            continue
-        if kind in b"gK" and kind:  # pax attributes of all members (none that matter here); a long link target
+        if kind in b"LKxg":  # it tells of the next member
+            if size > MEMBER_LIMIT:
+                raise _Damaged(f"a header of {size >> 20} MB")
+            data = stream.exactly(size)
+            stream.skip(-size % BLOCK)
+            if kind == b"L":  # GNU: its long name
+                long_name = data.rstrip(b"\0")
+            if kind == b"x":  # pax: its attributes; those of all members (g) don't matter here, nor a link's target (K)
+                records = _pax(data)
+                long_name = records.get(b"path", long_name)
+                long_size = _decimal(records[b"size"]) if b"size" in records else long_size
+                if any(key.startswith(b"GNU.sparse") for key in records):
+                    raise UserError(f"{shown(stream.path)}: {_safe(name)} is stored as a sparse file; pack it without")
             continue
         long_name = long_size = None
-        parts = _parts(name, stream.path)
+        parts, left = _parts(name, stream.path), size
         if kind in (b"0", b"\0", b"7") and parts and not name.endswith(b"/"):
-            yield Member(parts, data)
+            content = stream.exactly(size) if size <= MEMBER_LIMIT else None
+            yield Member(parts, size, content)
+            left = size if content is None else 0
         elif kind not in (b"5", b"0", b"\0"):
             raise UserError(f"{shown(stream.path)}: {_safe(name)} is a link or device; only files and folders are read")
+        stream.skip(left + -size % BLOCK)
     while stream.read(READ):  # to the end, where the compressor keeps its checksum and a cut would show
         pass
 

@@ -65,11 +65,11 @@ def pack(source: str | None, folder: Path, options: Mapping[str, Any], pulse: Pu
     """As `trainer.data.pack.pack`. `options["model"]`: whose tokenizer to take; without one it is learned."""
     if source is None:
         if (folder / FILE_NAME).exists():
-            return already(open_packed(folder), pulse)
+            return already(open_packed(folder, NAME), pulse)
         raise UserError(f"{shown(folder)}: nothing is packed here; {remedy(NAME)}; {ACCEPTED}")
     files, model = _tokenizer(str(options.get("model") or ""))
-    found = _recognise(source, files, pulse)
-    if (before := held(folder, pulse, lambda packed: packed.origin == found.origin)) is not None:
+    found = _recognise(source, files, model, pulse)
+    if (before := held(folder, NAME, pulse, lambda packed: packed.origin == found.origin)) is not None:
         return already(before, pulse)
     synthetic = source == SYNTHETIC
     what = "the SYNTHETIC stand-in" if synthetic else f"{found.origin.kind} {shown(found.origin.name)}"
@@ -96,16 +96,19 @@ def _tokenized(
 
     whose = f"the tokenizer of {shown(model.name)}" if model else "a vocabulary learned from them"
     files = files or tokens.learn([row.text for row in texts.train], pulse)
-    tokenizer, most = tokens.loaded(files, whose), tokens.longest(files, model)
-    ids = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.int32
+    tokenizer, most = tokens.loaded(files, whose), pretrained.longest(files, model)
     labels = {label: i for i, label in enumerate(texts.classes)}
     arrays: dict[str, Any] = dict.fromkeys(TEXTS)  # in file order
     for name, some in (("train", texts.train), ("test", texts.test)):
         flat, offsets, cut = tokens.encoded(tokenizer, [row.text for row in some], most, pulse, name)
         if cut:
             pulse.say(f"{cut:,} of the texts for {name} are longer than {most} tokens: cut to their beginning")
-        arrays[f"{name}_offsets"], arrays[f"{name}_tokens"] = offsets, flat.astype(ids)
+        arrays[f"{name}_offsets"], arrays[f"{name}_tokens"] = offsets, flat
         arrays[f"{name}_labels"] = np.array([labels[row.label] for row in some], np.uint8)
+    # ids may have gaps, and those of a template need not be in the vocabulary
+    used = (int(arrays[f"{name}_tokens"].max()) for name in ("train", "test"))
+    if max(*tokenizer.get_vocab().values(), *used) < 1 << 16:
+        arrays |= {f"{name}_tokens": arrays[f"{name}_tokens"].astype(np.uint16) for name in ("train", "test")}
     arrays["tokenizer"] = np.frombuffer(json.dumps(dict(files), sort_keys=True).encode(), np.uint8)
     return arrays, whose
 
@@ -120,8 +123,10 @@ def _tokenizer(model: str) -> tuple[Mapping[str, str] | None, Path | None]:
     return pretrained.tokenizer_files(folder), folder
 
 
-def _recognise(source: str, files: Mapping[str, str] | None, pulse: Pulse) -> Source:
+def _recognise(source: str, files: Mapping[str, str] | None, model: Path | None, pulse: Pulse) -> Source:
     digest = hashlib.sha256(json.dumps(dict(files or {}), sort_keys=True).encode())
+    if files is not None:  # models that share a tokenizer take texts of other lengths
+        digest.update(b" %d " % pretrained.longest(files, model))
     if source == SYNTHETIC:
         return Source(Origin(SYNTHETIC, SYNTHETIC, f"1 {digest.hexdigest()}"), ())
     path = local_path(source, ACCEPTED)

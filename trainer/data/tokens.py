@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +13,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from trainer.data.pulse import Pulse, beside
 from trainer.exits import UserError
-from trainer.pretrained import TOKENIZER, TOKENIZER_CONFIG, config_of, longest_text
+from trainer.pretrained import MAX_LENGTH, TOKENIZER, TOKENIZER_CONFIG
 
-MAX_LENGTH = 512  # tokens of a text, the special ones included; what is longer is cut
 VOCABULARY = 8192  # at most, of one that is learned
 ALPHABET = 1000  # its characters, at most
 UNKNOWN = "[UNK]"
@@ -80,16 +77,6 @@ def loaded(files: Files, where: str) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
-
-
-def longest(files: Files, folder: Path | None) -> int:
-    """Tokens of a text that its model can take."""
-    limits: list[Any] = [MAX_LENGTH]
-    with suppress(ValueError, AttributeError):
-        limits.append(json.loads(files.get(TOKENIZER_CONFIG, "{}")).get("model_max_length"))
-    if folder is not None:
-        limits.append(longest_text(config_of(folder)))
-    return min(limit for limit in limits if type(limit) is int and limit > 2)
 
 
 def encoded(
