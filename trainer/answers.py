@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from storage.protocol import is_key
 from trainer.exits import UserError
 from trainer.job import Task
 from trainer.scores import Metric
@@ -119,7 +120,9 @@ def result_of(task: Task, config: object, files: object) -> tuple[dict[str, obje
             json.dumps({name: value})
         except (TypeError, ValueError) as e:
             raise _wrong(task, f"{wanted}; of {name!r:.60} it can't: {e}") from e
-    if not isinstance(files, dict) or not all(isinstance(content, bytes) for content in files.values()):
+    if not isinstance(files, dict) or not all(
+        isinstance(name, str) and is_key(name) and isinstance(content, bytes) for name, content in files.items()
+    ):
         raise _wrong(task, "result_files must give a dict of bytes by file name")
     return config, files
 

@@ -14,7 +14,7 @@ from trainer.exits import UserError
 from trainer.history import Checkpoint
 from trainer.job import Task
 from trainer.order import NO_SAMPLES
-from trainer.parts import decode, packed_strides
+from trainer.parts import decode, encode, packed_strides
 from trainer.settings import Json
 
 _GROUP = re.compile(r"[^.]+\.group[0-9]{1,6}\..+")  # as `written` names it; a parameter's state has its number there
@@ -99,6 +99,16 @@ def _frozen(task: Task) -> frozenset[str]:
             tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
             names |= {f"{prefix}.{name}" if prefix else name for name, _ in tensors}
     return frozenset(names)
+
+
+def begun_optimizers(task: Task) -> bytes:
+    """For other processes, the optimizers' state before the first step, which a job's `begin` may have made."""
+    tensors, _ = _optimizer_state(task)
+    return b"".join(encode({name: tensor.cpu() for name, tensor in tensors.items()}).chunks)
+
+
+def begin_optimizers(task: Task, state: bytes) -> None:
+    _restore_optimizers(task, decode(state), {}, "of process 0")
 
 
 def _optimizer_state(task: Task) -> tuple[dict[str, Tensor], dict[str, Json]]:

@@ -12,11 +12,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import ParamSpec, Protocol, TypeVar, overload
 
-from storage.errors import Damaged, Unavailable
+from storage.errors import StoreError, Transient, Unavailable
 from storage.protocol import Chunk
 from trainer.checkpoint import Snapshot
 from trainer.header import check_start
-from trainer.history import History, Superseded
+from trainer.history import Absent, Bad, History, Superseded
 from trainer.manifest import Manifest, PartRef, checkpoint_name
 from trainer.parts import encode, grouped
 from trainer.settings import Json
@@ -87,15 +87,23 @@ class Commit:
     def was_made(self, history: History, check: Check) -> bool:
         """Make sure of one for which the store gave no answer: it is there, or is written now.
 
-        False for one that is damaged, or not there after so long that its parts may be gone. Raises as `make`.
+        False where it can't be: it is damaged, refused, or was not written for so long that its parts may be gone.
+        Raises `Transient`, `Superseded`, `Abandoned`.
         """
-        if time.time() - self.began > LONGEST_S:
-            is_there = history.has_manifest(self.manifest.name)
-            check(committing=True)
-            return is_there
+        try:
+            if history.manifest(self.manifest.name).uuid == self.manifest.uuid:
+                check(committing=True)
+                return True
+        except Absent:
+            if time.time() - self.began > LONGEST_S:
+                return False
+        except Bad:
+            return False
         try:
             self.make(history, check)
-        except Damaged:
+        except Transient:
+            raise
+        except StoreError:
             return False
         return True
 

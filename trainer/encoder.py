@@ -51,7 +51,7 @@ class Shape:
         for f in fields(cls):
             if f.type == "int":
                 count_in(config, f.name)
-            elif f.type == "float" and not isinstance(config.get(f.name, 0.0), int | float):
+            elif f.type == "float" and not isinstance(config.get(f.name) or 0.0, int | float):
                 raise UserError(f"the model's config.json: {f.name} must be a number")
         shape = cls(**{name: config[name] for name in cls.__dataclass_fields__ if config.get(name) is not None})
         if shape.hidden_size % shape.num_attention_heads:

@@ -17,7 +17,7 @@ log = logging.getLogger("baton")
 # as transformers' configurations call them; with no value of its own the classifier's follows the hidden values'
 DROPOUTS = (
     "hidden_dropout_prob", "dropout", "classifier_dropout", "classifier_dropout_prob", "seq_classif_dropout",
-    "summary_first_dropout", "summary_last_dropout",
+    "summary_first_dropout", "summary_last_dropout", "dropout_rate", "hidden_dropout",
 )  # fmt: skip
 ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")
 

@@ -34,8 +34,9 @@ MEANINGS = {
         "start it again, and look",
     ),
     ExitCode.SETUP: (
-        "settings, data, an address's name, permission or room are wrong, found before the first step; or a GPU has too "
-        "little memory for one; or a job gives a loss, an evaluation, metrics or an effort of a wrong kind",
+        "settings, data, an address's name, permission or room are wrong, found before the first step; or a GPU has "
+        "too little memory for one; or a job gives a loss, an evaluation, metrics, an effort or a result of a wrong "
+        "kind",
         "not restart; a person must act",
     ),
     ExitCode.USAGE: ("the command line can't be understood", "not restart"),

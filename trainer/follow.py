@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from storage.errors import StoreError
 from trainer import gpu, prepare
-from trainer.checkpoint import Position, restore
+from trainer.checkpoint import Position, begin_optimizers, begun_optimizers, restore
 from trainer.ending import acknowledge, exit_code_for
 from trainer.exits import ExitCode, UserError
 from trainer.history import Checkpoint
@@ -96,6 +96,9 @@ def hand_over(together: Together, task: Task, newest: Checkpoint | None) -> None
         together.share_bytes(newest.data[ref.sha256] if newest else None, ref.size)
     if newest is None:
         together.share_state(task.model)
+        state = begun_optimizers(task)
+        together.say("optimizers", len(state))
+        together.share_bytes(state, len(state))
 
 
 def _take_over(together: Together, task: Task) -> tuple[Position, int | None]:
@@ -103,6 +106,8 @@ def _take_over(together: Together, task: Task) -> tuple[Position, int | None]:
     word = together.hear("state", START_S, to_the_end=True)  # notices are heeded together, before the first step
     if not word:
         together.share_state(task.model)
+        size = together.hear("optimizers", START_S, to_the_end=True)
+        begin_optimizers(task, together.share_bytes(None, size))
         return Position(), None
     manifest = from_json(word["json"].encode(), word["name"])
     data = {ref.sha256: b"" for ref in manifest.parts}

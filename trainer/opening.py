@@ -90,7 +90,7 @@ def _warn_of_other_settings(history: History, before: int, shape: dict[str, Json
     except StoreError:
         return
     theirs = claim.get("settings") if claim else None
-    if isinstance(theirs, dict) and (odd := difference(shape, theirs)):
+    if isinstance(theirs, dict) and (odd := difference(shape, {**Settings().that_shape_the_run(), **theirs})):
         log.warning("attempt %d saved nothing; the run has other settings from now on: %s", before, changes(odd))
 
 

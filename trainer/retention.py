@@ -249,8 +249,11 @@ class Retention:
             self._check_whole()
             with suppress(NotFound):
                 # not put again since it was listed; to a second, for not all of a store's answers tell more
-                if abs(store.stat(part.key).modified - part.modified) <= 1.0:
+                put_again_s = store.stat(part.key).modified - part.modified
+                if abs(put_again_s) <= 1.0:
                     store.delete(part.key)
+                else:
+                    log.debug("%s stays: its date is %.0f s later than when it was listed", part.key, put_again_s)
 
         for _ in side_by_side(remove, excess.parts, REMOVERS):
             pass

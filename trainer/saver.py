@@ -83,6 +83,12 @@ class Flight:
         with self._lock:
             return self._abandoned
 
+    @property
+    def committing(self) -> bool:
+        """Whether its manifest is on its way."""
+        with self._lock:
+            return self._committing
+
     def check(self, *, committing: bool = False) -> None:
         """Raise `Abandoned` if it was given up; once `committing`, it can't be any more."""
         self.moved = CLOCK()
@@ -255,10 +261,11 @@ class Saver:
             return
         step = flight.save.snapshot.step
         log.debug("saving the state at step %d", step)
-        if self._unsure is not None:
+        unsure = self._unsure
+        if unsure is not None and (unsure.manifest.step != step or unsure.manifest.metrics == flight.save.metrics):
             # first: else both would have one parent, and who finds the later one bad would not come to this one
-            if self._unsure.was_made(self._history, flight.check):
-                self._made(self._unsure)
+            if unsure.was_made(self._history, flight.check):
+                self._made(unsure)
             self._unsure = None
             if self._is_durable(step, evaluated=False):
                 return
@@ -268,9 +275,10 @@ class Saver:
         try:
             done.make(self._history, flight.check)
         except StoreError:
-            if not flight.abandoned:
+            if flight.committing:
                 self._unsure = done
             raise
+        self._unsure = None
         seconds = CLOCK() - flight.began
         self._recent = [*self._recent, seconds][-RECENT:]
         self._made(done)

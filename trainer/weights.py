@@ -111,12 +111,11 @@ def warn_of_other_classes(weights: str, classes: Sequence[str], check: Check) ->
     except ValueError:
         return
     named = config.get("classes") or config.get("id2label") if isinstance(config, dict) else None
-    theirs = list(map(str, named.values() if isinstance(named, dict) else named or ()))
-    if (
-        len(theirs) == len(classes)
-        and theirs != list(classes)
-        and not all(name.startswith("LABEL_") for name in theirs)
-    ):
+    if isinstance(named, dict) and all(map(str.isdecimal, named)):
+        named = [named[number] for number in sorted(named, key=int)]
+    theirs = list(map(str, named)) if isinstance(named, list) else []
+    unnamed = all(name.startswith("LABEL_") for name in theirs)
+    if len(theirs) == len(classes) and theirs != list(classes) and not unnamed:
         log.warning(
             "weights: %s: tell other classes apart than the data, and begin as if they were these: %s",
             shown(weights),

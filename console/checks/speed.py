@@ -16,7 +16,7 @@ MEASURE_S = 1.5  # seconds of writing that give the speed
 PIECE = 1 << 18  # bytes of the first object; each next is twice as large
 MOST = 32 << 20
 FEW = 3  # checkpoints of a run that are looked at
-AT_ONCE = 8  # runs
+MOST_RUNS, AT_ONCE = 200, 8
 GRACE_S = 10.0  # docker's own, between SIGTERM and the kill
 NOTICE_S = {"aws": 120.0, "gcp": 30.0, "azure": 30.0}
 SHORTEST_S = min(NOTICE_S.values())
@@ -73,7 +73,7 @@ def stop_grace_s(patient: Patient) -> float:
 
 
 def _checkpoint_bytes(patient: Patient) -> tuple[int | None, str]:
-    """Bytes of the newest checkpoint of the run, or of the largest of all runs; and which that is."""
+    """Bytes of the newest checkpoint of the run, or of the largest of all runs, up to 200; and which that is."""
 
     def size(run: str) -> tuple[int, str]:
         try:
@@ -82,7 +82,7 @@ def _checkpoint_bytes(patient: Patient) -> tuple[int | None, str]:
             return 0, ""
         return (sum(part.size for part in manifest.parts), f"{run}, step {manifest.step}") if manifest else (0, "")
 
-    all_runs = [patient.run] if patient.run else runs(patient.store)
+    all_runs = [patient.run] if patient.run else runs(patient.store)[:MOST_RUNS]
     largest, whose = max(side_by_side(size, all_runs, AT_ONCE), default=(0, ""))
     return largest or None, whose
 

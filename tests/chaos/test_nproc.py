@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from console.report import prices, tables
 from storage import open_store
@@ -405,6 +406,21 @@ def test_torchrun_itself_may_start_them(tmp_path: Path, small_cifar: Path) -> No
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("finished:") == 1
+
+
+def test_what_a_job_begins_an_optimizer_with_all_processes_have(tmp_path: Path) -> None:
+    """A frozen network's pooler that began by chance is trained, by a state that process 0 alone has made."""
+    data = packed("bert", tmp_path)
+    weights = tmp_path / "model" / "model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(weights).items() if "pooler" not in name}, weights)
+    # without dropout, which counts its draws by the process
+    options = [*options_for("bert", data), "--dropout", "0", "--freeze", "--micro-batch-size", "8", "--steps", "12"]
+    lab = Lab(tmp_path, data, *options, job="bert")
+    for run, more in (("one", ()), ("two", ("--nproc", "2"))):
+        container = lab.start("--run", run, *more, **ONE_THREAD)
+        assert container.wait(120) == 0, container.text
+    one, two = (json.loads((lab.store / run / "result.json").read_bytes()) for run in ("one", "two"))
+    assert one["state_sha256"] == two["state_sha256"]
 
 
 @soak

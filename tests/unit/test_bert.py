@@ -193,11 +193,10 @@ def test_no_chance_and_no_training_mode_is_changed_by_the_look_at_the_longest_te
 
     seen: list[Any] = []
     task: Any = built(tmp_path, config_of("roberta"))
-    before, network = torch.get_rng_state(), ByChance()
-    task._try_longest(network)
-    assert seen[0][:2] == ([2, POSITIONS - 2], False)
+    before, task.model = torch.get_rng_state(), ByChance()
+    task.begin("none", lambda: None)
+    assert seen[0][:2] == ([1, POSITIONS - 2], False)
     assert torch.get_rng_state().equal(before)
-    assert network.training
     assert task.model.training
 
 
@@ -234,7 +233,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "roberta's layers as text": ({"model_type": "roberta", "num_hidden_layers": "2"}, "model_type roberta: "),
     "roberta's pad out of reach": ({"model_type": "roberta", "pad_token_id": 99999}, "model_type roberta: can't be bu"),
-    "an encoder of pictures' places": ({"model_type": "lilt"}, "can't compute the longest text, of 24 tokens (Runtime"),
+    "an encoder of pictures' places": ({"model_type": "lilt"}, "can't compute the texts, the longest of 24 tokens (R"),
 }
 
 
@@ -244,9 +243,9 @@ def test_a_configuration_that_does_not_fit_is_refused_in_one_line(name: str, tmp
     model = small_folder(tmp_path, CONFIG)
     data = pack("bert", str(small_texts(tmp_path)), tmp_path / "out", options={"model": str(model)}, say=print)
     (model / "config.json").write_text(json.dumps({**CONFIG, **change}))
-    settings = Settings.of({"model": str(model), "weights": "none", "dropout": 0.1})
+    settings = Settings.of({"model": str(model), "weights": "none", "dropout": 0.1, "lr": 1e-3, "weight_decay": 0.0})
     with pytest.raises(UserError, match=re.escape(said)) as told:
-        jobs.load("bert").build(settings, data, torch.device("cpu"))
+        jobs.load("bert").build(settings, data, torch.device("cpu")).begin("none", lambda: None)
     assert told.value.code == 78
     assert str(told.value).isprintable()
 

@@ -654,3 +654,50 @@ def test_a_commit_whose_reply_was_lost_is_the_next_ones_parent(store: Counting) 
         assert History(store, "run").manifest(f"000001-{step:08d}").parent == f"000001-{before:08d}"
     assert [done.manifest.step for done in hearing.durable] == made
     assert hearing.saver.error is None
+
+
+def test_one_whose_manifest_is_refused_or_damaged_keeps_no_later_one_from_its_place(store: Counting) -> None:
+    hearing, task = Hearing(store), HeadOnly()
+
+    def save(step: int) -> None:
+        task.step()
+        hearing.saver.start(save_of(task, step))
+        assert hearing.saver._flight is not None
+        assert hearing.saver._flight.landed.wait(30)
+
+    def lost(key: str) -> None:
+        if key.endswith("2.json"):
+            raise Unavailable("no answer")
+
+    save(1)
+    for unreadable in (b"{", None):
+        store.before_put = lost
+        save(2 if unreadable else 12)
+        assert hearing.saver.error is not None
+        store.before_put = lambda key: None
+        if unreadable:
+            store.store.put("run/checkpoints/000001-00000002.json", unreadable)
+        else:
+            (Path(store.url.removeprefix("file://")) / "run/checkpoints/000001-00000012.json").mkdir()
+        save(3 if unreadable else 13)
+        assert hearing.saver.error is None
+    assert [done.manifest.step for done in hearing.durable] == [1, 3, 13]
+    run = History(store, "run")
+    assert [run.manifest(f"000001-{step:08d}").parent for step in (3, 13)] == ["000001-00000001", "000001-00000003"]
+
+
+def test_a_state_saved_anew_with_its_evaluation_has_it(store: Counting) -> None:
+    """Its save before, without one, had no answer and was not written."""
+    hearing, task = Hearing(store), HeadOnly()
+
+    def refuse(key: str) -> None:
+        if "checkpoints" in key:
+            raise Unavailable("no answer")
+
+    for before_put, metrics in ((refuse, {}), (lambda key: None, {"step": 1, "accuracy": 0.5})):
+        store.before_put = before_put
+        hearing.saver.start(replace(save_of(task, 1), metrics=metrics))
+        assert hearing.saver._flight is not None
+        assert hearing.saver._flight.landed.wait(30)
+    assert History(store, "run").manifest("000001-00000001").metrics == {"step": 1, "accuracy": 0.5}
+    assert [done.manifest.step for done in hearing.durable] == [1]

@@ -86,6 +86,9 @@ def test_what_an_image_brings_along_is_whole_and_what_it_says_it_is(tmp_path: Pa
         ('{"classes": ["owl", "newt"]}', False),
         ('{"classes": ["newt", "owl"]}', True),
         ('{"id2label": {"0": "cat", "1": "dog"}}', True),
+        ('{"id2label": {"1": "newt", "0": "owl"}}', False),
+        ('{"id2label": {"a": "newt", "b": "toad"}}', False),
+        ('{"classes": 2}', False),
         ('{"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}', False),
         ('{"classes": ["owl", "newt", "toad"]}', False),  # its last layer is not taken
         ("[]", False),

@@ -51,8 +51,7 @@ _SIGNATURES = {
         "ss",
         "srt",
     ),
-    "signature": ("expires", "awsaccesskeyid", "googleaccessid", "key-pair-id", "policy"),
-    "token": (),
+    "signature": ("expires", "awsaccesskeyid", "googleaccessid", "ossaccesskeyid", "key-pair-id", "policy"),
 }
 _WAITING = 16  # chunks read and not yet written
 _NEVER_IN_A_URL = re.compile(r"[\s\x00-\x1f\x7f]")  # urllib drops some of them, and asks for another address

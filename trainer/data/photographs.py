@@ -20,7 +20,7 @@ import numpy as np
 from trainer.data.dataset import Bytes, shown
 from trainer.data.growing import Growing, alone
 from trainer.data.held import held
-from trainer.data.packed import Origin, Packed, remedy
+from trainer.data.packed import Packed, remedy
 from trainer.data.photo import Broken, decode
 from trainer.data.photo_sources import ACCEPTED as ACCEPTED
 from trainer.data.photo_sources import Photo, Photos, opened
@@ -49,7 +49,7 @@ def pack(source: str | None, folder: Path, options: Mapping[str, Any], pulse: Pu
         remove_stale(folder)
         found = held(folder, NAME, pulse, lambda packed: _would_do(packed, side, strict))
         with opened(source, folder, pulse, found.origin if found else None) as photos:
-            if found is not None and found.origin == photos.origin and not _retagged(found.origin, photos.origin):
+            if found is not None and found.origin == photos.origin:
                 return _already(found, pulse)
             return _packed(photos, folder, side, strict, pulse)
 
@@ -61,13 +61,6 @@ def _is_ours(packed: Packed) -> bool:
 def _would_do(packed: Packed, side: int, strict: bool) -> bool:
     """Whether it is what would be packed, if it is from the same source."""
     return _is_ours(packed) and packed.arrays["train_images"].shape[1] == side and not (strict and packed.skipped)
-
-
-def _retagged(before: Origin, now: Origin) -> bool:
-    """Whether a server has another tag for the same bytes: packed once more they are known by it, and else each start
-    would fetch them again.
-    """
-    return before.address == now.address and before.tag != now.tag
 
 
 def _already(packed: Packed, pulse: Pulse) -> Packed:

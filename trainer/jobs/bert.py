@@ -27,6 +27,7 @@ from trainer import encoder_weights, order, pretrained
 from trainer import weights as those
 from trainer.data.dataset import shown
 from trainer.data.packed import Packed
+from trainer.data.pulse import Pulse, beside
 from trainer.encoder import BertClassifier, Shape
 from trainer.exits import ExitCode, UserError
 from trainer.job import Batch, Task, sent, tensor_of
@@ -102,8 +103,7 @@ class Classify(Task):
         network: nn.Module
         if shape is None:
             network, self.pad = encoder_weights.of_transformers(self.config, settings.dropout)
-            self.pads_left = getattr(network.config, "summary_type", "") == "last"  # XLNet's classifier reads that one
-            self._try_longest(network)
+            self.pads_left = self.config["model_type"] == "xlnet"  # its classifier reads the last token
         else:
             self.pad, self.pads_left = self._own_pad(shape.vocab_size), False
             self.config["architectures"] = ["BertForSequenceClassification"]
@@ -155,26 +155,30 @@ class Classify(Task):
             )
         return pad or 0
 
-    def _try_longest(self, network: nn.Module) -> None:
-        """Raise `UserError` where transformers can't compute the longest text, beside the shortest; on the processor,
-        for a GPU that is asked for a position that isn't there is of no use any more. Chance stays as it was."""
+    def _try_longest(self) -> None:
+        """Raise `UserError` where transformers can't compute the longest text, or two of other lengths.
+
+        On the processor, for a GPU that is asked for a position that isn't there is of no use any more. Chance stays as
+        it was.
+        """
         part = max(self.offsets, key=lambda part: int(np.diff(self.offsets[part]).max()))
-        lengths = np.diff(self.offsets[part])
-        samples = np.array([lengths.argmax(), lengths.argmin()])
-        ids, real = self._padded(part, samples, 1)
-        network.eval()
+        by_length = np.argsort(np.diff(self.offsets[part]), kind="stable")
+        network = self.model.cpu().eval()
         try:
             with torch.random.fork_rng(devices=[]), torch.inference_mode():
-                network(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(real).long())
+                for samples in (by_length[-1:], by_length[[0, len(by_length) // 2]]):
+                    ids, real = self._padded(part, samples, 1)
+                    network(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(real).long())
         except MemoryError:
             raise  # of which the text's length is no reason
         except Exception as e:  # of what kind depends on the model's own code
+            longest = int(np.diff(self.offsets[part]).max())
             raise UserError(
-                f"model_type {self.config['model_type']}: transformers can't compute the longest text, of "
-                f"{lengths.max()} tokens ({encoder_weights.first_line(e)}); choose another encoder, or one that takes "
+                f"model_type {self.config['model_type']}: transformers can't compute the texts, the longest of "
+                f"{longest} tokens ({encoder_weights.first_line(e)}); choose another encoder, or one that takes "
                 "longer texts"
             ) from e
-        network.train()
+        self.model.to(self.device).train()
 
     def _check_data(self) -> None:
         """Raise `UserError` where texts and model don't fit."""
@@ -193,6 +197,8 @@ class Classify(Task):
         return f"pack the data again: entrypoint.py data bert --source FILE --model {self.settings.model}"
 
     def begin(self, weights: str, check: Callable[[], None]) -> None:
+        if not isinstance(self.model, BertClassifier):
+            beside(self._try_longest, Pulse(check))  # takes seconds with a large network
         if weights == "none":
             return
         if not weights and self.folder is None:
