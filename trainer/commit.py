@@ -88,7 +88,7 @@ class Commit:
         """Make sure of one for which the store gave no answer: it is there, or is written now.
 
         False where it can't be: it is damaged, refused, or was not written for so long that its parts may be gone.
-        Raises `Transient`, `Superseded`, `Abandoned`.
+        Raises `StoreError` for what may pass or is about all, `Superseded`, `Abandoned`.
         """
         try:
             if history.manifest(self.manifest.name).uuid == self.manifest.uuid:

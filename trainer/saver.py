@@ -265,7 +265,7 @@ class Saver:
         if unsure is not None and (unsure.manifest.step != step or unsure.manifest.metrics == flight.save.metrics):
             # first: else both would have one parent, and who finds the later one bad would not come to this one
             if unsure.was_made(self._history, flight.check):
-                self._made(unsure)
+                self._made(unsure, newest=unsure.manifest.step == step)
             self._unsure = None
             if self._is_durable(step, evaluated=False):
                 return
@@ -281,14 +281,16 @@ class Saver:
         self._unsure = None
         seconds = CLOCK() - flight.began
         self._recent = [*self._recent, seconds][-RECENT:]
-        self._made(done)
+        self._made(done, newest=True)
         log.debug("checkpoint %s durable after %.3f s, %.1f MB sent", done.manifest.name, seconds, done.sent / 1e6)
 
-    def _made(self, done: Commit) -> None:
+    def _made(self, done: Commit, *, newest: bool) -> None:
+        """`newest`: it is the one that was to be saved, and not an earlier one on the way to that."""
         manifest = done.manifest
-        if self.error is not None:
-            log.warning("saving works again: checkpoint at step %d is durable", manifest.step)
-        self.error = self.fault = None
+        if newest:
+            if self.error is not None:
+                log.warning("saving works again: checkpoint at step %d is durable", manifest.step)
+            self.error = self.fault = None
         self._fresh = frozenset(ref.sha256 for ref in manifest.parts)
         self.durable = durable(manifest)
         self._on_durable(done)

@@ -627,7 +627,9 @@ def test_a_copy_whose_run_was_deleted_and_begun_anew_leaves_no_metric_line_in_it
     assert list(store.store.list("run/metrics/")) == []
 
 
-def test_a_commit_whose_reply_was_lost_is_the_next_ones_parent(store: Counting) -> None:
+def test_a_commit_whose_reply_was_lost_is_the_next_ones_parent(
+    store: Counting, caplog: pytest.LogCaptureFixture
+) -> None:
     """Written or not, the store said nothing: it is made sure of before the next."""
     hearing, task = Hearing(store), HeadOnly()
 
@@ -653,6 +655,8 @@ def test_a_commit_whose_reply_was_lost_is_the_next_ones_parent(store: Counting) 
     for before, step in itertools.pairwise(made):
         assert History(store, "run").manifest(f"000001-{step:08d}").parent == f"000001-{before:08d}"
     assert [done.manifest.step for done in hearing.durable] == made
+    again = [record.args for record in caplog.records if "works again" in record.msg]
+    assert again == [(3,), (6,)], "the state that was to be saved, and not the one before it"
     assert hearing.saver.error is None
 
 
