@@ -23,10 +23,10 @@ from trainer.data.packed import Origin, write_packed
 from trainer.data.pulse import Pulse
 from trainer.data.synthetic import generate
 
-# progress each 0.2 s in place of 5, so that a run of seconds has some
+# progress each 0.05 s in place of 5, so that each epoch of a run of seconds has some
 SCRIPT = (
     "import os, sys, entrypoint, console.progress as p\n"
-    "p.Lines.every_s = 0.2\n"
+    "p.Lines.every_s = 0.05\n"
     "code = entrypoint.main(sys.argv[1:])\n"
     "sys.stdout.flush()\n"
     "os._exit(code)"
