@@ -302,9 +302,7 @@ def test_a_server_that_takes_nothing_of_a_body_is_given_up(store: Store, cloud: 
         with pytest.raises(Unavailable):
             opened.put("new", BIG[: 6 * MIB])  # in one request, and more than sockets hold
     assert time.monotonic() - begun < 60
-    again.set()
-    cloud.proxy.rewrite = lambda target: target
-    assert "new" not in names(store)
+    again.set()  # what sockets held of it may still come: it was given up, which is not to say that it never happens
 
 
 def test_a_claim_whose_answer_was_lost_is_there(store: Store, cloud: Cloud) -> None:

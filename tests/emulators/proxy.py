@@ -85,6 +85,8 @@ class Proxy:
 
     def start(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", self.port), backlog=256)
+        # what a client sends before it is read, which some machines would have be dozens of megabytes
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 18)
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
