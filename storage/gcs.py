@@ -357,7 +357,8 @@ class GoogleStore:
         except requests.exceptions.InvalidJSONError as e:
             raise Unavailable(f"{self.url}: {key}: {_STRANGER}") from e
         except SDK_ERRORS as e:
-            raise meaning(e, self.url, self._bucket, key, permission, absent, unmet) from e
+            emulated = self._emulated
+            raise meaning(e, self.url, self._bucket, key, permission, absent, unmet, emulated=emulated) from e
         except StoreError:
             raise
         except NONSENSE as e:

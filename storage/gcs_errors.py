@@ -34,6 +34,12 @@ _FORBIDDEN = {
     "billing account": "give the bucket's project a billing account that is open",
     "accountDisabled|AccountProblem": "the account of the bucket's project is disabled: ask Google's support why",
 }
+# How Google itself tells of an absence and of an unmet condition, in XML and in JSON; a number alone is anybody's. From
+# cloud.google.com/storage/docs/xml-api/reference-status and .../json_api/v1/status-codes.
+_GOOGLES = {
+    404: r"NoSuchKey|NoSuchBucket|NoSuchUpload|No such object|bucket does not exist|\(notFound\)",
+    412: r"PreconditionFailed|conditionNotMet|onstraint",
+}
 SDK_ERRORS = (GoogleAPICallError, GoogleAuthError, requests.RequestException, urllib3.exceptions.HTTPError)
 
 
@@ -45,11 +51,16 @@ def meaning(
     permission: str,
     absent: type[StoreError],
     unmet: type[StoreError],
+    *,
+    emulated: bool,
 ) -> StoreError:
-    """One of `SDK_ERRORS` as the store's own; `absent` for 404, `unmet` for a condition that failed."""
+    """One of `SDK_ERRORS` as the store's own; `absent` for 404, `unmet` for a condition that failed.
+
+    `emulated`: others' emulators say less than Google does, so that their numbers alone count.
+    """
     where = f"{url}: {key}" if key else url
     if isinstance(error, GoogleAPICallError):
-        return _refusal(error, where, bucket, permission, absent, unmet)
+        return _refusal(error, where, bucket, permission, absent, unmet, emulated)
     if isinstance(error, TransportError) or not isinstance(error, GoogleAuthError):
         return Unavailable(f"{where}: {_failure(error)}")
     words = one_line(error.args[0] if error.args else error)
@@ -71,13 +82,14 @@ def _refusal(
     permission: str,
     absent: type[StoreError],
     unmet: type[StoreError],
+    emulated: bool,
 ) -> StoreError:
     status, words = int(e.code or 0), _words(e.response)
     if status == 404 and "bucket does not exist" in words:
         make = f"gcloud storage buckets create gs://{bucket} --location=REGION --uniform-bucket-level-access"
         return NotSetUp(f"{where}: there is no bucket {bucket}; make it: {make}")
-    if status in (404, 412) and re.search("(?i)<html|<!doctype", words):  # a login page, or a proxy's own
-        return Unavailable(f"{where}: something between here and Google answered in its stead")
+    if status in _GOOGLES and not _is_googles(status, words, emulated):
+        return Unavailable(f"{where}: something between here and Google answered in its stead, with {status}")
     if status == 404:
         return absent(f"{where}: not there")
     if status == 412 and re.search("(?i)orgPolicyConstraint|violates constraint", words):
@@ -97,6 +109,13 @@ def _refusal(
     if status == 400 and re.search("(?i)crc32c|digest|checksum", words):
         return Damaged(f"{where}: {words}")
     return StoreError(f"{where}: Google answers {status}: {words}")
+
+
+def _is_googles(status: int, words: str, emulated: bool) -> bool:
+    """Whether a 404 or 412 is Google's own, and not a login page's or a proxy's."""
+    if re.search("(?i)<html|<!doctype", words):
+        return False
+    return emulated or re.search(_GOOGLES[status], words) is not None
 
 
 def _words(answer: requests.Response | None) -> str:
