@@ -68,6 +68,7 @@ class S3Store:
         self._lock = threading.Lock()
         self._client: Any = None
         self._uploads: Any = None
+        self._answered = False  # by whatever is of the store's name
 
     def put(self, key: str, source: Source, *, if_absent: bool = False) -> ObjectInfo:
         check_key(key)
@@ -300,6 +301,7 @@ class S3Store:
             if self._client is None:
                 self._client = connect(self.url, self._patience, CONNECTIONS)
                 events = self._client.meta.events
+                events.register("after-call.s3", self._note_answer)
                 for operation in ("GetObject", "HeadObject"):
                     events.register(f"after-call.s3.{operation}", _check_object)
                 for operation in ("PutObject", "UploadPart"):
@@ -313,13 +315,16 @@ class S3Store:
                 self._uploads = TransferManager(self._client, config)
             return self._client
 
+    def _note_answer(self, **_: Any) -> None:
+        self._answered = True
+
     @contextmanager
     def _told(self, key: str) -> Iterator[None]:
         """Turn what the SDK says into the store's own errors."""
         try:
             yield
         except (sdk.ClientError, sdk.BotoCoreError, ResponseParserError, HTTPError) as e:
-            raise meaning(e, self.url, self._bucket, key) from e
+            raise meaning(e, self.url, self._bucket, key, known=self._answered) from e
         except NONSENSE as e:
             raise Unavailable(f"{self.url}: {key or 'list'}: what answered is not S3, but something in between") from e
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import socket
 from typing import Any
+from urllib.parse import urlsplit
 
 from botocore import exceptions as sdk  # type: ignore[import-untyped]
 from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
@@ -54,8 +56,8 @@ _RIGHTS = {
 }
 
 
-def meaning(error: Exception, url: str, bucket: str, key: str) -> StoreError:
-    """What the SDK raised, in the store's own errors."""
+def meaning(error: Exception, url: str, bucket: str, key: str, *, known: bool) -> StoreError:
+    """What the SDK raised, in the store's own errors. `known`: the store has answered before, so its name is right."""
     if isinstance(error, sdk.ClientError):
         return _answered(error, url, bucket, key)
     if isinstance(error, sdk.HTTPClientError | sdk.ConnectionError | ResponseParserError | HTTPError):
@@ -64,6 +66,9 @@ def meaning(error: Exception, url: str, bucket: str, key: str) -> StoreError:
                 f"{url}: the server's certificate is not trusted here; set this machine's clock, or name its "
                 f"authority by AWS_CA_BUNDLE: {one_line(error)}"
             )
+        if not known and (host := _unknown_host(error)):
+            where = "AWS_REGION" if re.search(r"\.amazonaws\.com(\.cn)?$", host) else "AWS_ENDPOINT_URL_S3"
+            return NotSetUp(f"{url}: {host}: no such name: is {where} right, and is there a network?")
         return Unavailable(f"{url}: {key or 'list'}: {one_line(error)}")
     if isinstance(error, sdk.NoCredentialsError | sdk.PartialCredentialsError):
         return NotSetUp(
@@ -74,6 +79,15 @@ def meaning(error: Exception, url: str, bucket: str, key: str) -> StoreError:
     if isinstance(error, sdk.CredentialRetrievalError) and _is_away(error):
         return Unavailable(f"{url}: {one_line(error)}")
     return NotSetUp(f"{url}: {one_line(error)}")
+
+
+def _unknown_host(error: Any) -> str | None:
+    """The host that was asked for, if there is none of that name. Where DNS is away (EAI_AGAIN), nobody knows."""
+    if not isinstance(error, sdk.EndpointConnectionError):
+        return None
+    reason = getattr(error.kwargs["error"], "__cause__", None)
+    unknown = isinstance(reason, socket.gaierror) and reason.errno == socket.EAI_NONAME
+    return urlsplit(error.kwargs["endpoint_url"]).hostname if unknown else None
 
 
 def _is_away(error: Any) -> bool:

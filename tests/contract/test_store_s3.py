@@ -11,6 +11,7 @@ import itertools
 import json
 import logging
 import os
+import socket
 import threading
 import time
 import uuid
@@ -132,6 +133,47 @@ def test_nothing_listens_is_unavailable(store: Store, proxy: Proxy) -> None:
     proxy.stop()
     with pytest.raises(Unavailable):
         store.stat("a")
+
+
+def no_name(error: int, words: str) -> Callable[..., Any]:
+    """In place of the system's resolver."""
+
+    def resolve(*_: object, **__: object) -> Any:
+        raise socket.gaierror(error, words)
+
+    return resolve
+
+
+UNKNOWN = no_name(socket.EAI_NONAME, "Name or service not known")
+AWAY = no_name(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+
+@every_call
+def test_a_region_or_a_server_whose_name_is_none_is_said_at_once(
+    call: Callable[[Store], object], url: str, moto: MotoS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", UNKNOWN)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://mistyped.example:9000")
+    with pytest.raises(NotSetUp, match=r"mistyped\.example: no such name: is AWS_ENDPOINT_URL_S3 right") as caught:
+        call(S3Store(url))
+    assert "\n" not in str(caught.value)
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-mistyped-1")
+    with pytest.raises(NotSetUp, match=r"eu-mistyped-1\.amazonaws\.com: no such name: is AWS_REGION right"):
+        call(S3Store(url))
+
+
+@every_call
+def test_a_name_that_is_away_or_was_there_is_waited_for(
+    call: Callable[[Store], object], url: str, store: Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = S3Store(url)
+    store.put("a", b"1")
+    proxy.stop()
+    for resolve, which in ((AWAY, fresh), (UNKNOWN, store)):
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
+        with pytest.raises(Unavailable):
+            call(which)
 
 
 def test_a_list_that_does_not_say_where_it_goes_on_is_a_fault_and_is_not_begun_again(
