@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from trainer import strict
 
 MAX_HEADER_BYTES = 4 << 20  # some 40,000 tensors
+MAX_ELEMENTS = 1 << 48  # of a tensor, and by as many dimensions as are not 0: those of an empty one are multiplied too
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
@@ -22,6 +23,10 @@ class Sink(Protocol):
 
 
 S = TypeVar("S", bound=Sink)
+
+
+class NoPart(Exception):
+    """Raised by a sink at a header that is none: the store hands it on, and reads no more of what may be enormous."""
 
 
 class Head:
@@ -35,6 +40,11 @@ class Head:
         """Where the header ends, by its own word."""
         return data_start(self.kept) if len(self.kept) >= 8 else 8
 
+    @property
+    def is_told(self) -> bool:
+        """Whether it is here, or is known to be longer than one may be."""
+        return len(self.kept) >= 8 and (len(self.kept) >= self.end or self.end > 8 + MAX_HEADER_BYTES)
+
     def take(self, data: bytes | bytearray | memoryview) -> memoryview:
         """Keep what belongs to the header, and give the rest."""
         view = memoryview(data)
@@ -45,39 +55,52 @@ class Head:
 
 
 class PartReader:
-    """A sink that hashes a part on its way to `onward`, and keeps of it no more than the header."""
+    """A sink that hashes a part of `size` bytes on its way to `onward`, and keeps of it no more than the header.
 
-    def __init__(self, onward: Sink) -> None:
+    Before the header is found to be one of such a part, no more than that goes onward; else `write` raises `NoPart`.
+    """
+
+    def __init__(self, onward: Sink, size: int) -> None:
         self._onward = onward
+        self._should_have = size
         self._sha256 = hashlib.sha256()
         self._head = Head()
+        self._judged = False
         self.size = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         self._sha256.update(data)
         self._head.take(data)
         self.size += len(data)
+        if not self._judged and self._head.is_told:
+            self._judge()
         self._onward.write(data)
         return len(data)
 
-    def problem(self, sha256: str, size: int) -> str | None:
+    def _judge(self) -> None:
+        try:
+            check_start(self._head.kept, self._should_have)
+        except ValueError as e:
+            raise NoPart(f"is no part of a checkpoint: {e}") from e
+        self._judged = True
+
+    def problem(self, sha256: str) -> str | None:
         """What is wrong with what was written, which should be the part of this name; None if nothing is."""
-        if self.size != size:
-            return f"has {self.size} bytes and should have {size}"
+        if self.size != self._should_have:
+            return f"has {self.size} bytes and should have {self._should_have}"
         if self._sha256.hexdigest() != sha256:
             return "is damaged"
-        try:
-            check_start(self._head.kept, size)
-        except ValueError as e:
-            return f"is no part of a checkpoint: {e}"
+        if not self._judged:
+            return "is no part of a checkpoint: it ends before its header does"
         return None
 
 
 class Begun(Generic[S]):
     """A sink that can be rewound to its start, for a store that tries again: by beginning another one."""
 
-    def __init__(self, begin: Callable[[], S]) -> None:
+    def __init__(self, begin: Callable[[], S], size: int) -> None:
         self._begin = begin
+        self._size = size
         self.seek(0)
 
     def tell(self) -> int:
@@ -85,7 +108,7 @@ class Begun(Generic[S]):
 
     def seek(self, _start: int) -> None:
         self.inner = self._begin()
-        self.reader = PartReader(self.inner)
+        self.reader = PartReader(self.inner, self._size)
 
     def truncate(self) -> None:
         """It is empty since the `seek`."""
@@ -118,11 +141,15 @@ def check_start(start: bytes | bytearray, size: int) -> None:
     end = data_start(start)
     if not 8 < end <= min(size, 8 + MAX_HEADER_BYTES):
         raise ValueError(f"its header of {end - 8} bytes is none")
-    check_header(bytes(start[8:end]), size - end)
+    end += tensor_bytes(bytes(start[8:end]))
+    if end != size:
+        raise ValueError(f"its tensors end at byte {end}, and it should have {size}")
 
 
-def check_header(text: bytes, data_bytes: int) -> None:
-    """Raise ValueError if this is not the header of a part with so many bytes of tensors."""
+def tensor_bytes(text: bytes) -> int:
+    """How many bytes of tensors follow this header. Raises ValueError if it is none."""
+    if not text.startswith(b"{") or b"\0" in text:  # JSON in UTF-16, or after blanks, which safetensors doesn't take
+        raise ValueError("its header is not JSON")
     header = _json(text, "its header")
     if not isinstance(header, dict):
         raise ValueError("its header is no object")
@@ -132,15 +159,16 @@ def check_header(text: bytes, data_bytes: int) -> None:
     end = 0
     for name, entry in header.items():
         match entry:
-            case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [start, stop]} if dtype in _SIZES:
+            case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [start, stop]} if (
+                dtype in _SIZES and len(entry) == 3
+            ):
                 _check_shape(name, shape, strides.get(name))
-                if (start, stop) != (end, end + math.prod(shape) * _SIZES[dtype]):
+                if not _are_counts([start, stop]) or (start, stop) != (end, end + math.prod(shape) * _SIZES[dtype]):
                     raise ValueError(f"tensor {name!a:.60} does not lie where its size says")
                 end = stop
             case _:
                 raise ValueError(f"tensor {name!a:.60} has no type, shape or place")
-    if end != data_bytes:
-        raise ValueError(f"its tensors take {end} bytes, and there are {data_bytes}")
+    return end
 
 
 def tensor_names(part: bytes | bytearray) -> list[str]:
@@ -156,7 +184,7 @@ def _json(text: bytes, what: str) -> Any:
 
 
 def _check_shape(name: str, shape: list[Any], strides: Any) -> None:
-    if not _are_counts(shape) or len(shape) > 64:
+    if not _are_counts(shape) or len(shape) > 64 or math.prod(n for n in shape if n) >= MAX_ELEMENTS:
         raise ValueError(f"tensor {name!a:.60} has no shape")
     if strides is None:
         return

@@ -21,7 +21,7 @@ from storage import Store
 from storage.errors import AlreadyExists, Damaged, NotFound, StoreError
 from storage.protocol import Source
 from trainer.exits import UserError
-from trainer.header import Begun, Kept, Sink, tensor_names
+from trainer.header import Begun, Kept, NoPart, Sink, tensor_names
 from trainer.manifest import (
     MAX_BYTES,
     Manifest,
@@ -249,12 +249,14 @@ class History(Place):
         Raises `Bad` if it isn't there, or is another when read a second time too, into a sink begun anew.
         """
         for last_try in (False, True):
-            sink = Begun(begin)
+            sink = Begun(begin, ref.size)
             try:
                 self.store.get(self.key("parts", ref.sha256), sink, byte_range=(0, ref.size + 1))  # type: ignore[arg-type]
-                problem = sink.reader.problem(ref.sha256, ref.size)
+                problem = sink.reader.problem(ref.sha256)
             except NotFound as e:
                 raise Bad(f"part {ref.sha256[:12]} is not there") from e
+            except NoPart as e:
+                problem = str(e)
             except Damaged as e:
                 problem = f"is damaged: {e}"
             if problem is None:

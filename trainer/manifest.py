@@ -159,6 +159,9 @@ def _check(raw: dict[str, Any], name: str) -> None:
             raise ValueError(f"{key}: not an object")
     if not isinstance(raw["ledger"], list) or not all(isinstance(entry, dict) for entry in raw["ledger"]):
         raise ValueError("ledger: not a list of objects")
+    for key, value in raw["scalars"].items():
+        if value is not None and not isinstance(value, bool | int | float | str):
+            raise ValueError(f"scalars: {key!r:.100} is no single value")
     for key, value in raw["sums"].items():
         try:
             float.fromhex(value)

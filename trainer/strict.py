@@ -28,6 +28,8 @@ def loads(text: bytes) -> Any:
 def _integer(digits: str) -> int:
     if len(digits) > 20 or not -(1 << 63) <= int(digits) < 1 << 63:
         raise _Unfit("has an integer beyond 64 bits")
+    if digits == "-0":  # a float to others
+        raise _Unfit("has an integer of -0")
     return int(digits)
 
 

@@ -90,7 +90,7 @@ HOSTILE: dict[str, tuple[Callable[[History, Manifest], None], str]] = {
     "8 EB": (lambda r, m: put(r, replace(m, parts=[replace(m.parts[0], size=8 << 60)])), "beyond 64 bits"),
     "a claim of 1 TB": (
         lambda r, m: put(r, replace(m, parts=[replace(m.parts[0], size=1 << 40), *m.parts[1:]])),
-        "should have 1099511627776",
+        "it should have 1099511627776",
     ),
     "a key that climbs": (
         lambda r, m: put(r, replace(m, parts=[replace(m.parts[0], sha256="../../../etc/passwd")])),
@@ -116,6 +116,21 @@ HOSTILE: dict[str, tuple[Callable[[History, Manifest], None], str]] = {
     "a tensor twice in a part": (
         lambda r, m: with_part(r, m, part(b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},' * 2 + b'"b":1}')),
         "its header is not JSON",
+    ),
+    "a tensor of nothing, but how much of it": (
+        lambda r, m: with_part(
+            r,
+            m,
+            part(
+                b'{"a.weight":{"dtype":"F32","shape":[140737488355328,140737488355328,0],"data_offsets":[0,0]},'
+                b'"b":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+            ),
+        ),
+        "tensor 'a.weight' has no shape",
+    ),
+    "a scalar that is none": (
+        lambda r, m: put(r, replace(m, scalars={"sgd.0.step": {"x": [1]}})),
+        "scalars: 'sgd.0.step' is no single value",
     ),
     "a part twice": (lambda r, m: put(r, replace(m, parts=[*m.parts, *m.parts])), "parts: one is named twice"),
     "a tensor in two parts": (
@@ -171,6 +186,21 @@ def test_is_refused_in_a_line_and_the_parent_taken_in_little_memory(what: str, t
     assert megabytes < 400, "far less than what is claimed; most for 8 MB of JSON, or for a part of 50 MB"
     assert any(words in problem for problem in verify(run)[1].problems)
     assert not Path("/tmp/unpickled").exists()
+
+
+LARGE = 300 * MEGABYTE
+
+
+@pytest.mark.parametrize("first", [b"\xff" * 8, struct.pack("<Q", 2) + b"{}", struct.pack("<Q", LARGE) + b"{"])
+def test_a_large_part_without_a_header_is_not_read_at_all(first: bytes, tmp_path: Path) -> None:
+    """Whatever its size: the machine's memory may be less."""
+    run = history(tmp_path)
+    made = chain(run, 1, [10, 20])
+    with_part(run, made[1], first + b"\xff" * (LARGE - len(first)))
+    step, megabytes, lines = start(run)
+    assert (step, len(lines)) == (10, 1)
+    assert "is no part of a checkpoint" in lines[0]
+    assert megabytes < 60
 
 
 def test_in_a_clouds_store_it_takes_no_more_memory(cloud: Cloud) -> None:
