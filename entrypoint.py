@@ -150,7 +150,7 @@ def doctor(as_json: bool, seconds: float, **values: Any) -> int:
     """Look at all that training needs, and say how to mend what fails. Takes 15 seconds at most.
 
     The store is really written to: under .baton-doctor/, up to 67 MB within a second and a half to measure its speed,
-    all of it deleted again. Exit code 0, or 78 if a check failed.
+    or else 9 MB more for an upload in parts, all of it deleted again. Exit code 0, or 78 if a check failed.
     """
     from console.checks.examination import Patient
     from console.doctor import doctor as examine

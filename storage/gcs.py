@@ -176,6 +176,9 @@ class GoogleStore:
     def caveat(self) -> str | None:
         return None
 
+    def keeps_abandoned_uploads(self) -> None:
+        """As on S3, but never known: to ask takes storage.buckets.get, which no role for objects alone has."""
+
     # --- names and what is told of them
 
     def _name(self, key: str) -> str:

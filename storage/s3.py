@@ -156,8 +156,8 @@ class S3Store:
     def caveat(self) -> str | None:
         return None
 
-    def keeps_abandoned_uploads(self) -> bool:
-        """Whether what a kill left of an upload in parts stays for good, unseen; False, too, where one may not ask."""
+    def keeps_abandoned_uploads(self) -> bool | None:
+        """Whether what a kill left of an upload in parts stays for good, unseen; None where one may not ask."""
         try:
             with self._told("the bucket's lifecycle"):
                 rules = self._s3().get_bucket_lifecycle_configuration(Bucket=self._bucket)["Rules"]
@@ -168,7 +168,8 @@ class S3Store:
                     for rule in rules
                 )
         except StoreError as e:
-            return isinstance(e.__cause__, sdk.ClientError) and code_of(e.__cause__) == "NoSuchLifecycleConfiguration"
+            none = isinstance(e.__cause__, sdk.ClientError) and code_of(e.__cause__) == "NoSuchLifecycleConfiguration"
+            return True if none else None
 
     # --- writing
 

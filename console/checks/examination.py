@@ -5,6 +5,7 @@ A check is a small function that returns what it found, or raises; each is one e
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import uuid
@@ -63,8 +64,10 @@ class Patient:
     # the probe's objects lie in a folder that no run can have
     folder: str = field(default_factory=lambda: f".baton-doctor/{uuid.uuid4().hex}")
     check_s: float = 6.0  # seconds that each check may take
+    ends: float = math.inf  # when all must be over, by time.monotonic()
     skew_s: float | None = None  # what one check finds and another needs
     bytes_per_s: float | None = None
+    largest: int = 0  # bytes of the largest object that was written
     instance: Instance | None = None
     logins: list[str] = field(default_factory=list)  # kinds and names of credentials, as the stores tell them
     _store: Store | None = None
@@ -74,6 +77,11 @@ class Patient:
         if self._store is None:
             self._store = self.opened(self.url)
         return self._store
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that a check which begins now may take."""
+        return min(self.check_s, self.ends - time.monotonic())
 
     def key(self, name: str) -> str:
         return f"{self.folder}/{name}"
@@ -115,10 +123,10 @@ Lanes = Sequence[Sequence[Check]]
 
 def examine(patient: Patient, lanes: Lanes, *, check_s: float, all_s: float) -> list[Found]:
     """Make each lane's checks in their order, the lanes at once; each for `check_s` at most and all for `all_s`."""
-    patient.check_s, give_up = check_s, time.monotonic() + all_s
+    patient.check_s, patient.ends = check_s, time.monotonic() + all_s
     results: list[list[Found]] = [[] for _ in lanes]
     threads = [
-        threading.Thread(target=_go, args=(patient, lane, found, give_up), daemon=True)
+        threading.Thread(target=_go, args=(patient, lane, found), daemon=True)
         for lane, found in zip(lanes, results, strict=True)
     ]
     for thread in threads:
@@ -128,11 +136,11 @@ def examine(patient: Patient, lanes: Lanes, *, check_s: float, all_s: float) -> 
     return [found for lane in results for found in lane]
 
 
-def _go(patient: Patient, lane: Sequence[Check], found: list[Found], give_up: float) -> None:
+def _go(patient: Patient, lane: Sequence[Check], found: list[Found]) -> None:
     good: set[str] = set()
     for check in lane:
         lacking = [name for name in check.needs if name not in good]
-        left = min(patient.check_s, give_up - time.monotonic())
+        left = patient.left_s
         if lacking or left <= 0:
             why = f"it needs: {', '.join(lacking)}" if lacking else "no time left"
             found.append(Found(check.group, check.name, "not tried", why))

@@ -109,21 +109,32 @@ def place(patient: Patient) -> str:
 
 
 def leftovers(patient: Patient) -> str:
-    """Whether uploads in parts that a kill left half-done go by themselves: on S3, where alone Baton can ask."""
+    """Whether uploads in parts that a kill left half-done go by themselves: on S3 a bucket's rule sees to it, and on
+    Google, where only who may read the bucket's own settings could ask."""
     keep = getattr(patient.store, "keeps_abandoned_uploads", None)
-    if keep is not None and keep():
+    if keep is None:
+        return "nothing piles up there"
+    if (kept := keep()) is None:
+        raise Trouble(
+            "the bucket's rules could not be asked for: without one, what a kill leaves of an upload stays, unseen",
+            "set the lifecycle rule of docs/stores.md, if that isn't done",
+            "not tried",
+        )
+    if kept:
         raise Warn(
             "the bucket has no rule for abandoned uploads: what a kill leaves of one stays, unseen, and is paid for",
             "set the lifecycle rule of docs/stores.md (aws s3api put-bucket-lifecycle-configuration)",
         )
-    return "nothing is known to pile up"
+    return "a rule of the bucket's drops abandoned uploads"
 
 
 def credentials(patient: Patient) -> str:
     """Kind and name, as the store has told them on its way; never a value."""
     if patient.url.startswith("file://"):
         return "none needed for a folder"
-    return patient.logins[-1] if patient.logins else "given, of a kind that the store doesn't tell"
+    if not patient.logins:
+        raise Trouble("none is known yet", "", "not tried")
+    return patient.logins[-1]
 
 
 def _read(patient: Patient, name: str) -> bytes:
@@ -134,7 +145,7 @@ def _read(patient: Patient, name: str) -> bytes:
 
 CHECKS = (
     Check("store", "reachable", reachable),
-    Check("store", "credentials", credentials, ("reachable",)),
+    Check("store", "credentials", credentials),  # where they are refused it matters most whose they are
     Check("store", "list", listable, ("reachable",)),
     Check("store", "write", writable, ("reachable",)),
     Check("store", "read", readable, ("write",)),

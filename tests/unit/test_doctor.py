@@ -21,8 +21,9 @@ import torch
 
 from console.checks import container as container_checks
 from console.checks import content as content_checks
+from console.checks import speed as speed_checks
 from console.checks import store as store_checks
-from console.checks.examination import Check, Found, Patient, Warn, examine
+from console.checks.examination import Check, Found, Patient, Trouble, Warn, examine
 from console.doctor import LANES
 from storage import open_store
 from storage.errors import NotSetUp, PermissionDenied
@@ -525,7 +526,9 @@ def test_a_bucket_that_keeps_abandoned_uploads_is_told_where_one_may_ask(moto_em
         assert "docs/stores.md" in found.mend
         look = partial(store_checks.leftovers, patient)
         proxy.faults = [Fault("answer", status=403, body=b"<Error><Code>AccessDenied</Code></Error>")]
-        look()
+        with pytest.raises(Trouble, match="could not be asked for") as told:
+            look()
+        assert (told.value.status, "docs/stores.md" in told.value.mend) == ("not tried", True)
         proxy.faults = []
         rules = moto_emulator.client().put_bucket_lifecycle_configuration
         expires = {"ID": "old", "Status": "Enabled", "Filter": {}, "Expiration": {"Days": 9}}
@@ -535,6 +538,63 @@ def test_a_bucket_that_keeps_abandoned_uploads_is_told_where_one_may_ask(moto_em
             rules(Bucket="doctors-rules", LifecycleConfiguration={"Rules": [rule | others]})
             assert store.keeps_abandoned_uploads() is not covered  # type: ignore[attr-defined]
         look()
+
+
+def test_nothing_good_is_said_of_abandoned_uploads_on_google(request: pytest.FixtureRequest) -> None:
+    """docs/stores.md: they pile up without a rule, and who may write objects may not ask for that."""
+    with emulator_of(request, "gs") as emulator:
+        emulator.make_bucket("doctors-google")
+        store = open_store(emulator.url("doctors-google", "x"))
+        with pytest.raises(Trouble, match="could not be asked for") as told:
+            store_checks.leftovers(Patient(store.url, lambda _: store))
+    assert (told.value.status, "docs/stores.md" in told.value.mend) == ("not tried", True)
+
+
+def test_credentials_that_are_refused_are_told_all_the_same(moto_emulator: MotoS3) -> None:
+    with (
+        Proxy(("127.0.0.1", moto_emulator.port)) as proxy,
+        reached({**moto_emulator.env, "AWS_ENDPOINT_URL_S3": proxy.url}),
+    ):
+        proxy.faults = [Fault("answer", status=403, body=b"<Error><Code>SignatureDoesNotMatch</Code></Error>")]
+        url = moto_emulator.url("doctors-bucket", "x")
+        code, text = command("doctor", "--seconds", "300", "--json", "--cloud", "none", "--store", url)
+    found = {f["check"]: f for f in json.loads(text) if f["group"] == "store"}
+    assert code == 78
+    assert found["reachable"]["status"] == "failed"
+    assert (found["credentials"]["status"], found["credentials"]["detail"]) == (
+        "ok",
+        "environment variable AWS_ACCESS_KEY_ID",
+    )
+
+
+def test_where_no_credentials_are_known_yet_none_are_called_good(tmp_path: Path) -> None:
+    assert (
+        examined(tmp_path / "store", "stat", raising(NotSetUp("no credentials")))["credentials"].status == "not tried"
+    )
+
+
+def no_parts(real: Any, key: str, source: Any, **options: Any) -> Any:
+    if len(source) > 8 << 20:
+        raise PermissionDenied("it takes storage.multipartUploads.create")
+    return real(key, source, **options)
+
+
+def test_an_upload_in_parts_is_tried_on_a_slow_link_too(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed_checks, "MOST", speed_checks.PIECE)  # as far as a slow link comes in its time
+    good = machine.examined("time")["time: in parts"]
+    machine.opened = lambda url: Sick(url, "put", no_parts)
+    refused = machine.examined("time")["time: in parts"]
+    assert (good.status, refused.status) == ("ok", "failed")
+    assert "storage.multipartUploads.create" in refused.detail
+    assert not everything_in(machine.folder / "store")
+
+
+def test_where_there_is_no_time_for_an_upload_in_parts_that_is_said(tmp_path: Path) -> None:
+    patient = Patient(f"file://{tmp_path}", bytes_per_s=1e6)
+    with pytest.raises(Trouble, match="was not written: at this speed it may need 9 s") as told:
+        speed_checks.in_parts(patient)
+    assert (told.value.status, "--seconds 67" in told.value.mend) == ("not tried", True)
+    assert not everything_in(tmp_path)
 
 
 def test_the_command_speaks_in_whole_lines_and_exit_codes(tmp_path: Path) -> None:
