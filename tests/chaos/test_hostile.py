@@ -218,6 +218,18 @@ def test_in_a_clouds_store_it_takes_no_more_memory(cloud: Cloud) -> None:
     assert megabytes < 400
 
 
+def test_in_a_clouds_store_a_large_part_without_a_header_is_not_read_on(cloud: Cloud) -> None:
+    with reached(cloud.variables):
+        run = History(open_store(cloud.url()), "run")
+        made = chain(run, 1, [10, 20])
+        with_part(run, made[1], b"\xff" * (100 * MEGABYTE))
+    step, megabytes, lines = start(run, cloud.variables)
+    assert step == 10
+    assert [line for line in lines if "is bad" in line and "is no part of a checkpoint" in line]
+    assert not [line for line in lines if "trying again" in line]
+    assert megabytes < 110, "the SDK and some pieces; the part alone has 100"
+
+
 def test_folders_in_the_manifests_places_begin_no_run_anew(tmp_path: Path) -> None:
     run = history(tmp_path)
     for manifest in chain(run, 1, [10, 20]):
