@@ -22,7 +22,7 @@ from store_contract import MIB, SOAK, fill, finish, names, read, spawn
 from storage import Store, open_store
 from storage.errors import AlreadyExists, Damaged, PermissionDenied, Unavailable
 from storage.retry import Retrying
-from tests.clouds import BUCKET, Cloud, reached
+from tests.clouds import BUCKET, Cloud, is_third_part, reached
 from tests.emulators.azurite import Azurite, sas
 from tests.emulators.proxy import Fault, Request
 from watchers import Mailbox, Notice
@@ -66,11 +66,6 @@ def store(cloud: Cloud, patience: list[float]) -> Iterator[Store]:
 def is_body(request: Request) -> bool:
     """Of a small object, on its way up."""
     return request.method in ("PUT", "POST") and 5000 < int(request.headers.get("content-length", 0)) < 20_000
-
-
-def is_third_part(request: Request) -> bool:
-    """On its way up. Azure's blocks are named by the base64 of a name that ends in their number."""
-    return request.method == "PUT" and bool(re.search("partNumber=3|comp=block&.*MDI(=|%3D)", request.target))
 
 
 def is_end(request: Request) -> bool:
