@@ -86,6 +86,7 @@ def _told(history: History, sign: Sign, state: str, attempt_state: str) -> dict[
         "checkpoint_age_s": age_s(sign, last.get("time")),
         "checkpoint_health": None,  # nobody looked
         "checkpoint_every_s": number(record.get("checkpoint_every_s")),
+        "checkpoint_every_fixed": text(record.get("checkpoint_every_fixed")),
         "checkpoint_every_why": text(record.get("checkpoint_every_why")),
         "save_error": text(record.get("save_error")),
         "samples_per_s": number(record.get("samples_per_s")) if state == "running" else None,

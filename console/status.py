@@ -159,9 +159,10 @@ def _metrics(metrics: Json) -> str:
 def _every(told: Told) -> str | None:
     """How often it saves, and why."""
     every_s, why = number(told["checkpoint_every_s"]), told["checkpoint_every_why"]
-    if told["state"] != "running" or every_s is None:
+    every = told["checkpoint_every_fixed"] if every_s is None else f"{every_s:.3g} s"
+    if told["state"] != "running" or not every:
         return None
-    return f"{told['run']}: saves every {every_s:.3g} s" + (f": {why}" if why else "")
+    return f"{told['run']}: saves every {every}" + (f": {why}" if why else "")
 
 
 def _checkpoint(told: Told) -> str:

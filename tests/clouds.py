@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import pytest
 
 from storage import open_store
 from tests.emulators.azurite import Azurite
-from tests.emulators.proxy import Proxy
+from tests.emulators.proxy import Proxy, Request
 from tests.runs import HASHES, CompressedLab, Lab
 from trainer.history import History
 from trainer.verify import verify
@@ -57,7 +58,7 @@ class Cloud:
 
     def history(self, lab: Lab) -> History:
         """Of the lab's run, past the proxy; to be used where the emulator is `reached`."""
-        return History(open_store(lab.url), "cifar10")
+        return History(open_store(lab.url), lab.job)
 
     def hashes(self, lab: Lab) -> dict[str, object]:
         """Of the newest checkpoint, after every byte of all of them was found good; past the proxy."""
@@ -67,6 +68,11 @@ class Cloud:
             newest = history.newest_good()
         assert newest is not None
         return {name: getattr(newest.manifest, name) for name in ("step", *HASHES)}
+
+
+def is_third_part(request: Request) -> bool:
+    """On its way up. Azure's blocks are named by the base64 of a name that ends in their number."""
+    return request.method == "PUT" and bool(re.search("partNumber=3|comp=block&.*MDI(=|%3D)", request.target))
 
 
 @contextlib.contextmanager

@@ -67,13 +67,15 @@ class Attempt:
         keep: int,
         resumed_from: Manifest | None,
         ledger: Sequence[dict[str, Json]],
+        unsaved: Sequence[dict[str, Json]] = (),
         stop_grace_s: float,
         show: Callable[[Progress], None],
         show_every_s: float,
         tally: Tally | None = None,
         tell_line: Callable[[Mapping[str, Json]], None] = lambda line: None,
     ) -> None:
-        """`ledger`: of the attempts before, as far as the checkpoint that this one goes on from.
+        """`ledger`: of the attempts before, as far as the checkpoint that this one goes on from; `unsaved`: those that
+        it knows nothing of, as they ended before they saved.
 
         `tell_line` hears of each metric line at once, before it is durable.
         """
@@ -101,6 +103,7 @@ class Attempt:
         self._buffers = HostBuffers()
         self._owed = False  # a save fell due while another was in flight
         self._ledger_before = list(ledger)
+        self._unsaved = list(unsaved)
         self.tally = tally or Tally(position.step)
         self.first_step = position.step  # from which this attempt goes on
         self.started, self._began = time.time(), CLOCK()  # a machine's clock may be set meanwhile, by days
@@ -276,7 +279,7 @@ class Attempt:
         on_cpu = self.plan.device.type == "cpu"  # there, saving takes processors from training
         cost = self._stall_s + (self.saver.busy_s / torch.get_num_threads() if on_cpu else 0.0)
         cost_s = cost / self._saves
-        lifetime = lifetime_s(self._ledger_before, CLOCK() - self._began)
+        lifetime = lifetime_s([*self._ledger_before, *self._unsaved], CLOCK() - self._began)
         interval = best_interval_s(cost_s, self.saver.expected_s or 0.0, lifetime)
         changed = not 0.67 < interval / self.cadence.seconds < 1.5 or not self.interval_why
         self.cadence = replace(self.cadence, seconds=interval)

@@ -43,6 +43,12 @@ class Cadence:
             return cls(seconds=number * UNITS[unit])
         return cls(steps=int(number)) if unit.startswith("step") else cls(epochs=int(number))
 
+    @property
+    def fixed(self) -> str | None:
+        """How often, for people, where that is no matter of seconds."""
+        number, what = (self.steps, "step") if self.steps else (self.epochs, "epoch")
+        return f"{number} {what}{'' if number == 1 else 's'}" if number else None
+
     def due(self, step: int, steps_per_epoch: int, since_last_s: float) -> bool:
         """Whether to save at the boundary after `step` steps; `since_last_s` since the last save began, in seconds."""
         if self.steps:

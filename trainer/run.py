@@ -32,6 +32,7 @@ from trainer.progress import Progress
 from trainer.resuming import arguments
 from trainer.settings import Json, Settings, changeable, changes, difference
 from trainer.tally import Tally
+from trainer.unsaved import unsaved
 from watchers import Stopped, Watch, Watcher
 from watchers.signals import heed_launcher_no_more
 
@@ -365,6 +366,8 @@ def _load(
         synthetic=ready.data.synthetic,
         arguments=arguments(request.job, history.run, request.given),
     )
+    cadence, ledger = Cadence.parse(ready.settings.checkpoint_every), _ledger(history, manifest) if manifest else []
+    saved = [entry.get("attempt") for entry in ledger]
     if request.curves is not None:
         request.curves.begin()
     return Attempt(
@@ -374,10 +377,11 @@ def _load(
         ready.task,
         position,
         request.mailbox,
-        cadence=Cadence.parse(ready.settings.checkpoint_every),
+        cadence=cadence,
         keep=ready.settings.keep,
         resumed_from=manifest,
-        ledger=_ledger(history, manifest) if manifest else (),
+        ledger=ledger,
+        unsaved=unsaved(history, saved, number, before) if cadence.auto else (),
         stop_grace_s=request.stop_grace_s,
         show=request.show,
         show_every_s=request.show_every_s,

@@ -108,6 +108,7 @@ class Signs:
                 "save_error": attempt.saver.error,
                 "save_seconds": attempt.saver.expected_s,
                 "checkpoint_every_s": attempt.cadence.seconds or None,
+                "checkpoint_every_fixed": attempt.cadence.fixed,
                 "checkpoint_every_why": attempt.interval_why,
                 "tally": attempt.tally.with_saves(position.step),
                 **{name: facts.machine.get(name) for name in ("host", "cloud", "instance_type", "device")},

@@ -1,8 +1,9 @@
 """A run to another store: verified on the way, resumable, a few parts in memory at a time.
 
 Attempts' records go first, so that numbering goes on, with the last sign of life, and the metric lines of checkpoints
-that were cleaned up; then, checkpoint by checkpoint from the oldest, its parts, its metric lines and its manifest; the
-result last. A mark among the checkpoints keeps anyone from starting the copy before it is whole.
+that were cleaned up; then, checkpoint by checkpoint from the oldest, its parts, its metric lines and its manifest, of a
+bad one the lines alone; the result last. A mark among the checkpoints keeps anyone from starting the copy before it is
+whole.
 A part that lies there already is read again and hashed rather than believed: its name and size say nothing of rot.
 A large one goes through a file on this machine's disk: under its name nothing may ever lie that wasn't checked before.
 """
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO
 
 from storage.errors import AlreadyExists, NotFound, StoreError
 from trainer.exits import ExitCode, UserError
-from trainer.history import READERS, Absent, Bad, History
+from trainer.history import READERS, Bad, History
 from trainer.manifest import MAX_BYTES, Manifest, PartRef, checkpoint_name, parse_name
 from trainer.place import none_of
 from trainer.side_by_side import side_by_side
@@ -184,20 +185,25 @@ class _Copying:
 
     def checkpoints(self, names: list[str]) -> Copied:
         for name in names:
-            try:
-                manifest = self._source.manifest(name)
-                self._parts([ref for ref in dict.fromkeys(manifest.parts) if ref not in self._done])
-            except Absent:
-                continue  # cleaned up meanwhile
-            except Bad as e:
-                if self._source.has_manifest(name):
-                    self._copied.bad[name] = str(e)
-                continue
+            manifest = self._manifest_with_parts(name)
+            # also of one that is bad or was cleaned up meanwhile: the curves are theirs too
             _copy_if_there(self._source, self._target, "metrics", f"{name}.jsonl")
-            self._commit(manifest)
-            self._copied.checkpoints.append(name)
-            self._tell(f"checkpoint {name} is copied")
+            if manifest is not None:
+                self._commit(manifest)
+                self._copied.checkpoints.append(name)
+                self._tell(f"checkpoint {name} is copied")
         return self._copied
+
+    def _manifest_with_parts(self, name: str) -> Manifest | None:
+        """A checkpoint's manifest, once its parts are in the target; None if it is bad or was cleaned up."""
+        try:
+            manifest = self._source.manifest(name)
+            self._parts([ref for ref in dict.fromkeys(manifest.parts) if ref not in self._done])
+        except Bad as e:
+            if self._source.has_manifest(name):
+                self._copied.bad[name] = str(e)
+            return None
+        return manifest
 
     def _parts(self, refs: Sequence[PartRef]) -> None:
         """Raises `Bad` if one of the source's is."""

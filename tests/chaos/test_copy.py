@@ -28,6 +28,7 @@ from tests.runs import REPOSITORY, Lab, command, environment
 from trainer import transfer
 from trainer.exits import UserError
 from trainer.history import History
+from trainer.manifest import checkpoint_name
 from trainer.records import read
 from trainer.retention import Retention, _last, store_time
 from trainer.transfer import copy
@@ -165,6 +166,39 @@ def test_what_is_bad_here_is_not_copied_and_told(tmp_path: Path) -> None:
         part.write_bytes(b"")
     code, text = command("copy", source.store.url, f"file://{tmp_path}/nowhere", "--run", "run")
     assert (code, "none of the 4 checkpoints" in text) == (78, True), text
+
+
+def test_the_curves_of_bad_checkpoints_and_of_those_cleaned_up_meanwhile_are_copied(tmp_path: Path) -> None:
+    """A chunk lies there before the manifest of its checkpoint, and before those of all later ones."""
+    source, target = made_run(tmp_path), history(tmp_path / "there")
+    names = [checkpoint_name(*pair) for pair in reversed(source.checkpoints())]
+    for name in names:
+        source.store.put(source.key("metrics", f"{name}.jsonl"), f'{{"of": "{name}"}}\n'.encode())
+    (tmp_path / "here" / "run" / "parts" / source.manifest(names[1]).parts[0].sha256).unlink()
+    written: list[str] = []
+
+    class CleanedUp:
+        """The source's third checkpoint goes as soon as the first is here."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(target.store, name)
+
+        def put(self, key: str, *args: Any, **options: Any) -> Any:
+            if key.endswith(f"{names[0]}.json"):
+                source.store.delete(source.key("checkpoints", f"{names[2]}.json"))
+            written.append(key.removeprefix("run/"))
+            return target.store.put(key, *args, **options)
+
+    copied = copy(source, History(CleanedUp(), "run"))  # type: ignore[arg-type]
+    assert copied.checkpoints == [names[0], names[3]]
+    assert list(copied.bad) == [names[1]], "what was cleaned up is nothing bad"
+    assert keys(target, "metrics") == keys(source, "metrics")
+    for key in keys(source, "metrics"):
+        assert target.read(target.key("metrics", key), 100) == source.read(source.key("metrics", key), 100)
+    manifests = [f"checkpoints/{names[0]}.json", f"checkpoints/{names[3]}.json"]
+    lines = [f"metrics/{name}.jsonl" for name in names]
+    in_turn = [key for key in written if key in (*manifests, *lines)]
+    assert in_turn == [lines[0], manifests[0], *lines[1:], manifests[1]]
 
 
 LARGE_TO_COPY = """

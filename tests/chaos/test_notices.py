@@ -158,7 +158,20 @@ def evict(lab: Lab, service: Metadata, moment: str, delay_s: float, *options: st
     durable = notice["durable"] or notice["stopped"]  # nothing was left to save
     assert notice["seen"] <= notice["stopped"] <= end["time"]
     assert durable < min(goes, notice["deadline"]), container.text
+    check_spare_told(lines, notice["deadline"], durable)
     return Heard(service.cloud, moment, delay_s, notice["seen"] - told, notice["deadline"] - durable)
+
+
+def check_spare_told(lines: list[dict[str, Any]], deadline: float, durable: float) -> None:
+    """The last line tells what was left of the time between the last save's landing and the line itself.
+
+    It tells tenths of a second, and the line's own time is cut to a millisecond.
+    """
+    (line,) = (line for line in lines if "last checkpoint durable" in line["message"])
+    spare = re.search(r"0 steps lost, (-?[0-9.]+) s before the deadline$", line["message"])
+    assert spare, line
+    said = datetime.fromisoformat(line["time"]).timestamp()
+    assert deadline - said - 0.052 < float(spare[1]) < deadline - durable + 0.051, (line, deadline, durable)
 
 
 @pytest.mark.timeout(900 + 60 * COUNT)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import REPOSITORY, Container, Lab, command, light_command
+from tests.runs import REPOSITORY, CompressedLab, Container, Lab, command, light_command
 
 OPTIONS = ["--preset", "tutorial", "--batch-size", "10", "--epochs", "500"]
 
@@ -241,3 +241,22 @@ def test_a_run_killed_before_its_result_was_written_still_gets_it(tmp_path: Path
     keys = ("metrics", "weights_sha256", "checkpoint", "state_sha256")
     first, second = json.loads(before), json.loads(result.read_text())
     assert [first[k] for k in keys] == [second[k] for k in keys]
+
+
+def test_deaths_before_the_first_save_count_for_how_often_it_pays_to_save(tmp_path: Path, small_cifar: Path) -> None:
+    """A machine is expected to last two hours before anything is known, and half of that after a death."""
+    options = ["--preset", "tutorial", "--batch-size", "10", "--epochs", "500"]
+    lab = CompressedLab(tmp_path, small_cifar, *options, constants={"trainer.cadence.SHORTEST_S": 0.5})
+    first = Lab(tmp_path, small_cifar, *options).start()  # its first save would come after 15 s
+    assert first.wait_for("to stop:"), first.text
+    first.signal(signal.SIGKILL)
+    first.wait()
+    assert "durable" not in first.text
+    for attempt in (2, 3):  # the first of them sees no checkpoint, the second one whose ledger begins with the first
+        container = lab.start()
+        assert container.wait_for(f"attempt {attempt} (starts|goes on) at step"), container.text
+        told = container.wait_for("saving every .*, a machine is expected to last")
+        assert told, container.text
+        container.signal(signal.SIGKILL)
+        container.wait()
+        assert f"expected to last {2 / attempt:.1f} h" in told

@@ -60,6 +60,7 @@ class Fault:
     times: int | None = None  # how often it strikes; None: always
     chance: float = 1.0
     when: Callable[[Request], bool] = lambda request: True
+    struck: int = field(default=0, init=False)  # how often it did
 
 
 class Proxy:
@@ -184,6 +185,7 @@ class Proxy:
                 if fault.times != 0 and fault.when(request) and self._dice.random() < fault.chance:
                     if fault.times is not None:
                         fault.times -= 1
+                    fault.struck += 1
                     return fault
         return None
 

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from console.status import show
+from tests.unit.test_gpu_trouble import attempt as training
 from trainer.cadence import Cadence
 from trainer.exits import UserError
+from watchers import Mailbox
 
 
 @pytest.mark.parametrize(
@@ -33,3 +38,24 @@ def test_falls_due_by_time_steps_or_epochs() -> None:
     assert [Cadence(seconds=2).due(7, 10, t) for t in (1.9, 2.0)] == [False, True]
     assert [s for s in range(1, 9) if Cadence(steps=3).due(s, 10, 0)] == [3, 6]
     assert [s for s in range(1, 41) if Cadence(epochs=2).due(s, 10, 0)] == [20, 40]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("200steps", "saves every 200 steps"),
+        ("1epoch", "saves every 1 epoch"),
+        ("5m", "saves every 300 s"),
+        ("auto", "saves every 15 s"),
+    ],
+)
+def test_the_status_tells_how_often_a_run_saves_in_whatever_way_that_was_said(
+    text: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = training(tmp_path, "cpu", Mailbox(), [], text)
+    try:
+        mine.signs._write("running", None, None)
+        show(mine.history.store, "run", as_json=False)
+        assert f"run: {told}" in capsys.readouterr().out.splitlines()
+    finally:
+        mine.end(0, "finished")

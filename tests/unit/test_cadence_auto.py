@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkpoints import history
 from tests.unit.test_gpu_trouble import attempt as training
 from trainer.cadence import PRIOR_S, SHORTEST_S, Cadence, best_interval_s, lifetime_s
+from trainer.run import last_sign
+from trainer.settings import Json
+from trainer.unsaved import unsaved
 from watchers import Mailbox
 
 
@@ -36,6 +40,36 @@ def test_it_comes_close_to_the_truth_with_many_evictions() -> None:
 
 def test_a_ledger_with_odd_values_is_no_reason_to_fail() -> None:
     assert lifetime_s([{"seconds": "long"}, {"seconds": -5.0, "exit": 0}, {}], 0) > 0
+
+
+def test_attempts_that_ended_before_they_saved_are_known_by_their_own_records(tmp_path: Path) -> None:
+    run = history(tmp_path)
+
+    def claimed() -> int:
+        return run.claim({"before": last_sign(run.read_sign("status.json"))})
+
+    def tally(attempt: int, seconds: float) -> dict[str, Json]:
+        return {"attempt": attempt, "tally": {"seconds": seconds}}
+
+    for number, seconds, exit_code in ((1, 9000.0, None), (2, 40.0, None), (3, 50.0, 75), (4, 1.0, 78), (5, 60.0, 0)):
+        assert claimed() == number
+        run.write_record(tally(number, seconds), "status.json")
+        if exit_code is not None:
+            run.write_record({**tally(number, seconds + 1), "exit": exit_code}, "attempts", f"{number:06d}.end.json")
+    assert claimed() == 6, "of which there is no sign yet"
+    found = unsaved(run, [1], 7, run.read_sign("status.json"))
+    assert [(entry["attempt"], entry["seconds"], entry["exit"]) for entry in found] == [
+        (2, 40.0, None),
+        (3, 51.0, 75),
+        (5, 61.0, 0),
+        (6, None, None),
+    ]
+    assert lifetime_s(found, 0.0) == pytest.approx((40 + 51 + 61 + PRIOR_S) / 4)
+    run.write_record(tally(6, 70.0), "status.json")
+    assert unsaved(run, [1, 2, 3, 5], 7, run.read_sign("status.json")) == [
+        {"attempt": 6, "seconds": 70.0, "exit": None}
+    ]
+    assert unsaved(run, [], 1, None) == []
 
 
 @pytest.mark.parametrize("cost", [0.05, 0.5, 5.0])

@@ -1,0 +1,42 @@
+"""Attempts that ended without a checkpoint: the newest manifest's ledger knows nothing of them; the cadence should."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from trainer.exits import ExitCode
+from trainer.history import History
+from trainer.place import Sign
+from trainer.settings import Json
+from trainer.side_by_side import side_by_side
+
+AT_ONCE = 16  # requests
+MOST = 100  # attempts that are looked at, the newest: a start waits for it
+MISTAKES = (ExitCode.USAGE, ExitCode.SETUP)  # a person's, which say nothing of how long machines last
+
+
+def unsaved(history: History, saved: Collection[Json], number: int, before: Sign | None) -> list[dict[str, Json]]:
+    """For `lifetime_s`, of the attempts before `number` that are not among `saved`: how long each lasted, how it ended.
+
+    `before`: the run's last sign of life as attempt `number` began. One or two small objects are read for each. May
+    raise `StoreError`.
+    """
+    lost = [n for n in range(1, number) if n not in saved][-MOST:]
+    newest: Mapping[str, Json] = before.record if before else {}
+
+    def entry(n: int) -> dict[str, Json] | None:
+        end = history.read_record("attempts", f"{n:06d}.end.json")
+        if end is None:  # it vanished: what its successor found of it is kept in that one's claim
+            heir = history.read_record("attempts", f"{n + 1:06d}.json") if n + 1 < number else {"before": newest}
+            found = (heir or {}).get("before")
+            sign: Mapping[str, Json] = found if isinstance(found, dict) and found.get("attempt") == n else {}
+            return {"attempt": n, "seconds": _seconds(sign.get("tally")), "exit": None}
+        if end.get("exit") in MISTAKES:
+            return None
+        return {"attempt": n, "seconds": _seconds(end.get("tally")), "exit": end.get("exit")}
+
+    return [found for found in side_by_side(entry, lost, AT_ONCE) if found is not None]
+
+
+def _seconds(tally: Json) -> Json:
+    return tally.get("seconds") if isinstance(tally, dict) else None
