@@ -179,9 +179,11 @@ def _identity(asset_tag: Path = ASSET_TAG) -> tuple[Any, str]:
         own = ClientAssertionCredential(tenant, client, identity.token, transport=_transport(), **_BRIEF)
         return own, f"workload identity {client} by {identity}"
     if _on_azure(asset_tag):
+        by_name = client.startswith("/")  # /subscriptions/..., an identity's resource id, which ends with its name
+        which = {"identity_config": {"resource_id": client}} if by_name else {"client_id": client or None}
         # at a link-local or loopback address: a proxy, set for the internet, has no business there
-        credential = ManagedIdentityCredential(client_id=client or None, transport=_transport(direct=True), **_BRIEF)
-        return credential, f"managed identity {client or 'of this machine'}"
+        credential = ManagedIdentityCredential(**which, transport=_transport(direct=True), **_BRIEF)
+        return credential, f"managed identity {client.rpartition('/')[2] or 'of this machine'}"
     return DefaultAzureCredential(exclude_managed_identity_credential=True, **_BRIEF), DEFAULT
 
 

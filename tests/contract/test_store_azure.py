@@ -467,24 +467,39 @@ def identity_service(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> Itera
         yield service
 
 
+IDENTITIES = "/subscriptions/s/resourceGroups/g/providers/Microsoft.ManagedIdentity/userAssignedIdentities"
+
+
 def token_answer(token: str) -> Fault:
     body = {"access_token": token, "expires_on": str(int(time.time()) + 7200), "resource": "r", "token_type": "Bearer"}
     return Fault("answer", status=200, body=json.dumps(body).encode(), headers={"content-type": "application/json"})
 
 
-def test_on_azure_the_managed_identity_is_asked_by_its_client_id_and_named_not_shown(
-    identity_service: Proxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("named", "asked", "told"),
+    [
+        ("11111111-2222", "client_id=11111111-2222", "11111111-2222"),
+        (f"{IDENTITIES}/baton", f"mi_res_id={IDENTITIES}/baton", "baton"),
+    ],
+)
+def test_on_azure_the_managed_identity_is_asked_by_its_client_id_or_name_and_named_not_shown(
+    identity_service: Proxy,
+    named: str,
+    asked: str,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setenv("AZURE_CLIENT_ID", "11111111-2222")
+    monkeypatch.setenv("AZURE_CLIENT_ID", named)
     identity_service.faults = [token_answer("the-token")]
     login = log_in("account", "az://account/runs")
     assert login.endpoint == "https://account.blob.core.windows.net"
     with caplog.at_level(logging.INFO, "baton.storage"):
         for _ in range(2):
             assert login.credential.get_token_info("https://storage.azure.com/.default").token == "the-token"
-    assert "client_id=11111111-2222" in identity_service.requests[0].target
+    assert asked in identity_service.requests[0].target
     said = [record.getMessage() for record in caplog.records if record.name == "baton.storage"]
-    assert said == ["credentials: managed identity 11111111-2222"]
+    assert said == [f"credentials: managed identity {told}"]
     assert "the-token" not in caplog.text + repr(login)
 
 
