@@ -148,6 +148,7 @@ def test_each_epoch_sees_another_part_mirrored_half_the_time_in_other_colours(tm
         ("/nowhere/model.safetensors", 78, "isn't there"),
         ("file:///nowhere/runs/mine", 78, "no finished run is there"),
         ("imagnet", 64, "give none, imagenet, a file or a finished run's URL"),
+        ("", 64, "give none, imagenet, a file or a finished run's URL"),
     ],
 )
 def test_weights_that_are_not_there_are_told_and_chance_takes_no_place_of_theirs(

@@ -233,7 +233,7 @@ class Photographs(Task):
         return torch.optim.SGD(groups, lr=self.peak, momentum=settings.momentum, nesterov=nesterov, fused=True)
 
     def begin(self, weights: str, check: Callable[[], None]) -> None:
-        if weights in ("", "none"):
+        if weights == "none":
             return
         if those.is_url(weights) or those.is_path(weights):
             state = those.read(weights, check)
