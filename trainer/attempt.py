@@ -126,6 +126,8 @@ class Attempt:
     # -- what the loop tells ----------------------------------------------------------------------------------
 
     def boundary(self, *, evaluating: bool, evaluated: float = 0.0) -> None:
+        if evaluating and self._evaluation_began is None:
+            settle(self.plan.device)  # what a GPU has yet to compute is training
         now = CLOCK()
         self.tally.worked(evaluating=False)
         if evaluating:
