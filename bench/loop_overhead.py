@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measure import machine, packed_data, ratio, scratch, spread
+from measure import add_device, chosen, machine, packed_data, peak_memory, ratio, scratch, spread
 
 import torch  # isort: skip
 from console.progress import Lines
@@ -121,6 +121,7 @@ class Baton:
             self.attempt.boundary(evaluating=False)
             self.loop._group.check()
             self.loop._step()
+        settle(self.plan.device)
         return steps / (time.perf_counter() - started)
 
 
@@ -134,13 +135,15 @@ def main() -> None:
     parser.add_argument("--freeze", action="store_true", default=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=10)
+    add_device(parser)
     options = parser.parse_args()
-    given = {name: value for name, value in vars(options).items() if name not in ("steps", "rounds")}
+    given = {name: value for name, value in vars(options).items() if name not in ("steps", "rounds", "device")}
+    device = torch.device(chosen(options.device))
     put_off_compiler()
     compute_exactly(thread_count())
     with scratch() as folder:
-        task, plan = build(**given)
-        baton = Baton(*build(**given), folder)
+        task, plan = build(**given, device=device)
+        baton = Baton(*build(**given, device=device), folder)
         figures: dict[str, list[float]] = {"bare": [], "baton": [], "bare cpu": [], "baton cpu": []}
         done = 0
         for number in range(-1, options.rounds):
@@ -154,11 +157,12 @@ def main() -> None:
                 for name, value in pair.items():
                     figures[name].append(value)
         baton.watch.close()
-    print(f"{' '.join(str(value) for value in given.values() if value)}, {machine()}")
+    print(f"{' '.join(str(value) for value in given.values() if value)}, {machine(device.type)}")
     print(f"bare loop:  {spread(figures['bare'])} steps/s")
     print(f"Baton:      {spread(figures['baton'])} steps/s")
     print(f"Baton/bare: {ratio(figures['baton'], figures['bare'])}")
     print(f"the same in steps per processor second: {ratio(figures['baton cpu'], figures['bare cpu'])}")
+    print(f"peak memory: {peak_memory()}, both in one process")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import resource
 import shutil
@@ -74,13 +75,36 @@ def peak_memory_of_children_mb() -> float:
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 
 
+def peak_memory() -> str:
+    """Of this process so far, on a GPU too."""
+    import torch
+
+    text = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB"
+    return text + (f", GPU {torch.cuda.max_memory_allocated() / 1e6:.0f} MB" if torch.cuda.is_initialized() else "")
+
+
 def processor_seconds_of_children() -> float:
     """Of those that have ended, their own children included; steadier than the clock where others use the machine."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
-def machine() -> str:
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one"
+    )
+
+
+def chosen(device: str) -> str:
+    """cpu or cuda."""
     import torch
 
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def machine(device: str = "cpu") -> str:
+    import torch
+
+    if device == "cuda":
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     return f"{torch.get_num_threads()} threads, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"

@@ -109,6 +109,7 @@ class Attempt:
         self.started, self._began = time.time(), CLOCK()  # a machine's clock may be set meanwhile, by days
         self._first_step_made: float | None = None
         self._stall_s = 0.0
+        self._first_stall_s = 0.0  # of these, the first save's, which makes the buffers that later ones use again
         self._saves = 0
         self._evaluation_s = 0.0
         self._evaluation_began: float | None = None
@@ -128,6 +129,8 @@ class Attempt:
     # -- what the loop tells ----------------------------------------------------------------------------------
 
     def boundary(self, *, evaluating: bool, evaluated: float = 0.0) -> None:
+        if evaluating and self._evaluation_began is None:
+            settle(self.plan.device)  # what a GPU has yet to compute is training
         now = CLOCK()
         self.tally.worked(evaluating=False)
         if evaluating:
@@ -156,6 +159,7 @@ class Attempt:
                 self.saver.start(self._take(copy=True))
                 stall = CLOCK() - begun
                 self._stall_s += stall
+                self._first_stall_s = self._first_stall_s or stall
                 self.tally.stalled(stall)
                 self._saves += 1
         self.tally.work(evaluating=evaluating)
@@ -277,8 +281,11 @@ class Attempt:
     def _choose_interval(self) -> None:
         """Young's interval from what saves have cost here and how long this run's machines have lasted."""
         on_cpu = self.plan.device.type == "cpu"  # there, saving takes processors from training
-        cost = self._stall_s + (self.saver.busy_s / torch.get_num_threads() if on_cpu else 0.0)
-        cost_s = cost / self._saves
+        cost_s = self._stall_s / self._saves
+        if self._saves > 1:  # what the next one costs is as the later ones
+            cost_s = (self._stall_s - self._first_stall_s) / (self._saves - 1)
+        if on_cpu:
+            cost_s += self.saver.busy_s / torch.get_num_threads() / self._saves
         lifetime = lifetime_s([*self._ledger_before, *self._unsaved], CLOCK() - self._began)
         interval = best_interval_s(cost_s, self.saver.expected_s or 0.0, lifetime)
         changed = not 0.67 < interval / self.cadence.seconds < 1.5 or not self.interval_why

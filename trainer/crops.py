@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -30,7 +30,10 @@ class Pictures:
         """uint8 [n, side, side, 3] on the device."""
         if self.images.device.type == self.device.type:
             return self.images.index_select(0, sent(samples, self.device))
-        return self.images.index_select(0, torch.from_numpy(samples)).pin_memory().to(self.device, non_blocking=True)
+        # new for each batch: torch gives pinned memory out again once what is copied from it has arrived
+        chosen = torch.empty(len(samples), *self.images.shape[1:], dtype=self.images.dtype, pin_memory=True)
+        torch.index_select(self.images, 0, torch.from_numpy(samples), out=chosen)
+        return chosen.to(self.device, non_blocking=True)
 
 
 def parts(
@@ -76,7 +79,7 @@ def scaling(
 
 def coloured(x: Tensor, bright: Tensor, contrast: Tensor, vivid: Tensor) -> Tensor:
     """`x` with these factors [n, 1, 1, 1] of brightness, of contrast about its mean, of saturation about its grey."""
-    grey = torch.tensor(GREY, device=x.device)[:, None, None]
+    grey = by_channel(GREY, x.device)
     x = x * bright
     mean = x.mean((1, 2, 3), keepdim=True)
     x = mean + (x - mean) * contrast
@@ -84,7 +87,13 @@ def coloured(x: Tensor, bright: Tensor, contrast: Tensor, vivid: Tensor) -> Tens
     return (pale + (x - pale) * vivid).clamp(0, 255)
 
 
-def normalized(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalized(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """`mean` and `std`: by channel, of 255."""
-    means, stds = (torch.tensor(v, device=x.device)[:, None, None] for v in (mean, std))
-    return (x - means) / stds
+    return (x - by_channel(mean, x.device)) / by_channel(std, x.device)
+
+
+@cache
+def by_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """float32 [channels, 1, 1], made once: to send them to a GPU is to wait until it has come so far."""
+    with torch.inference_mode(False):  # whoever asks first: training takes no tensors of an evaluation
+        return torch.tensor(values, device=device)[:, None, None]

@@ -35,18 +35,25 @@ def fill(model: nn.Module, prefix: str, state: Mapping[str, Tensor], source: str
     named = ((name.replace("LayerNorm.gamma", "LayerNorm.weight"), tensor) for name, tensor in state.items())
     named = ((name.replace("LayerNorm.beta", "LayerNorm.bias"), tensor) for name, tensor in named)
     found = {name if name in own else prefix + name: tensor for name, tensor in named}
+    lacking = _lacking(own, found)
     for name, mine in own.items():
         if name in found and found[name].shape != mine.shape:
             if not name.startswith(prefix):
                 raise UserError(f"{source}: tells {len(found[name])} classes apart, and the data has {labels}")
             what = f"{name} is {list(found[name].shape)}, and the model's {list(mine.shape)}"
             raise UserError(f"{source}: {what}: another network's weights")
-        if name not in found and name.startswith(prefix) and ".pooler." not in name:
+        if name in lacking and name.startswith(prefix) and ".pooler." not in name:
             raise UserError(f"{source}: lacks {name}: another network's weights")
-    new = [name.removesuffix(".weight") for name in own if name not in found and name.endswith(".weight")]
+    new = [name.removesuffix(".weight") for name in own if name in lacking and name.endswith(".weight")]
     log.info("weights: %s%s", source, f"; {' and '.join(new)} begins by chance" if new else ", the classifier's too")
     model.load_state_dict({name: tensor for name, tensor in found.items() if name in own}, strict=False)
-    return own.keys() - found.keys()
+    return lacking
+
+
+def _lacking(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> set[str]:
+    """The names that nothing was found for. A tensor of several names, as T5's embeddings are, lies in a file once."""
+    filled = {(own[name].data_ptr(), own[name].shape) for name in own.keys() & found.keys()}
+    return {name for name in own.keys() - found.keys() if (own[name].data_ptr(), own[name].shape) not in filled}
 
 
 def of_transformers(config: Mapping[str, Any], dropout: float) -> tuple[nn.Module, int]:

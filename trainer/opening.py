@@ -26,11 +26,13 @@ def say_start(request: Request, ready: Prepared, number: int, newest: Manifest |
     """Four lines: what runs, where checkpoints go, where it goes on from and why, how to stop it."""
     settings, plan, machine_ = ready.settings, ready.plan, ready.machine
     log.info(
-        "%s, preset %s: %d steps of %d samples on %s (%s%s thread%s, %s%s), data: %s",
+        "%s, preset %s: %d step%s of %d sample%s on %s (%s%s thread%s, %s%s), data: %s",
         request.job,
         settings.preset,
         plan.steps,
+        "" if plan.steps == 1 else "s",
         plan.batch_size,
+        "" if plan.batch_size == 1 else "s",
         machine_["device"],
         f"{request.rank.count} processes of " if request.rank.count > 1 else "",
         machine_["threads"],

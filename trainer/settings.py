@@ -125,6 +125,8 @@ def check(name: str, value: Any) -> None:
     f = next(f for f in fields(Settings) if f.name == name)
     flag = "--" + name.replace("_", "-")
     low, above = f.metadata["low"], f.metadata["above"]
+    if value == "":  # as "$W" is where nobody set W; to go on would be to choose something for whoever set nothing
+        raise UserError(f"{flag}: what is given is empty; give a value or leave it out", ExitCode.USAGE)
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{flag} {value}: must be a finite number", ExitCode.USAGE)
     if isinstance(value, float) and abs(value) > LARGEST_FLOAT:

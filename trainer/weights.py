@@ -114,8 +114,13 @@ def warn_of_other_classes(weights: str, classes: Sequence[str], check: Check) ->
     if isinstance(named, dict) and all(map(str.isdecimal, named)):
         named = [named[number] for number in sorted(named, key=int)]
     theirs = list(map(str, named)) if isinstance(named, list) else []
-    unnamed = all(name.startswith("LABEL_") for name in theirs)
-    if len(theirs) == len(classes) and theirs != list(classes) and not unnamed:
+    if not all(name.startswith("LABEL_") for name in theirs):  # as transformers calls those without a name
+        warn_of_other_names(weights, theirs, classes)
+
+
+def warn_of_other_names(weights: str, theirs: Sequence[str], classes: Sequence[str]) -> None:
+    """Where the weights tell as many classes apart as the data has, but these ones."""
+    if len(theirs) == len(classes) and list(theirs) != list(classes):
         log.warning(
             "weights: %s: tell other classes apart than the data, and begin as if they were these: %s",
             shown(weights),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.jobs import JOBS, options_for, packed
 from tests.runs import Lab
 
 
@@ -62,6 +64,77 @@ def test_a_run_interrupted_on_a_gpu_ends_with_the_same_bits(name: str, tmp_path:
         kill(hunted)
     hunted.finish()
     assert hunted.hashes() == quiet.hashes()
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_job_interrupted_on_a_gpu_ends_with_the_same_bits(job: str, tmp_path: Path) -> None:
+    data = packed(job, tmp_path)
+    options = [*options_for(job, data), "--epochs", "60", "--checkpoint-every", "3steps", "--device", "cuda"]
+    quiet, hunted = (Lab(tmp_path / name, data, *options, job=job) for name in ("quiet", "hunted"))
+    quiet.finish()
+    for _ in range(3):
+        kill(hunted)
+    hunted.finish()
+    assert hunted.hashes() == quiet.hashes()
+
+
+class Silent:
+    def boundary(self, *, evaluating: bool, evaluated: float = 0.0) -> None: ...
+
+    def evaluated(self, metrics: object) -> None: ...
+
+
+def loop_of(job: str, data: Path) -> Any:
+    """The job's small run as `prepare` would build it, from chance, without a store."""
+    import torch
+
+    import entrypoint
+    from console.commands import those_given
+    from trainer import job as jobs
+    from trainer.checkpoint import Position
+    from trainer.data.packed import open_packed
+    from trainer.loop import Loop, Plan
+    from trainer.settings import Settings
+    from watchers import Mailbox
+
+    given = those_given(entrypoint.job_command(job).make_context(job, options_for(job, data)).params)
+    given.pop("allow_change", None)
+    name, preset = jobs.preset(jobs.load(job), given.get("preset", ""))
+    settings = Settings.of({**given, "preset": name}, preset)
+    device = torch.device("cuda")
+    task = jobs.load(job).build(settings, open_packed(data), device)
+    size = settings.batch_size
+    plan = Plan(
+        seed=0, batch_size=size, micro_batch_size=settings.micro_batch_size or size, steps=100,
+        steps_per_epoch=task.train_size // size, bf16=True, device=device,
+    )  # fmt: skip
+    task.model.train()
+    return Loop(task, plan, Position(), Mailbox(), Silent())
+
+
+@pytest.mark.parametrize("job", [*JOBS, "imagenet, sent over"])
+def test_a_step_waits_for_no_gpu(job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/devices.md: a step asks the GPU for nothing. torch raises at each call of its own that would wait."""
+    import torch
+
+    from trainer import crops
+    from trainer.machine import compute_exactly
+
+    if job not in JOBS:
+        monkeypatch.setattr(crops, "RESIDENT", 0.0)
+    job = job.partition(",")[0]
+    compute_exactly(torch.get_num_threads())
+    try:
+        loop = loop_of(job, packed(job, tmp_path))
+        for _ in range(2):  # the first makes what later ones use
+            loop._step()
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        for _ in range(3):
+            loop._step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        torch.set_deterministic_debug_mode("default")  # of which other tests in this process know nothing
 
 
 def test_what_is_said_of_determinism_is_that_of_the_run(tmp_path: Path, small_cifar: Path) -> None:

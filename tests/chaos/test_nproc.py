@@ -333,6 +333,33 @@ def test_with_batchnorm_and_uneven_micro_batches_no_bit_is_lost_either(
     assert mine["loss"] == pytest.approx(result["metrics"]["loss"], rel=1e-5), "with process 0's means and variances"
 
 
+@soak
+def test_with_batchnorm_one_two_one_two_processes_stay_as_near_to_one_as_other_seeds_do(
+    tmp_path: Path, small_cifar: Path
+) -> None:
+    """Each process's means and variances are of its own micro-batches; those of process 0 are evaluated with."""
+    options = ["--batch-size", "100", "--micro-batch-size", "50", "--precision", "fp32", "--epochs", "8"]
+    seeds = [Lab(tmp_path / f"seed {seed}", small_cifar, *options, "--seed", str(seed)) for seed in range(3)]
+    for lab in seeds:
+        container = lab.start(**ONE_THREAD)
+        assert container.wait(300) == 0, container.text
+    moved = Lab(tmp_path / "moved", small_cifar, *options)
+    alone(moved)
+    container, pids = begun(moved)
+    assert "processes 1 -> 2" in container.text
+    os.kill(pids[1], signal.SIGTERM)
+    assert container.wait() == 75, container.text
+    assert "processes 2 -> 1" in alone(moved).text
+    container, _ = begun(moved)
+    assert container.wait(300) == 0, container.text
+    assert moved.hashes()["order_sha256"] == seeds[0].hashes()["order_sha256"]
+    metrics: list[Any] = [lab.status()["metrics"] for lab in (*seeds, moved)]
+    assert metrics[-1]["loss"] != metrics[0]["loss"], "the count changes bits, else this test shows nothing"
+    for name in ("accuracy", "loss"):
+        *spread, mine = (found[name] for found in metrics)
+        assert abs(mine - spread[0]) <= max(spread) - min(spread), f"{name}: {mine}, by seeds {spread}"
+
+
 def evaluated_here(lab: Lab) -> dict[str, Any]:
     """What the run's newest checkpoint reaches, by one process."""
     import torch

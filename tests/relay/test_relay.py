@@ -26,7 +26,11 @@ SEED = int(os.environ.get("BATON_SOAK_SEED", "1"))  # `make soak` sets others
 
 
 @pytest.mark.parametrize(
-    "job", ["cifar10", *(pytest.param(job, marks=soak) for job in ("bert", *["imagenet"] * HAS_TORCHVISION))]
+    "job",
+    [
+        "cifar10",
+        *(pytest.param(job, marks=soak) for job in ("bert", "cifar100", "mnist", *["imagenet"] * HAS_TORCHVISION)),
+    ],
 )
 def test_handed_over_five_times_a_run_loses_nothing_but_what_a_kill_takes_and_no_bit(
     job: str, engine: Engine, image: str, tmp_path: Path

@@ -113,3 +113,14 @@ def test_the_interval_is_told_only_where_there_is_a_next_save(
     mine.end(0, "finished")
     assert mine.interval_why, "for the status, in any case"
     assert ("saving every" in caplog.text) is (step < mine.plan.steps)
+
+
+def test_the_first_stall_in_which_buffers_are_made_counts_no_longer_once_there_is_a_second(tmp_path: Path) -> None:
+    mine = training(tmp_path, "cpu", Mailbox(), [], "auto")
+    mine.end(0, "finished")
+    intervals = []
+    for mine._saves, mine._stall_s in ((1, 8.0), (2, 8.5), (5, 10.0)):
+        mine._first_stall_s = 8.0
+        mine._choose_interval()
+        intervals.append(mine.cadence.seconds)
+    assert intervals == pytest.approx([best_interval_s(cost, 0.0, PRIOR_S) for cost in (8.0, 0.5, 0.5)], rel=1e-3)

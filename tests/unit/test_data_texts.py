@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.bert_makers import TEXTS, small_model, small_texts
-from trainer.data import tokens
+from trainer.data import texts, tokens
 from trainer.data.pack import locate, pack
 from trainer.data.packed import FILE_NAME, Packed
 from trainer.data.pulse import Pulse
@@ -263,6 +264,60 @@ def test_every_class_has_a_text_in_both_parts_and_the_others_lie_by_their_hashes
     digests = [hashlib.sha256(f"another {i}".encode()).digest() for i in range(60)]
     held = [i % 2 for i in sorted(range(60), key=lambda i: digests[i])][: test[:2].sum()]
     assert test[:2].tolist() == [held.count(0), held.count(1)]
+
+
+def parts_of(rows: str, folder: Path) -> list[list[tuple[str, str]]]:
+    """(label, text) of those for training, and of those for evaluation."""
+    found = texts.read([file(folder, rows)], Pulse())
+    return [[(row.label, row.text) for row in part] for part in (found.train, found.test)]
+
+
+@pytest.mark.parametrize("copies", [2, 3, 7])
+def test_rows_of_one_text_lie_in_one_part_and_each_class_in_both(copies: int, tmp_path: Path) -> None:
+    """Of the same text under two labels too, and where a rare class has nothing else."""
+    rows = [f"{'ab'[i % 2]},text {i // copies}" for i in range(210)] + ["rare,x"] * copies + ["rare,y"] * 2
+    both = parts_of("\n".join(rows), tmp_path)
+    train, test = ({text for _, text in part} for part in both)
+    assert not train & test
+    assert train | test == {f"text {i // copies}" for i in range(210)} | {"x", "y"}
+    assert sorted(both[0] + both[1]) == sorted(tuple(row.split(",")) for row in rows)
+    assert all({label for label, _ in part} == {"a", "b", "rare"} for part in both)
+    assert 30 <= len(both[1]) <= len(rows) // 5 + copies
+
+
+def test_a_class_of_copies_of_one_text_is_refused(tmp_path: Path) -> None:
+    rows = "".join(f"{'ab'[i % 2]},text {i}\n" for i in range(40)) + "c,x\n" * 3
+    with pytest.raises(UserError, match=r"no text of class c is left for t\w+ \(.*\): a class needs more texts, which"):
+        parts_of(rows, tmp_path)
+
+
+def bare(model: Path) -> str:
+    """The model, with a tokenizer that puts nothing around a text and drops characters of no width."""
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    (model / "tokenizer.json").write_text(json.dumps({**tokenizer, "post_processor": None}))
+    return str(model)
+
+
+def test_a_text_of_no_tokens_is_left_out_as_an_empty_one(tmp_path: Path) -> None:
+    rows, said = "".join(f"{'ab'[i % 2]},good apple {i}\n" for i in range(40)), list[str]()
+    none = "".join(f"a,{chr(0x200B) * n}\n" for n in range(1, 31))
+    model = bare(small_model(tmp_path))
+    data = packed(tmp_path / "a", file(tmp_path, rows + none), said, model)
+    counts = [len(data.arrays[f"{part}_labels"]) for part in ("train", "test")]
+    assert sum(counts) == 40
+    for part, count in zip(("train", "test"), counts, strict=True):
+        assert np.diff(data.arrays[f"{part}_offsets"]).min() > 0
+        assert len(data.arrays[f"{part}_offsets"]) == count + 1
+        assert data.arrays[f"{part}_offsets"][-1] == len(data.arrays[f"{part}_tokens"])
+        assert all(text_of(data, part, number).startswith("good apple") for number in range(count))
+    left_out = [
+        re.fullmatch(r"texts for \w+: (\d+) rows without a text left out, the first in line \d+", s) for s in said
+    ]
+    assert sum(int(match[1]) for match in left_out if match) == 30
+    with pytest.raises(
+        UserError, match=r"no text of class c is left for t\w+: the tokenizer of model makes no tokens of any"
+    ):
+        packed(tmp_path / "b", file(tmp_path, rows + "c,\u200b\nc,\u200b\u200b\n"), model=model)
 
 
 MISTAKES: dict[str, tuple[str | bytes, str]] = {

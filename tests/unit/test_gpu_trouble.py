@@ -168,6 +168,31 @@ def attempt(folder: Path, device: str, mailbox: Mailbox, lines: list[Any], every
     )  # fmt: skip
 
 
+def test_what_a_gpu_has_yet_to_train_is_no_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+
+    def settle(_device: torch.device) -> None:
+        nonlocal now
+        now += 5.0  # of steps that were told to it
+
+    monkeypatch.setattr("trainer.attempt.settle", settle)
+    for module in ("attempt", "tally"):
+        monkeypatch.setattr(f"trainer.{module}.CLOCK", lambda: now)
+    mine = attempt(tmp_path, "cpu", Mailbox(), [])
+    try:
+        mine.boundary(evaluating=False)
+        mine.position.step, mine.position.sums = 6, {"loss": torch.tensor(30.0)}
+        for _ in range(2):
+            mine.boundary(evaluating=True)
+            now += 1.0
+        mine.evaluated({"accuracy": 0.5})
+        entry: Any = mine._ledger_entry()
+        assert entry["evaluation_s"] == entry["tally"]["evaluation_s"] == 2.0
+        assert entry["tally"]["training_s"] == 5.0
+    finally:
+        mine.end(0, "finished")
+
+
 def test_the_curve_never_makes_a_gpu_wait_for_each_of_its_points(tmp_path: Path) -> None:
     lines: list[Any] = []
     mine = attempt(tmp_path, "cpu", Mailbox(), lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -23,7 +24,7 @@ from trainer.data.pack import pack
 from trainer.data.packed import Packed, open_packed
 from trainer.exits import UserError
 from trainer.job import Batch, Task
-from trainer.jobs.imagenet import scale_of
+from trainer.jobs.imagenet import published_classes, scale_of
 from trainer.prepare import _check_micro_batches
 from trainer.settings import Settings
 
@@ -148,6 +149,7 @@ def test_each_epoch_sees_another_part_mirrored_half_the_time_in_other_colours(tm
         ("/nowhere/model.safetensors", 78, "isn't there"),
         ("file:///nowhere/runs/mine", 78, "no finished run is there"),
         ("imagnet", 64, "give none, imagenet, a file or a finished run's URL"),
+        ("", 64, "give none, imagenet, a file or a finished run's URL"),
     ],
 )
 def test_weights_that_are_not_there_are_told_and_chance_takes_no_place_of_theirs(
@@ -260,3 +262,40 @@ def test_a_dropout_that_nothing_would_drop_by_is_refused(packed: Packed) -> None
         built(packed, dropout=0.3)
     dropped = [m.p for m in built(packed, model="googlenet", dropout=0.3).model.modules() if hasattr(m, "p")]
     assert dropped == [0.3]
+
+
+@pytest.mark.parametrize(
+    ("name", "warned"), [("a thing {}", True), ("n{:08}", False), (None, False)], ids=["others", "WordNet's", "its own"]
+)
+def test_a_last_layer_of_a_thousand_other_classes_is_taken_with_a_warning(
+    name: str | None, warned: bool, packed: Packed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = published_classes("shufflenet_v2_x0_5")
+    classes = tuple(own if name is None else (name.format(i) for i in range(1000)))
+    task = built(dataclasses.replace(packed, classes=classes))
+    monkeypatch.setattr(weights, "find", lambda published, check: dict(task.model.state_dict()))
+    task.begin("imagenet", lambda: None)
+    assert ("weights: imagenet: tell other classes apart than the data" in caplog.text) == warned
+
+
+def test_weights_for_pictures_of_another_side_are_told_as_that(
+    packed: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def small(name: str, weights: None, **given: Any) -> torch.nn.Module:
+        shape = {"patch_size": 16, "num_layers": 1, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32}
+        return torchvision.models.VisionTransformer(**shape, **given)
+
+    monkeypatch.setattr(torchvision.models, "get_model", small)
+    task = built(packed, model="vit_b_16")
+    state = {name: tensor.contiguous() for name, tensor in task.model.state_dict().items()}
+    file = tmp_path / "model.safetensors"
+    save_file({**state, "encoder.pos_embedding": torch.zeros(1, 1 + 14 * 14, 16)}, file)
+    with pytest.raises(UserError, match=r"are for pictures of 224 pixels, .*: give --size 224, or --weights none$"):
+        task.begin(str(file), lambda: None)
+    save_file({**state, "encoder.pos_embedding": torch.zeros(1, 1 + 14 * 14, 8)}, file)
+    with pytest.raises(UserError, match="another network"):
+        task.begin(str(file), lambda: None)
+    other = built(packed, model="vit_b_16")
+    other.model = torch.nn.Sequential()  # one that has nothing of the kind
+    with pytest.raises(UserError, match="another network"):
+        other._adopt({"encoder.pos_embedding": torch.zeros(1, 5, 8)}, "it")  # type: ignore[attr-defined]

@@ -91,6 +91,15 @@ def test_what_would_be_ignored_is_refused(words: str, told: str, capsys: pytest.
     assert told in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("option", ["--weights", "--model", "--preset", "--data", "--store", "--run", "--drill"])
+def test_an_empty_value_is_told_and_not_taken_for_another(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As "$W" is where nobody set W: a fine-tune would begin from chance."""
+    import entrypoint
+
+    assert entrypoint.main(["imagenet", option, ""]) == ExitCode.USAGE
+    assert f"{option}: what is given is empty; give a value or leave it out" in capsys.readouterr().out
+
+
 def test_what_shapes_a_run_is_recorded_and_where_it_lives_is_not() -> None:
     shape = Settings(lr=0.1, store="file:///x").that_shape_the_run()
     assert shape["lr"] == 0.1

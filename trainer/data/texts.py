@@ -2,8 +2,8 @@
 
 A source is a CSV or JSON-lines file, of which a thousand texts (a fifth of a small file), and of each class one at
 least, are held out for evaluation; or a folder with train.csv and test.csv (or .jsonl, or val); or "synthetic". Which
-texts are held out follows from their content alone: the lowest SHA-256 hashes. The tokenizer goes into the packed file
-too.
+texts are held out follows from their content alone: the lowest SHA-256 hashes; rows of one text stay together. The
+tokenizer goes into the packed file too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def pack(source: str | None, folder: Path, options: Mapping[str, Any], pulse: Pu
     packed = write_arrays(folder, NAME, texts.classes, rows_, found.origin, synthetic=synthetic, pulse=pulse)
     names = ", ".join(f"{shown(name):.40}" for name in texts.classes[:8]) + (", ..." if len(texts.classes) > 8 else "")
     pulse.say(
-        f"packed {len(texts.train):,} training and {len(texts.test):,} test texts"
+        f"packed {len(arrays['train_labels']):,} training and {len(arrays['test_labels']):,} test texts"
         f"{' (SYNTHETIC)' if synthetic else ''} of {len(texts.classes)} classes ({names}), "
         f"{np.diff(arrays['train_offsets']).mean():.0f} tokens on average, by {words}: {shown(packed.path)}, "
         f"SHA-256 {packed.sha256[:12]}"
@@ -103,14 +104,33 @@ def _tokenized(
         flat, offsets, cut = tokens.encoded(tokenizer, [row.text for row in some], most, pulse, name)
         if cut:
             pulse.say(f"{cut:,} of the texts for {name} are longer than {most} tokens: cut to their beginning")
+        kept, offsets = _with_tokens(some, offsets, name, pulse)
         arrays[f"{name}_offsets"], arrays[f"{name}_tokens"] = offsets, flat
-        arrays[f"{name}_labels"] = np.array([labels[row.label] for row in some], np.uint8)
+        arrays[f"{name}_labels"] = np.array([labels[row.label] for row in kept], np.uint8)
+        if lacking := sorted(labels.keys() - {row.label for row in kept}):
+            raise UserError(
+                f"no text of class {shown(lacking[0]):.100} is left for {name}: {whose} makes no tokens of any"
+            )
     # ids may have gaps, and those of a template need not be in the vocabulary
     used = (int(arrays[f"{name}_tokens"].max()) for name in ("train", "test"))
     if max(*tokenizer.get_vocab().values(), *used) < 1 << 16:
         arrays |= {f"{name}_tokens": arrays[f"{name}_tokens"].astype(np.uint16) for name in ("train", "test")}
     arrays["tokenizer"] = np.frombuffer(json.dumps(dict(files), sort_keys=True).encode(), np.uint8)
     return arrays, whose
+
+
+def _with_tokens(
+    rows_: Sequence[Row], offsets: np.ndarray[Any, Any], name: str, pulse: Pulse
+) -> tuple[list[Row], np.ndarray[Any, Any]]:
+    """The rows that a tokenizer makes anything of, and where their tokens begin and end. Of no tokens attention is NaN.
+
+    A model's own tokenizer may drop all characters of a text, and put nothing around it.
+    """
+    filled = np.diff(offsets) > 0
+    if not filled.all():
+        first = min(row.line for row, some in zip(rows_, filled, strict=True) if not some)
+        pulse.say(f"texts for {name}: {(~filled).sum():,} rows without a text left out, the first in line {first}")
+    return [row for row, some in zip(rows_, filled, strict=True) if some], offsets[np.append(True, filled)]
 
 
 def _tokenizer(model: str) -> tuple[Mapping[str, str] | None, Path | None]:
@@ -196,15 +216,24 @@ def _refuse_header(name: str, found: Sequence[rows.Rows]) -> None:
 
 
 def _held_out(rows: list[Row]) -> list[list[Row]]:
-    """[for training, for evaluation], of rows in the order of their hashes."""
-    held = set(range(min(HELD_OUT, len(rows) // SHARE)))
+    """[for training, for evaluation], of rows in the order of their hashes. Those of one text lie in one part."""
+    room = min(HELD_OUT, len(rows) // SHARE)
+    groups = [list(some) for _, some in groupby(rows, key=lambda row: row.text)]
+    held: set[int] = set()
     by_class: dict[str, list[int]] = {}
-    for i, row in enumerate(rows):
-        by_class.setdefault(row.label, []).append(i)
-    for first, *others in by_class.values():
-        if others:  # of a rare class too there is one in each part
-            held = held - {others[-1]} | {first}
-    return [[row for i, row in enumerate(rows) if (i in held) == test] for test in (False, True)]
+    for number, group in enumerate(groups):
+        if len(group) <= room:
+            held.add(number)
+            room -= len(group)
+        for label in dict.fromkeys(row.label for row in group):
+            by_class.setdefault(label, []).append(number)
+    for numbers in by_class.values():
+        if len(numbers) > 1:  # of a rare class too there is one in each part
+            if not held.intersection(numbers):
+                held.add(min(numbers, key=lambda number: len(groups[number])))
+            elif held.issuperset(numbers):
+                held.remove(numbers[-1])
+    return [[row for n, group in enumerate(groups) if (n in held) == test for row in group] for test in (False, True)]
 
 
 def _hash(row: Row) -> bytes:
@@ -228,7 +257,8 @@ def _check(files: Sequence[Path], labels: set[str], train: list[Row], test: list
             row = next(row for row in others if row.label == missing[0])
             raise UserError(
                 f"{shown(files[0].name)}: no text of class {shown(missing[0]):.100} is left for {what} (one is in line "
-                f"{row.line}): a class needs more texts, or a folder with a train.csv and a test.csv of your own"
+                f"{row.line}): a class needs more texts, which differ, or a folder with a train.csv and a test.csv of "
+                "your own"
             )
 
 

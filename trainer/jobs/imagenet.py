@@ -15,7 +15,7 @@ import difflib
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,13 +55,21 @@ SMOOTHING = 0.1  # of the labels
 SMALLEST, WIDEST = 0.35, 4 / 3  # of a part: its share of the picture, its sides' ratio
 COLOUR = 0.2  # brightness, contrast and saturation change by at most this factor
 FIXED_SIDE = ("vit", "maxvit")  # networks that see one side only
+PLACES = "encoder.pos_embedding"  # of a vit: [1, 1 + patches of a picture, width]
 FIRST_SIDE, LAST_SIDE, GROWN = 1 / 2, 3 / 4, 6 / 7  # of evaluation's; the last from this share of the run on
+WORDNET = re.compile("n[0-9]{8}")  # the number of a noun in WordNet
 SIDE_STEP, SMALLEST_SIDE = 8, 32  # pixels; the second but for a smaller --size
 
 
 def published_url(model: str) -> str:
     """Where torchvision's newest weights for a network are published. Raises `UserError`."""
     return str(models.get_model_weights(known(model)).DEFAULT.url)
+
+
+def published_classes(model: str) -> Sequence[str]:
+    """The names of the classes that a network's published weights tell apart, in order. Raises `UserError`."""
+    names: Sequence[str] = models.get_model_weights(known(model)).DEFAULT.meta["categories"]
+    return names
 
 
 def known(model: str) -> str:
@@ -233,13 +241,15 @@ class Photographs(Task):
         return torch.optim.SGD(groups, lr=self.peak, momentum=settings.momentum, nesterov=nesterov, fused=True)
 
     def begin(self, weights: str, check: Callable[[], None]) -> None:
-        if weights in ("", "none"):
+        if weights == "none":
             return
         if those.is_url(weights) or those.is_path(weights):
             state = those.read(weights, check)
             those.warn_of_other_classes(weights, self.names, check)
         elif weights == "imagenet":
             state = those.find(those.published(DATASET, self.settings.model), check)
+            if not all(map(WORDNET.fullmatch, self.names)):  # so ImageNet's own folders are called, in the same order
+                those.warn_of_other_names(weights, published_classes(self.settings.model), self.names)
         else:
             raise UserError(f"--weights {weights}: give none, imagenet, a file or a finished run's URL", ExitCode.USAGE)
         self._adopt(state, weights)
@@ -259,6 +269,11 @@ class Photographs(Task):
             if not name.endswith("num_batches_tracked") and getattr(given.get(name), "shape", None) != own[name].shape
         ]  # fmt: skip
         odd += [name for name in given.keys() - own.keys() if not name.lower().startswith("aux")]
+        if odd == [PLACES] and (side := self._side_of(given.get(PLACES))):
+            raise UserError(
+                f"--weights {source}: are for pictures of {side} pixels, and {self.settings.model} has some for each "
+                f"place in a picture: give --size {side}, or --weights none"
+            )
         if odd:
             raise UserError(
                 f"--weights {source}: are those of another network than {self.settings.model} at this size (first "
@@ -271,6 +286,13 @@ class Photographs(Task):
             log.info("weights: %s; the last layer begins by chance, for %d classes", source, self.classes)
         else:
             log.info("weights: %s, the last layer too", source)
+
+    def _side_of(self, places: Tensor | None) -> int:
+        """Pixels of the pictures that a vision transformer's weights by place are for; 0 where that isn't all."""
+        own = self.model.state_dict().get(PLACES)
+        if own is None or places is None or places.ndim != 3 or places.shape[::2] != own.shape[::2]:
+            return 0
+        return int(self.model.patch_size) * math.isqrt(places.shape[1] - 1)  # type: ignore[arg-type]
 
     # -- training and evaluation -------------------------------------------------------------------------------
 
