@@ -165,7 +165,7 @@ def _identity(asset_tag: Path = ASSET_TAG) -> tuple[Any, str]:
         WorkloadIdentityCredential,
     )
 
-    client = os.environ.get("AZURE_CLIENT_ID", "")
+    client = os.environ.get("AZURE_CLIENT_ID", "").rstrip("/")
     from_file = os.environ.get("AZURE_FEDERATED_TOKEN_FILE")
     identity = None if from_file else of_this_machine("azure", "api://AzureADTokenExchange", lambda: TOKEN_S)
     if from_file or identity:

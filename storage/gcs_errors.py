@@ -38,7 +38,7 @@ _FORBIDDEN = {
 # cloud.google.com/storage/docs/xml-api/reference-status and .../json_api/v1/status-codes.
 _GOOGLES = {
     404: r"NoSuchKey|NoSuchBucket|NoSuchUpload|No such object|bucket does not exist|\(notFound\)",
-    412: r"PreconditionFailed|conditionNotMet|onstraint",
+    412: r"PreconditionFailed|conditionNotMet|pre-conditions you specified|onstraint",
 }
 SDK_ERRORS = (GoogleAPICallError, GoogleAuthError, requests.RequestException, urllib3.exceptions.HTTPError)
 

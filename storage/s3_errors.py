@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from typing import Any
@@ -67,7 +68,9 @@ def meaning(error: Exception, url: str, bucket: str, key: str, *, known: bool) -
                 f"authority by AWS_CA_BUNDLE: {one_line(error)}"
             )
         if not known and (host := _unknown_host(error)):
-            where = "AWS_REGION" if re.search(r"\.amazonaws\.com(\.cn)?$", host) else "AWS_ENDPOINT_URL_S3"
+            named = any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
+            is_amazons = not named and re.search(r"\.amazonaws\.com(\.cn)?$", host)
+            where = "AWS_REGION" if is_amazons else "AWS_ENDPOINT_URL_S3"
             return NotSetUp(f"{url}: {host}: no such name: is {where} right, and is there a network?")
         return Unavailable(f"{url}: {key or 'list'}: {one_line(error)}")
     if isinstance(error, sdk.NoCredentialsError | sdk.PartialCredentialsError):

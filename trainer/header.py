@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
+from storage.errors import Damaged
 from trainer import strict
 
 MAX_HEADER_BYTES = 4 << 20  # some 40,000 tensors
@@ -25,8 +26,11 @@ class Sink(Protocol):
 S = TypeVar("S", bound=Sink)
 
 
-class NoPart(Exception):
-    """Raised by a sink at a header that is none: the store hands it on, and reads no more of what may be enormous."""
+class NoPart(Damaged):
+    """Raised by a sink at a header that is none: no store reads on, for what follows may be enormous.
+
+    It may have come damaged, so it is tried again as whatever did.
+    """
 
 
 class Head:

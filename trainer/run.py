@@ -367,7 +367,8 @@ def _load(
         arguments=arguments(request.job, history.run, request.given),
     )
     cadence, ledger = Cadence.parse(ready.settings.checkpoint_every), _ledger(history, manifest) if manifest else []
-    saved = [entry.get("attempt") for entry in ledger]
+    saved = {entry.get("attempt") for entry in ledger}
+    others = Early(lambda: unsaved(history, saved, number, before) if cadence.auto else [], "unsaved")
     if request.curves is not None:
         request.curves.begin()
     return Attempt(
@@ -381,7 +382,7 @@ def _load(
         keep=ready.settings.keep,
         resumed_from=manifest,
         ledger=ledger,
-        unsaved=unsaved(history, saved, number, before) if cadence.auto else (),
+        unsaved=others.result(request.mailbox),
         stop_grace_s=request.stop_grace_s,
         show=request.show,
         show_every_s=request.show_every_s,

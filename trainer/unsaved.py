@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from itertools import islice
 
+from storage.errors import StoreError
 from trainer.exits import ExitCode
 from trainer.history import History
 from trainer.place import Sign
 from trainer.settings import Json
 from trainer.side_by_side import side_by_side
 
-AT_ONCE = 16  # requests
+AT_ONCE = 8  # requests
 MOST = 100  # attempts that are looked at, the newest: a start waits for it
-MISTAKES = (ExitCode.USAGE, ExitCode.SETUP)  # a person's, which say nothing of how long machines last
+MISTAKES = (ExitCode.DEFECT, ExitCode.USAGE, ExitCode.SETUP)  # which say nothing of how long machines last
 
 
 def unsaved(history: History, saved: Collection[Json], number: int, before: Sign | None) -> list[dict[str, Json]]:
     """For `lifetime_s`, of the attempts before `number` that are not among `saved`: how long each lasted, how it ended.
 
-    `before`: the run's last sign of life as attempt `number` began. One or two small objects are read for each. May
-    raise `StoreError`.
+    `before`: the run's last sign of life as attempt `number` began. One or two small objects are read for each; of an
+    attempt whose records can't be read nothing is known.
     """
-    lost = [n for n in range(1, number) if n not in saved][-MOST:]
+    lost = list(islice((n for n in range(number - 1, 0, -1) if n not in saved), MOST))[::-1]
     newest: Mapping[str, Json] = before.record if before else {}
 
     def entry(n: int) -> dict[str, Json] | None:
@@ -31,11 +33,17 @@ def unsaved(history: History, saved: Collection[Json], number: int, before: Sign
             found = (heir or {}).get("before")
             sign: Mapping[str, Json] = found if isinstance(found, dict) and found.get("attempt") == n else {}
             return {"attempt": n, "seconds": _seconds(sign.get("tally")), "exit": None}
-        if end.get("exit") in MISTAKES:
+        if end.get("exit") in MISTAKES or end.get("outcome") == "did not begin":
             return None
         return {"attempt": n, "seconds": _seconds(end.get("tally")), "exit": end.get("exit")}
 
-    return [found for found in side_by_side(entry, lost, AT_ONCE) if found is not None]
+    def known(n: int) -> dict[str, Json] | None:
+        try:
+            return entry(n)
+        except StoreError:
+            return None
+
+    return [found for found in side_by_side(known, lost, AT_ONCE) if found is not None]
 
 
 def _seconds(tally: Json) -> Json:

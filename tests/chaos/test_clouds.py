@@ -86,9 +86,9 @@ def test_a_run_through_faults_ends_as_without_them(
         if name == last:
             continue
         cloud.proxy.faults = faults = FAULTS[name]()
+        lab.pace.touch()
         container = lab.start()
         assert container.wait_for("durable after", 240), container.text
-        lab.pace.touch()
         while missed := not_struck(faults):
             assert not container.ended, f"{missed} in no request of a whole run\n{container.text}"
             time.sleep(0.02)

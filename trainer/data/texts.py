@@ -227,12 +227,16 @@ def _held_out(rows: list[Row]) -> list[list[Row]]:
             room -= len(group)
         for label in dict.fromkeys(row.label for row in group):
             by_class.setdefault(label, []).append(number)
+
+    def is_shared(number: int) -> bool:
+        return len({row.label for row in groups[number]}) > 1  # whose move could take another class's only one
+
     for numbers in by_class.values():
         if len(numbers) > 1:  # of a rare class too there is one in each part
             if not held.intersection(numbers):
-                held.add(min(numbers, key=lambda number: len(groups[number])))
+                held.add(min(numbers, key=lambda number: (is_shared(number), len(groups[number]))))
             elif held.issuperset(numbers):
-                held.remove(numbers[-1])
+                held.remove(max(numbers, key=lambda number: (not is_shared(number), number)))
     return [[row for n, group in enumerate(groups) if (n in held) == test for row in group] for test in (False, True)]
 
 

@@ -292,7 +292,7 @@ class Photographs(Task):
         own = self.model.state_dict().get(PLACES)
         if own is None or places is None or places.ndim != 3 or places.shape[::2] != own.shape[::2]:
             return 0
-        return int(self.model.patch_size) * math.isqrt(places.shape[1] - 1)  # type: ignore[arg-type]
+        return int(self.model.patch_size) * math.isqrt(max(0, places.shape[1] - 1))  # type: ignore[arg-type]
 
     # -- training and evaluation -------------------------------------------------------------------------------
 
