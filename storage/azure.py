@@ -23,7 +23,7 @@ import requests
 from azure.core import MatchConditions
 from azure.core.exceptions import AzureError, DeserializationError, HttpResponseError
 from azure.core.pipeline.transport import RequestsTransport
-from azure.storage.blob import BlobBlock, BlobClient, BlobPrefix, BlobProperties, ContainerClient
+from azure.storage.blob import BlobBlock, BlobClient, BlobPrefix, BlobProperties, ContainerClient, ExponentialRetry
 
 from storage.azure_errors import code_of, meaning, not_azures
 from storage.azure_login import log_in
@@ -79,7 +79,7 @@ class AzureStore:
             container,
             self._login.credential,
             transport=self._transport,
-            retry_total=0,
+            retry_policy=_Once(),
             permit_redirects=False,  # Azure sends none; what does would be given the token
             max_single_put_size=BLOCK_BYTES,
             max_block_size=BLOCK_BYTES,
@@ -296,6 +296,21 @@ class AzureStore:
             raise meaning(e, key, self._place, self._login, action, sas, known=known) from e
         except (DeserializationError, *NONSENSE) as e:  # the SDK's, of what isn't Azure's
             raise not_azures(self._place, key) from e
+
+
+class _Once(ExponentialRetry):
+    """No second try, and a name of our own for the request.
+
+    The SDK would take one by uuid1(), for which libuuid, where it may write /var/lib/libuuid (as root), opens a file
+    and keeps it for each thread that ever asks. Each save has new threads: after a day no more files could be opened.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(retry_total=0)
+
+    def send(self, request: Any) -> Any:
+        request.context.options["client_request_id"] = str(uuid.uuid4())
+        return super().send(request)  # type: ignore[no-untyped-call]
 
 
 class _Transport(RequestsTransport):  # type: ignore[misc]  # the SDK hands it out untyped

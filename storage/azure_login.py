@@ -47,7 +47,8 @@ TOKEN_S = 10.0
 CONNECT_S = 5.0
 DEFAULT = "DefaultAzureCredential"
 _TIMES: dict[str, Any] = {"connection_timeout": CONNECT_S, "read_timeout": TOKEN_S}
-_BRIEF: dict[str, Any] = {"retry_total": 1, **_TIMES}
+# auto_request_id: by uuid1(); see `storage.azure._Once`
+_BRIEF: dict[str, Any] = {"retry_total": 1, "auto_request_id": False, **_TIMES}
 
 log = logging.getLogger("baton.storage")
 _told: set[str] = set()

@@ -210,6 +210,25 @@ class StoreContract:
         assert int(put_growth) < 64 * 1024
         assert int(get_growth) < 64 * 1024
 
+    def test_threads_that_have_ended_leave_no_file_open(self, store: Store) -> None:
+        """Each save has new ones, and a run makes thousands of saves."""
+
+        def work() -> None:
+            store.put("object", b"some bytes")
+            store.stat("object")
+            assert read(store, "object") == b"some bytes"
+            assert names(store) == ["object"]
+            store.delete("object")
+
+        def in_threads(count: int) -> int:
+            for _ in range(count):
+                with ThreadPoolExecutor(1) as pool:
+                    pool.submit(work).result()
+            return len(os.listdir("/proc/self/fd"))
+
+        before = in_threads(3)
+        assert in_threads(30) < before + 10
+
     def test_a_new_object_replaces_the_old_whole(self, store: Store) -> None:
         store.put("object", b"a much longer old one")
         assert store.put("object", b"new").size == 3

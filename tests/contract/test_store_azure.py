@@ -77,6 +77,24 @@ if LIVE:
                 store.delete(info.key)
 
 
+def test_requests_are_named_by_nothing_for_which_each_thread_keeps_a_file_open(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That libuuid does so shows in the contract only where it may write its own folder, as root mostly may."""
+
+    def refused() -> None:
+        pytest.fail("uuid1() was called")
+
+    monkeypatch.setattr(uuid, "uuid1", refused)
+    store.put("small", b"some bytes")
+    store.put("big", BIG)
+    assert [info.key for info in store.list("")] == ["big", "small"]
+    for key, size in (("small", 10), ("big", len(BIG))):
+        sink = io.BytesIO()
+        assert store.get(key, sink).size == store.stat(key).size == len(sink.getvalue()) == size
+        store.delete(key)
+
+
 # --- the place
 
 
@@ -498,6 +516,7 @@ def test_on_azure_the_managed_identity_is_asked_by_its_client_id_or_name_and_nam
         for _ in range(2):
             assert login.credential.get_token_info("https://storage.azure.com/.default").token == "the-token"
     assert asked in identity_service.requests[0].target
+    assert "x-ms-client-request-id" not in identity_service.requests[0].headers, "by uuid1(); see storage.azure._Once"
     said = [record.getMessage() for record in caplog.records if record.name == "baton.storage"]
     assert said == [f"credentials: managed identity {told}"]
     assert "the-token" not in caplog.text + repr(login)
