@@ -10,7 +10,8 @@ keep freed memory for the next save.
 Restoring reads and hashes every part; the bare download is the SDK's parallel one. Both are measured in a process
 whose memory is new for each of them, as a start's is.
 The servers are the emulators of tests/emulators on this machine, and share its processors with what is measured, which
-shows. --link makes loopback as slow as a network: there they wait as well.
+shows. --apart gives them the last one to themselves, and what is measured the others, in all ways alike: a store has
+machines of its own. --link makes loopback as slow as a network: there they wait as well.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -266,7 +268,8 @@ def bare(kind: str, folder: Path) -> tuple[Callable[[], object], Callable[[], ob
     return *BARE[kind](body, folder), body
 
 
-def measured(kind: str, rounds: int) -> None:
+def measured(kind: str, rounds: int, processors: set[int]) -> None:
+    """`processors`: for what is measured; the servers have this process's own."""
     with ExitStack() as stack:
         folder = stack.enter_context(scratch())
         url = stack.enter_context(served(kind, folder))
@@ -287,7 +290,7 @@ def measured(kind: str, rounds: int) -> None:
                 url,
                 str(fast),
             ]
-            subprocess.run(command, check=True)
+            subprocess.run(command, check=True, preexec_fn=partial(os.sched_setaffinity, 0, processors))
 
 
 def print_saving(kind: str, rounds: int, url: str, folder: Path) -> None:
@@ -348,6 +351,7 @@ def main() -> None:
     parser.add_argument("--store", action="append", choices=BARE, help="one of these; again for more; all if not given")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--link", metavar="RATE", default="", help="make loopback so slow, such as 1gbit; wants root")
+    parser.add_argument("--apart", action="store_true", help="give the server a processor of its own")
     parser.add_argument("--part", nargs=3, metavar=("PART", "URL", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
@@ -356,10 +360,14 @@ def main() -> None:
         return
     print(f"a state of {STATE_BYTES / 1e6:.0f} MB, {machine()}")
     stall(options.rounds)
+    processors = os.sched_getaffinity(0)
+    if options.apart:
+        os.sched_setaffinity(0, {max(processors)})
+        processors = processors - {max(processors)} or parser.error("--apart wants two processors")
     for kind in options.store or BARE:
-        print(f"{kind}{options.link and f', over {options.link}'}:", flush=True)
+        print(f"{kind}{options.link and f', over {options.link}'}{', apart' * options.apart}:", flush=True)
         with link(options.link):
-            measured(kind, options.rounds)
+            measured(kind, options.rounds, processors)
 
 
 if __name__ == "__main__":
