@@ -12,8 +12,8 @@ from tests.histories import EPOCH, LATER_S, SIGN_S, Copy, at_random, live
 from trainer.curve import is_due
 from trainer.history import History
 from trainer.ledger import Entry, Ledger, account
+from trainer.predecessors import CARRIED
 from trainer.records import read
-from trainer.run import CARRIED
 
 HISTORIES = 100
 

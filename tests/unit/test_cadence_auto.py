@@ -13,9 +13,8 @@ from storage.errors import Damaged
 from tests.checkpoints import history
 from tests.unit.test_gpu_trouble import attempt as training
 from trainer.cadence import PRIOR_S, SHORTEST_S, Cadence, best_interval_s, lifetime_s
-from trainer.run import last_sign
+from trainer.predecessors import last_sign, unsaved
 from trainer.settings import Json
-from trainer.unsaved import unsaved
 from watchers import Mailbox
 
 

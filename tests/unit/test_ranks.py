@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from trainer import ranks
+from trainer.admission import amount, check_share
 from trainer.exits import ExitCode, UserError
 from trainer.loop import Plan
 from trainer.prepare import shape_of, share
 from trainer.processes import code_of
 from trainer.ranks import Rank
-from trainer.run import _amount, _check_share
 from trainer.settings import Settings
 
 MASTER = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
@@ -96,18 +96,18 @@ def test_a_run_keeps_its_micro_batch_whatever_the_number_of_processes():
 def test_a_new_run_has_a_micro_batch_for_each_process_and_is_told_the_way_there(batch: int):
     for count in range(1, batch + 1):
         size = share(batch, count)
-        check_share(count, size, of=batch, nproc=str(count))
+        checked(count, size, of=batch, nproc=str(count))
         if -(-batch // -(-batch // count)) >= count:
             assert size == -(-batch // count), "as large as that goes"
         if count > 1:
             with pytest.raises(UserError, match=f"add --allow-change micro_batch_size for {size} samples each"):
-                check_share(count, batch, of=batch, nproc=str(count))
+                checked(count, batch, of=batch, nproc=str(count))
 
 
-def check_share(count: int, micro_batch: int, of: int = 20, **given: Any) -> None:
+def checked(count: int, micro_batch: int, of: int = 20, **given: Any) -> None:
     plan = dataclasses.replace(PLAN, batch_size=of, micro_batch_size=micro_batch)
     request: Any = SimpleNamespace(rank=Rank(0, count, 0, count), given=given, history=SimpleNamespace(run="mine"))
-    _check_share(request, plan)
+    check_share(request, plan)
 
 
 PLAN = Plan(
@@ -116,20 +116,20 @@ PLAN = Plan(
 
 
 def test_processes_with_nothing_to_share_are_refused_with_the_way_on():
-    check_share(2, 10, nproc="2")
-    check_share(1, 20)
+    checked(2, 10, nproc="2")
+    checked(1, 20)
     with pytest.raises(
         UserError, match="in 1 micro-batch, too few to share: add --allow-change micro_batch_size for 7"
     ):
-        check_share(3, 20, nproc="3")
+        checked(3, 20, nproc="3")
     with pytest.raises(UserError, match="in 2 micro-batches, too few to share: give a smaller --micro-batch-size"):
-        check_share(3, 10, nproc="3", micro_batch_size=10)
+        checked(3, 10, nproc="3", micro_batch_size=10)
     with pytest.raises(UserError, match="a batch of 20 can't be shared by so many"):
-        check_share(21, 1, nproc="auto")
+        checked(21, 1, nproc="auto")
 
 
 def test_where_the_machine_chose_their_number_some_may_idle(caplog: pytest.LogCaptureFixture):
-    check_share(3, 10, nproc="auto")
+    checked(3, 10, nproc="auto")
 
 
 def test_all_end_with_what_process_0_says_but_for_a_defect_or_what_a_person_must_mend_in_any():
@@ -144,4 +144,4 @@ def test_all_end_with_what_process_0_says_but_for_a_defect_or_what_a_person_must
 
 @pytest.mark.parametrize(("size", "words"), [(0, "0.0 kB"), (46_912, "46.9 kB"), (2_500_000_000, "2,500.0 MB")])
 def test_room_that_is_too_little_is_told_in_a_unit_that_shows_it(size: int, words: str):
-    assert _amount(size) == words
+    assert amount(size) == words

@@ -1,4 +1,4 @@
-"""Attempts that ended without a checkpoint: the newest manifest's ledger knows nothing of them; the cadence should."""
+"""What a run's earlier attempts left on record for the next one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import islice
 from storage.errors import StoreError
 from trainer.exits import ExitCode
 from trainer.history import History
+from trainer.manifest import Manifest
 from trainer.place import Sign
 from trainer.settings import Json
 from trainer.side_by_side import side_by_side
@@ -15,6 +16,24 @@ from trainer.side_by_side import side_by_side
 AT_ONCE = 8  # requests
 MOST = 100  # attempts that are looked at, the newest: a start waits for it
 MISTAKES = (ExitCode.DEFECT, ExitCode.USAGE, ExitCode.SETUP)  # which say nothing of how long machines last
+
+# Of an attempt before in the ledger; its machine, and when it began, stand in its claim.
+CARRIED = ("attempt", "first_step", "last_step", "seconds", "exit", "tally")
+
+
+def ledger_so_far(history: History, manifest: Manifest) -> list[dict[str, Json]]:
+    """The ledger so far, its newest entry completed by how that attempt ended; None: nobody heard of its end.
+
+    Of each attempt what its own records don't tell: every checkpoint to come carries all of it.
+    """
+    end = history.read_record("attempts", f"{manifest.attempt:06d}.end.json") or {}
+    entries = [*manifest.ledger[:-1], *({**entry, "exit": end.get("exit")} for entry in manifest.ledger[-1:])]
+    return [{name: entry[name] for name in CARRIED if name in entry} for entry in entries]
+
+
+def last_sign(sign: Sign | None) -> dict[str, Json] | None:
+    """Of the run's last sign of life, what the ledger needs: the next sign, of another attempt, overwrites it."""
+    return {name: sign.record.get(name) for name in ("attempt", "time", "tally")} if sign else None
 
 
 def unsaved(history: History, saved: Collection[Json], number: int, before: Sign | None) -> list[dict[str, Json]]:
