@@ -62,8 +62,11 @@ class TestAnotherEmulator(StoreContract):
         return Place(partial(open_store, url), big_mib=40, many_keys=200, claim_rounds=3, kills=3)
 
 
-def test_an_emulator_without_an_xml_api_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with GoogleEmulator(tmp_path, options=("--xml", "none")) as emulator:
+@pytest.mark.parametrize("xml", ["none", "loose"])
+def test_an_emulator_whose_xml_api_is_none_or_another_will_do(
+    xml: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with GoogleEmulator(tmp_path, options=("--xml", xml)) as emulator:
         emulator.make_bucket("baton")
         for name, value in emulator.env.items():
             monkeypatch.setenv(name, value)

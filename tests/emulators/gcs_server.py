@@ -21,7 +21,9 @@ it is. What this adds to it:
 - the body of a one-request upload is cut at its boundary instead of read by the e-mail parser (0.1 s a MB).
 
 With `--xml emulators` the XML API is left to the emulator itself, as is all downloading: it has no multipart uploads
-and tells nothing beside an object's bytes. With `--xml none` there is none. Both stand for emulators of others.
+and tells nothing beside an object's bytes. With `--xml none` there is none. With `--xml loose` it is as fsouza's
+fake-gcs-server has it: its answers have no namespace, and a part is refused without a Date. These stand for emulators
+of others.
 
 There is no versioning, no soft deletion, and nobody is refused: faults and refusals are tests/emulators/proxy.py's.
 """
@@ -219,7 +221,7 @@ class Handler(server.RequestHandler):
     def do(self) -> None:
         url = urlsplit(self.path)
         self.query = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
-        if self.xml != "full":
+        if self.xml in ("emulators", "none"):
             if self.xml == "none" and not JSON_API.match(url.path):
                 self._body()
                 self._send(404, b"", {})
@@ -313,7 +315,8 @@ class Handler(server.RequestHandler):
             self._upload(bucket, name, body)
 
     def _send_xml(self, tag: str, inner: str) -> None:
-        text = f"<?xml version='1.0' encoding='UTF-8'?><{tag} xmlns='{XMLNS}'>{inner}</{tag}>"
+        named = "" if self.xml == "loose" else f" xmlns='{XMLNS}'"
+        text = f"<?xml version='1.0' encoding='UTF-8'?><{tag}{named}>{inner}</{tag}>"
         self._send(200, text.encode(), {"Content-Type": "application/xml; charset=UTF-8"})
 
     def _refuse(self, status: int, code: str, message: str, details: str = "") -> None:
@@ -382,6 +385,9 @@ class Handler(server.RequestHandler):
             self._complete(upload, bucket, name, body)
 
     def _put_part(self, path: Path, body: bytes) -> None:
+        if self.xml == "loose" and "Date" not in self.headers:
+            self._refuse(400, "400", "failed to parse date")
+            return
         crc = _base64_crc(google_crc32c.value(body))
         told = self.headers.get("x-goog-hash")
         if told not in (None, f"crc32c={crc}"):
@@ -447,7 +453,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--xml", choices=("full", "emulators", "none"), default="full")
+    parser.add_argument("--xml", choices=("full", "loose", "emulators", "none"), default="full")
     args = parser.parse_args()
     Handler.xml = args.xml
     Handler.storage = Storage(args.data.absolute())
