@@ -16,9 +16,10 @@ import pytest
 
 from storage import ObjectInfo
 from storage.errors import AlreadyExists, NotFound
+from trainer.commit import LONGEST_S
 from trainer.history import History, Superseded
 from trainer.manifest import Manifest, PartRef, checkpoint_name, parse_name
-from trainer.retention import SETTLED_S, YOUNG_S, Retention
+from trainer.retention import SETTLED_S, Retention
 
 SEED = int(os.environ.get("BATON_SOAK_SEED", "7"))
 SCHEDULES = 2000 if "BATON_SOAK_SEED" in os.environ else 40
@@ -69,7 +70,6 @@ class Writer:
         self.fresh: frozenset[str] = frozenset()
         self.retention = Retention(self.history, 2, every_s=0)
         self.saving = self._save()
-        self.began_at: float | None = None  # the save under way
         self.passed_at: float | None = None  # when it looked at the fence, with its manifest not yet written
         self.alive = True
 
@@ -77,26 +77,28 @@ class Writer:
         try:
             next(self.saving)
         except Superseded:
-            self.alive, self.began_at, self.passed_at = False, None, None
+            self.alive, self.passed_at = False, None
 
     def _save(self) -> Iterator[None]:
         while True:
             self.step += 1
+            began = self.store.now
             contents = [f"{section}{self.dice.randrange(4)}".encode() for section in ("model", "optimizer")]
             refs = []
             for section, content in zip(("model", "optimizer"), contents, strict=True):
                 refs.append(PartRef(section, hashlib.sha256(content).hexdigest(), len(content)))
                 if refs[-1].sha256 not in self.fresh:
                     yield
-                    self.began_at = self.began_at or self.store.now
                     self.history.put_part(refs[-1].sha256, len(content), [memoryview(content)])
             yield
+            if self.store.now - began > LONGEST_S:
+                continue  # it is given up
             self.history.check_fence(self.attempt)
             self.passed_at = self.store.now
             yield
             made = manifest(self.attempt, self.step, self.parent, refs, self.store.now)
             self.history.create(f"run/checkpoints/{made.name}.json", made.to_json())
-            self.began_at = self.passed_at = None
+            self.passed_at = None
             self.parent, self.fresh = made.name, frozenset(ref.sha256 for ref in refs)
             yield
             if self.dice.random() < 0.5:
@@ -165,14 +167,11 @@ def test_no_checkpoint_ever_lacks_a_part_whoever_writes_stalls_and_cleans(part: 
 
 
 def most(writers: list[Writer], store: Memory) -> list[float]:
-    """How long the clock may run before a step is made: the two cases that trainer/retention.py leaves out.
+    """How long the clock may run before a step is made: to the one case that trainer/retention.py leaves out.
 
-    A save of the newest attempt that takes a day, and a manifest that takes an hour after its look at the fence.
+    That is a manifest that takes an hour after its look at the fence.
     """
-    until = [writer.passed_at + SETTLED_S - 1 for writer in writers if writer.passed_at is not None]
-    if (began := writers[-1].began_at) is not None:
-        until.append(began + YOUNG_S - 1)
-    return [at - store.now for at in until]
+    return [writer.passed_at + SETTLED_S - 1 - store.now for writer in writers if writer.passed_at is not None]
 
 
 def parsed(store: Memory) -> list[tuple[int, int]]:
