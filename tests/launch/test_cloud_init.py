@@ -6,6 +6,7 @@ docker, systemctl and curl are stand-ins here: the script's own decisions are wh
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -56,6 +57,12 @@ def test_what_each_clouds_vm_is_told_is_valid_and_has_every_blank_filled_in(clou
     stop_s = int(unit.split("TimeoutStopSec=")[1].split()[0])
     assert stop_s > int(settings["GRACE"])  # systemd leaves time for the last save
     assert "@" not in settings["IMAGE"] + unit
+
+
+def test_the_minutes_that_are_counted_are_minutes():
+    """With systemd's own accuracy, a minute, MAX_HOURS=24 would be two days that are paid for."""
+    timer = dict(re.findall(r"(\w+)=(\w+)", written()["/etc/systemd/system/baton-hours.timer"]))
+    assert (timer["OnBootSec"], timer["OnUnitActiveSec"], timer["AccuracySec"]) == ("60", "60", "100ms")
 
 
 @pytest.mark.parametrize(
