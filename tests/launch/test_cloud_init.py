@@ -339,10 +339,16 @@ LOGINS = {
 @pytest.mark.parametrize("image", LOGINS)
 def test_it_logs_in_to_its_clouds_registry_as_itself_by_a_token_on_standard_input(image: str, machine: Machine):
     user, host = LOGINS[image]
-    heard = machine.state / "heard"
+    heard, posted = machine.state / "heard", machine.state / "posted"
     machine.stand_ins.add("docker", f'[[ $1 != login ]] || cat >"{heard}"\nexit 0')
-    machine.stand_ins.add("curl", 'echo \'{"access_token": "a-token", "refresh_token": "a-token"}\'')
+    machine.stand_ins.add(
+        "curl",
+        f'[[ $* != *access_token@-* ]] || cat >"{posted}"\n'
+        'echo \'{"access_token": "a-token", "refresh_token": "a-token"}\'',
+    )
     machine.boot(0, IMAGE=image)
+    if host == "name.azurecr.io":
+        assert posted.read_text() == "a-token"  # curl would send a newline as part of it
     assert ["docker", "login", "--username", user, "--password-stdin", host] in machine.stand_ins.calls
     assert heard.read_text() == "a-token\n"
     assert "a-token" not in str(machine.stand_ins.calls)
