@@ -78,6 +78,32 @@ def test_what_is_to_be_pasted_as_json_is_json() -> None:
     assert len(pasted) >= 7
 
 
+# Where the pages and scripts give a thing in a cloud its name, and what that cloud takes for one, by its manual. What
+# is written in capitals is the reader's to fill in.
+POOL = r"(?!gcp-)[a-z0-9-]{4,32}"
+CLOUDS_NAMES = {
+    r"workload-identity-pools create ([\w-]+)": POOL,
+    r"workloadIdentityPools/([\w-]+)": POOL,
+    r"workload-identity-pools providers create-\w+ ([\w-]+)": POOL,
+    r"\$POOL/providers/([\w-]+)": POOL,
+    r"service-accounts create ([\w-]+)": r"[a-z][a-z0-9-]{4,28}[a-z0-9]",
+    r"([\w-]+)@[\w$]+\.iam\.gserviceaccount\.com": r"[a-z][a-z0-9-]{4,28}[a-z0-9]",
+    r"gcloud iam roles create ([\w.-]+)": r"[A-Za-z0-9_.]{3,64}",
+    r"aws iam create-role --role-name (\S+)": r"[\w+=,.@-]{1,64}",
+    r"az identity create --name ([\w-]+)": r"[A-Za-z0-9][\w-]{2,127}",
+    r"az aks nodepool add .*?--name (\w+)": r"[a-z][a-z0-9]{0,11}",
+}
+
+
+@pytest.mark.parametrize("given", CLOUDS_NAMES)
+def test_what_a_page_or_script_calls_a_thing_in_a_cloud_is_a_name_there(given: str) -> None:
+    scripts = [path for folder in ("launch", "make") for path in (REPOSITORY / folder).rglob("*") if path.is_file()]
+    text = "\n".join(path.read_text() for path in [*PAGES, *scripts]).replace("\\\n", " ")
+    names = {name for name in re.findall(given, text) if not name.isupper()}
+    assert names
+    assert {name for name in names if re.fullmatch(CLOUDS_NAMES[given], name) is None} == set()
+
+
 def test_the_tutorial_is_run() -> None:
     assert "tutorial.md" in [page.name for page in RUN]
 
