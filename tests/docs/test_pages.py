@@ -104,6 +104,23 @@ def test_what_a_page_or_script_calls_a_thing_in_a_cloud_is_a_name_there(given: s
     assert {name for name in names if re.fullmatch(CLOUDS_NAMES[given], name) is None} == set()
 
 
+@pytest.mark.parametrize(
+    ("command", "first", "least", "most"),
+    [
+        ("gcloud container node-pools create", "--num-nodes", "--min-nodes", "--max-nodes"),
+        ("eksctl create nodegroup", "--nodes", "--nodes-min", "--nodes-max"),
+        ("az aks nodepool add", "--node-count", "--min-count", "--max-count"),
+    ],
+)
+def test_a_pool_of_nodes_begins_within_its_own_bounds(command: str, first: str, least: str, most: str) -> None:
+    """az and gcloud begin with 3 where they aren't told, and az refuses what is out of bounds."""
+    found = [line.words for page in PAGES for line in pages.commands(page) if f" {command} " in f" {line} "]
+    assert found
+    for words in found:
+        low, count, high = (int(words[words.index(option) + 1]) for option in (least, first, most))
+        assert low <= count <= high
+
+
 def test_the_tutorial_is_run() -> None:
     assert "tutorial.md" in [page.name for page in RUN]
 
