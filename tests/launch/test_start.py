@@ -304,3 +304,14 @@ def test_every_setting_that_the_scripts_read_is_in_the_example():
     read = [*SETTINGS.values(), *STORES.values(), dict.fromkeys(FEDERATIONS.values())]
     for name in {name for settings in read for name in settings}:
         assert f"\n#{name}=" in example, name
+
+
+@pytest.mark.parametrize("cloud", SETTINGS)
+def test_the_example_with_its_number_signs_taken_is_a_file_that_starts_a_vm(
+    cloud: str, stand_ins: StandIns, tmp_path: Path
+):
+    example = (REPOSITORY / "launch" / "registries.env.example").read_text()
+    file = tmp_path / "registries.env"
+    file.write_text(re.sub(r"^#(?! )", "", example, flags=re.MULTILINE))
+    code, said = start(stand_ins, cloud, REGISTRIES=str(file), **STORES[cloud])
+    assert code == 0, said
