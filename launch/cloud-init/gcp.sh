@@ -6,7 +6,7 @@
 want GCP_PROJECT PROJECT
 want GCP_ZONE europe-west4-a
 want GCP_REGISTRY "europe-west4-docker.pkg.dev/$GCP_PROJECT/baton" "make push-gcp"
-want GCP_SERVICE_ACCOUNT "baton@$GCP_PROJECT.iam.gserviceaccount.com" "gcloud iam service-accounts create baton"
+want GCP_SERVICE_ACCOUNT "baton-runner@$GCP_PROJECT.iam.gserviceaccount.com" "gcloud iam service-accounts create baton-runner"
 registry=$GCP_REGISTRY tool=gcloud grace=25 own=gs
 
 # Google's own Deep Learning image has the driver, docker and NVIDIA's toolkit; g2 machines bring an L4 along.

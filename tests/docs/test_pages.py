@@ -78,6 +78,49 @@ def test_what_is_to_be_pasted_as_json_is_json() -> None:
     assert len(pasted) >= 7
 
 
+# Where the pages and scripts give a thing in a cloud its name, and what that cloud takes for one, by its manual. What
+# is written in capitals is the reader's to fill in.
+POOL = r"(?!gcp-)[a-z0-9-]{4,32}"
+CLOUDS_NAMES = {
+    r"workload-identity-pools create ([\w-]+)": POOL,
+    r"workloadIdentityPools/([\w-]+)": POOL,
+    r"workload-identity-pools providers create-\w+ ([\w-]+)": POOL,
+    r"\$POOL/providers/([\w-]+)": POOL,
+    r"service-accounts create ([\w-]+)": r"[a-z][a-z0-9-]{4,28}[a-z0-9]",
+    r"([\w-]+)@[\w$]+\.iam\.gserviceaccount\.com": r"[a-z][a-z0-9-]{4,28}[a-z0-9]",
+    r"gcloud iam roles create ([\w.-]+)": r"[A-Za-z0-9_.]{3,64}",
+    r"aws iam create-role --role-name (\S+)": r"[\w+=,.@-]{1,64}",
+    r"az identity create --name ([\w-]+)": r"[A-Za-z0-9][\w-]{2,127}",
+    r"az aks nodepool add .*?--name (\w+)": r"[a-z][a-z0-9]{0,11}",
+}
+
+
+@pytest.mark.parametrize("given", CLOUDS_NAMES)
+def test_what_a_page_or_script_calls_a_thing_in_a_cloud_is_a_name_there(given: str) -> None:
+    scripts = [path for folder in ("launch", "make") for path in (REPOSITORY / folder).rglob("*") if path.is_file()]
+    text = "\n".join(path.read_text() for path in [*PAGES, *scripts]).replace("\\\n", " ")
+    names = {name for name in re.findall(given, text) if not name.isupper()}
+    assert names
+    assert {name for name in names if re.fullmatch(CLOUDS_NAMES[given], name) is None} == set()
+
+
+@pytest.mark.parametrize(
+    ("command", "first", "least", "most"),
+    [
+        ("gcloud container node-pools create", "--num-nodes", "--min-nodes", "--max-nodes"),
+        ("eksctl create nodegroup", "--nodes", "--nodes-min", "--nodes-max"),
+        ("az aks nodepool add", "--node-count", "--min-count", "--max-count"),
+    ],
+)
+def test_a_pool_of_nodes_begins_within_its_own_bounds(command: str, first: str, least: str, most: str) -> None:
+    """az and gcloud begin with 3 where they aren't told, and az refuses what is out of bounds."""
+    found = [line.words for page in PAGES for line in pages.commands(page) if f" {command} " in f" {line} "]
+    assert found
+    for words in found:
+        low, count, high = (int(words[words.index(option) + 1]) for option in (least, first, most))
+        assert low <= count <= high
+
+
 def test_the_tutorial_is_run() -> None:
     assert "tutorial.md" in [page.name for page in RUN]
 

@@ -6,6 +6,7 @@ docker, systemctl and curl are stand-ins here: the script's own decisions are wh
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -56,6 +57,12 @@ def test_what_each_clouds_vm_is_told_is_valid_and_has_every_blank_filled_in(clou
     stop_s = int(unit.split("TimeoutStopSec=")[1].split()[0])
     assert stop_s > int(settings["GRACE"])  # systemd leaves time for the last save
     assert "@" not in settings["IMAGE"] + unit
+
+
+def test_the_minutes_that_are_counted_are_minutes():
+    """With systemd's own accuracy, a minute, MAX_HOURS=24 would be two days that are paid for."""
+    timer = dict(re.findall(r"(\w+)=(\w+)", written()["/etc/systemd/system/baton-hours.timer"]))
+    assert (timer["OnBootSec"], timer["OnUnitActiveSec"], timer["AccuracySec"]) == ("60", "60", "100ms")
 
 
 @pytest.mark.parametrize(
@@ -332,10 +339,16 @@ LOGINS = {
 @pytest.mark.parametrize("image", LOGINS)
 def test_it_logs_in_to_its_clouds_registry_as_itself_by_a_token_on_standard_input(image: str, machine: Machine):
     user, host = LOGINS[image]
-    heard = machine.state / "heard"
+    heard, posted = machine.state / "heard", machine.state / "posted"
     machine.stand_ins.add("docker", f'[[ $1 != login ]] || cat >"{heard}"\nexit 0')
-    machine.stand_ins.add("curl", 'echo \'{"access_token": "a-token", "refresh_token": "a-token"}\'')
+    machine.stand_ins.add(
+        "curl",
+        f'[[ $* != *access_token@-* ]] || cat >"{posted}"\n'
+        'echo \'{"access_token": "a-token", "refresh_token": "a-token"}\'',
+    )
     machine.boot(0, IMAGE=image)
+    if host == "name.azurecr.io":
+        assert posted.read_text() == "a-token"  # curl would send a newline as part of it
     assert ["docker", "login", "--username", user, "--password-stdin", host] in machine.stand_ins.calls
     assert heard.read_text() == "a-token\n"
     assert "a-token" not in str(machine.stand_ins.calls)
@@ -351,13 +364,68 @@ def test_on_aws_the_instances_role_is_asked_by_amazons_helper(machine: Machine):
 
 def test_what_the_system_lacks_is_fetched_even_while_it_updates_itself(machine: Machine):
     machine.stand_ins.add("apt-get")
-    machine.boot(command="install")
     machine.boot(0, IMAGE="123456789012.dkr.ecr.eu-west-1.amazonaws.com/baton:cpu")
-    fetched = [call for call in machine.stand_ins.calls if call[0] == "apt-get"]
-    assert ["update" in call for call in fetched] == [True, False, True, False]
-    assert [call[-1] for call in fetched[1::2]] == ["curl", "amazon-ecr-credential-helper"]
-    assert all("DPkg::Lock::Timeout=600" in call for call in fetched[1::2])
+    update, install = (call for call in machine.stand_ins.calls if call[0] == "apt-get")  # a docker that is there stays
+    assert "update" in update
+    assert install[-2:] == ["install", "amazon-ecr-credential-helper"]
+    assert "DPkg::Lock::Timeout=600" in install
     assert len(machine.runs) == 1
+
+
+def without_docker(machine: Machine) -> str:
+    """A PATH on which there is none until `apt-get` moves it there from the file `later`."""
+    folder = machine.stand_ins.folder
+    (folder / "docker").rename(folder / "later")
+    system = folder.parent / "system"
+    system.mkdir()
+    for name in ("bash", "cat", "grep", "mkdir", "mv", "rm", "sleep", "touch", "wc"):
+        (system / name).symlink_to(program(name))
+    return f"{folder}:{system}"
+
+
+@pytest.mark.parametrize("at", ["update", "install"])
+@pytest.mark.parametrize("failures", [0, 2, 3])
+def test_docker_is_fetched_in_three_tries_or_the_vm_is_off(failures: int, at: str, machine: Machine, tmp_path: Path):
+    path, tries = without_docker(machine), tmp_path / "tries"
+    machine.stand_ins.add(
+        "apt-get",
+        f'''
+case "$*" in *update) what=update ;; *) what=install ;; esac
+if [[ $what == {at} ]]; then
+    echo >>"{tries}"
+    (($(wc -l <"{tries}") > {failures})) || exit 100
+fi
+[[ $what == update ]] || mv "{machine.stand_ins.folder}/later" "{machine.stand_ins.folder}/docker"''',
+    )
+    said = machine.boot(0, PATH=path)
+    assert machine.turned_off == 1
+    assert len(machine.runs) == (failures < 3)
+    assert (machine.state / "given-up").exists() == (failures == 3)
+    assert ("exit code 1, three times in a row" in said) == (failures == 3)
+    installs = [call for call in machine.stand_ins.calls if call[0] == "apt-get" and "install" in call]
+    assert all(call[-3:] == ["install", "docker.io", "curl"] for call in installs)
+
+
+def test_systemd_starts_it_where_there_is_no_docker_yet():
+    """What a unit requires must be there; of what it wants systemd starts what is."""
+    unit = written()["/etc/systemd/system/baton.service"]
+    naming = {line.partition("=")[0] for line in unit.splitlines() if "docker.service" in line}
+    assert naming == {"After", "Wants"}
+
+
+def test_a_shutdown_while_docker_is_fetched_waits_for_apt(machine: Machine, tmp_path: Path):
+    """dpkg that is killed at work would refuse every later try."""
+    path, going, done = without_docker(machine), tmp_path / "going", tmp_path / "done"
+    machine.stand_ins.add("apt-get", f'[[ $* == *update ]] || {{ touch "{going}"; sleep 1; touch "{done}"; }}')
+    process = subprocess.Popen(["bash", machine.script], env=machine.environment(PATH=path))
+    try:
+        appears(going)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+    assert done.exists()
+    assert (machine.runs, machine.turned_off) == ([], 0)
 
 
 def test_where_docker_stands_still_the_vm_is_off_all_the_same(machine: Machine):

@@ -84,6 +84,18 @@ def test_its_variant_for_several_nodes_is_valid_too_and_its_pods_find_each_other
     assert found["Service"]["spec"]["selector"].items() <= job["template"]["metadata"]["labels"].items()
 
 
+def test_a_line_from_which_the_number_sign_is_taken_stands_in_its_place():
+    def taken(key: str) -> dict[str, Any]:
+        assert f" #{key}: " in SPEC
+        return objects(SPEC.replace(f" #{key}: ", f" {key}: "))
+
+    for key in ("iam.gke.io/gcp-service-account", "eks.amazonaws.com/role-arn", "azure.workload.identity/client-id"):
+        assert list(taken(key)["ServiceAccount"]["metadata"]["annotations"]) == [key]
+    template = taken("azure.workload.identity/use")["Job"]["spec"]["template"]
+    assert template["metadata"]["labels"] == {"app": "baton", "azure.workload.identity/use": "true"}
+    assert taken("hostNetwork")["Job"]["spec"]["template"]["spec"]["hostNetwork"] is True
+
+
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [

@@ -93,6 +93,13 @@ def test_it_is_a_spot_job_on_any_of_three_clouds_started_again_on_74_and_75_alon
         assert tasks[broken]["error"], broken
 
 
+def test_a_line_from_which_the_number_sign_is_taken_stands_in_its_place():
+    spec = yaml.safe_load(SPEC.replace("#accelerators:", "accelerators:").replace("#file_mounts:", "file_mounts:"))
+    assert spec["resources"]["accelerators"] == {"L4": 1, "A10G": 1, "T4": 1}
+    (mounted,) = spec["file_mounts"]
+    assert f"-v {mounted}:/run/secrets/google.json:ro" in spec["run"]
+
+
 @pytest.mark.parametrize("file", ["as it is", "several machines"])
 @pytest.mark.parametrize("cloud", ["AWS", "GCP", "Azure"])
 def test_store_and_run_reach_the_container_through_a_sudo_that_empties_the_environment(

@@ -24,7 +24,7 @@ SETTINGS = {
         "GCP_PROJECT": "project",
         "GCP_ZONE": "europe-west4-a",
         "GCP_REGISTRY": "europe-west4-docker.pkg.dev/project/baton",
-        "GCP_SERVICE_ACCOUNT": "baton@project.iam.gserviceaccount.com",
+        "GCP_SERVICE_ACCOUNT": "baton-runner@project.iam.gserviceaccount.com",
     },
     "aws": {
         "AWS_REGION": "eu-west-1",
@@ -50,7 +50,7 @@ TOOLS = {"gcp": "gcloud", "aws": "aws", "azure": "az"}
 NEEDED = {
     "gcp": (
         "--provisioning-model=SPOT --instance-termination-action=STOP --preemption-notice-duration=120s "
-        "--max-run-duration=24h --service-account=baton@project.iam.gserviceaccount.com"
+        "--max-run-duration=24h --service-account=baton-runner@project.iam.gserviceaccount.com"
     ),
     "aws": (
         '"SpotInstanceType": "persistent" "InstanceInterruptionBehavior": "stop" "HttpPutResponseHopLimit": 2 '
@@ -120,7 +120,7 @@ def test_with_gpu_it_asks_for_a_machine_with_one_and_its_driver(cloud: str, stan
 
 @pytest.mark.parametrize("cloud", SETTINGS)
 def test_the_page_shows_what_is_shown(cloud: str, stand_ins: StandIns):
-    known = {"GCP_PROJECT": "PROJECT", "GCP_SERVICE_ACCOUNT": "baton@PROJECT.iam.gserviceaccount.com"}
+    known = {"GCP_PROJECT": "PROJECT", "GCP_SERVICE_ACCOUNT": "baton-runner@PROJECT.iam.gserviceaccount.com"}
     _, said = start(stand_ins, cloud, **SETTINGS[cloud] | STORES[cloud] | known)
     said = said.replace(f"told: {stand_ins.folder}", "told: .build/start")
     said = said.replace(str(stand_ins.folder), "/home/you/baton/.build/start")
@@ -304,3 +304,14 @@ def test_every_setting_that_the_scripts_read_is_in_the_example():
     read = [*SETTINGS.values(), *STORES.values(), dict.fromkeys(FEDERATIONS.values())]
     for name in {name for settings in read for name in settings}:
         assert f"\n#{name}=" in example, name
+
+
+@pytest.mark.parametrize("cloud", SETTINGS)
+def test_the_example_with_its_number_signs_taken_is_a_file_that_starts_a_vm(
+    cloud: str, stand_ins: StandIns, tmp_path: Path
+):
+    example = (REPOSITORY / "launch" / "registries.env.example").read_text()
+    file = tmp_path / "registries.env"
+    file.write_text(re.sub(r"^#(?! )", "", example, flags=re.MULTILINE))
+    code, said = start(stand_ins, cloud, REGISTRIES=str(file), **STORES[cloud])
+    assert code == 0, said
