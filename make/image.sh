@@ -18,7 +18,28 @@ lay() {
     ln -fL "$1" "$2" 2>/dev/null || cp -f "$1" "$2"
 }
 
-# The source as one file in .build/source/, from where the Dockerfile packs it; an address is left to the build itself.
+# A folder that `data cifar10` takes, as what the Dockerfile's takes too. A tar of the binary archive's files would pass for
+# a damaged download of it: they stay a folder. A tree of pictures is better one file, whose bytes alone decide what is
+# packed; no links may be in it, so they are followed, hard ones by the copy.
+lay_folder() {
+    local first file
+    first=$(first_file "$CIFAR10/data_batch_1.bin" "$CIFAR10"/*/data_batch_1.bin)
+    if [[ -n $first ]]; then
+        mkdir .build/source/cifar-10-batches-bin
+        for file in "$(dirname "$first")"/*.bin; do
+            lay "$file" ".build/source/cifar-10-batches-bin/$(basename "$file")"
+        done
+        return
+    fi
+    first=$(first_file "$CIFAR10/data_batch_1" "$CIFAR10"/*/data_batch_1)
+    [[ -z $first ]] || die "CIFAR10: $first is a pickle, which can't be checked once it is extracted; give the archive itself, cifar-10-python.tar.gz"
+    mkdir .build/pictures
+    cp -RLp "$CIFAR10/." .build/pictures || die "CIFAR10: $CIFAR10 can't be copied whole"
+    tar -C .build/pictures -cf .build/source/cifar10.tar .
+    rm -rf .build/pictures
+}
+
+# The source in .build/source/, from where the Dockerfile packs it; an address is left to the build itself.
 lay_source() {
     mkdir -p .build/source
     local packed=data/cifar10/packed.safetensors
@@ -30,7 +51,7 @@ lay_source() {
     if [[ -f $CIFAR10 ]]; then
         lay "$CIFAR10" ".build/source/$(basename "$CIFAR10")"
     elif [[ -d $CIFAR10 ]]; then
-        tar -C "$CIFAR10" -cf .build/source/cifar10.tar .
+        lay_folder
     else
         build+=(--build-arg "CIFAR10=$CIFAR10")
     fi
@@ -120,7 +141,7 @@ case $FLAVOUR in
 esac
 docker=${DOCKER:-$(find_docker)}
 build=(--build-arg "BASE_IMAGE=$BASE_IMAGE" --build-arg "FLAVOUR=$FLAVOUR" -t "$IMAGE")
-rm -rf .build/source .build/weights .build/wheels
+rm -rf .build/source .build/pictures .build/weights .build/wheels
 lay_source
 lay_weights
 [[ $FLAVOUR == cuda ]] || lay_wheels

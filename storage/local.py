@@ -93,8 +93,9 @@ class LocalStore:
     def _identity(self) -> tuple[int, int] | None:
         """Which folder this is now; None if there is none."""
         try:
-            stat = os.stat(self._root)
-        except (FileNotFoundError, NotADirectoryError):
+            with _translated("."):
+                stat = os.stat(self._root)
+        except NotFound:
             return None
         return stat.st_dev, stat.st_ino
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data.dataset import shown
+from trainer.data.paths import cache_folder, expanded, reading
 from trainer.exits import UserError
 
 BAKED_IN = Path(__file__).resolve().parent.parent / "weights"  # one folder for each name
@@ -31,7 +32,7 @@ def find(name: str) -> Path | None:
 
     By name it is looked for in weights/ beside the code, where images have theirs, then in the hub's own cache.
     """
-    folders = [Path(name).expanduser(), BAKED_IN / name]
+    folders = [expanded(name), BAKED_IN / name]
     hub = Path(os.environ.get("HF_HUB_CACHE") or _huggingface() / "hub")
     # the cache's layout: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
     cached = hub / ("models--" + name.replace("/", "--"))
@@ -41,8 +42,7 @@ def find(name: str) -> Path | None:
 
 
 def _huggingface() -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("HF_HOME") or cache / "huggingface")
+    return Path(os.environ.get("HF_HOME") or cache_folder() / "huggingface")
 
 
 def _is_file(path: Path) -> bool:
@@ -54,8 +54,15 @@ def _is_file(path: Path) -> bool:
 
 def missing(name: str) -> UserError:
     """What to say of a model that isn't here."""
-    if os.sep in name and (Path(name).is_dir() or name.startswith((".", os.sep, "~"))):
-        return UserError(f"--model {shown(name)}: no folder with a config.json; it wants {WEIGHTS} and {TOKENIZER} too")
+    if os.sep in name:
+        folder = expanded(name)
+        with reading(folder):
+            # one that nobody may look at isn't known to be missing
+            is_meant = (folder / "config.json").exists() or folder.is_dir() or name.startswith((".", os.sep, "~"))
+        if is_meant:
+            return UserError(
+                f"--model {shown(name)}: no folder with a config.json; it wants {WEIGHTS} and {TOKENIZER} too"
+            )
     return UserError(
         f"--model {shown(name)}: not on this machine, neither in weights/ nor in the Hugging Face cache. Get it: "
         f"{download(name)} (into an image: with --local-dir weights/{shown(name)}, then make image "
@@ -156,11 +163,12 @@ def longest_text(config: Mapping[str, Any]) -> int | None:
 def weights_of(folder: Path) -> Path:
     """Its weights' file. Raises `UserError`."""
     file = folder / WEIGHTS
-    if not file.is_file():
-        raise UserError(
-            f"{shown(folder)}: no {WEIGHTS} in it; weights are taken from safetensors files alone. Get it: hf download "
-            f"NAME {WEIGHTS} --local-dir {shown(folder)}; or begin from chance: --weights none"
-        )
+    with reading(file):
+        if not file.is_file():
+            raise UserError(
+                f"{shown(folder)}: no {WEIGHTS} in it; weights are taken from safetensors files alone. Get it: hf "
+                f"download NAME {WEIGHTS} --local-dir {shown(folder)}; or begin from chance: --weights none"
+            )
     return file
 
 

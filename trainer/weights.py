@@ -33,7 +33,8 @@ from torch import Tensor
 from trainer import job as jobs
 from trainer.data.dataset import shown
 from trainer.data.download import fetch
-from trainer.data.pulse import Pulse, told
+from trainer.data.paths import cache_folder, expanded, reading
+from trainer.data.pulse import Pulse
 from trainer.data.remote import patient
 from trainer.data.scratch import remove_stale, replacing, scratch
 from trainer.exits import ExitCode, UserError
@@ -84,7 +85,7 @@ def is_path(weights: str) -> bool:
 
 
 def cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "baton" / "weights"
+    return cache_folder() / "baton" / "weights"
 
 
 def read(weights: str, check: Check) -> dict[str, Tensor]:
@@ -92,16 +93,17 @@ def read(weights: str, check: Check) -> dict[str, Tensor]:
 
     Raises `UserError` where they aren't there or aren't whole, `StoreError`, and what `check` does.
     """
-    return _of_run(weights, check) if is_url(weights) else _of_path(Path(weights).expanduser(), check)
+    return _of_run(weights, check) if is_url(weights) else _of_path(expanded(weights), check)
 
 
 def beside(weights: str, file: str, check: Check) -> bytes | None:
     """A small file that lies beside the weights of a path or a run; None where there is none. Raises as `read` does."""
     if is_url(weights):
         return _result_file(weights, file, check)
-    path = Path(weights).expanduser()
-    path = (path if path.is_dir() else path.parent) / file
-    return _bytes(path, check) if path.is_file() else None
+    path = expanded(weights)
+    with reading(path):
+        path = (path if path.is_dir() else path.parent) / file
+        return _bytes(path, check) if path.is_file() else None
 
 
 def warn_of_other_classes(weights: str, classes: Sequence[str], check: Check) -> None:
@@ -131,11 +133,14 @@ def warn_of_other_names(weights: str, theirs: Sequence[str], classes: Sequence[s
 def find(published: Published, check: Check) -> dict[str, Tensor]:
     """Published weights, from the image, the cache or torch's own cache. Raises `UserError` with what gets them."""
     for folder in (BAKED, cache()):
-        if (path := folder / f"{published.model}.safetensors").is_file():
-            return _kept(published, path, check)
-    torch_home = os.environ.get("TORCH_HOME") or Path.home() / ".cache" / "torch"
-    if (path := Path(torch_home, "hub", "checkpoints", published.file)).is_file():
-        return _read_pth(path, _prefix(published.file), check)
+        path = folder / f"{published.model}.safetensors"
+        with reading(path):
+            if path.is_file():
+                return _kept(published, path, check)
+    path = Path(os.environ.get("TORCH_HOME") or cache_folder() / "torch", "hub", "checkpoints", published.file)
+    with reading(path):
+        if path.is_file():
+            return _read_pth(path, _prefix(published.file), check)
     raise UserError(
         f"{published.model}'s published weights aren't here; get them: {published.command} (into an image: make image "
         f"WEIGHTS={published.job}:{published.model}), or begin by chance: --weights none"
@@ -158,8 +163,9 @@ def examine(job: str, model: str, folder: Path, check: Check) -> None:
     else:
         wanted = published(job, model)
         path = folder / f"{wanted.model}.safetensors"
-        if not path.is_file():
-            raise UserError(f"{shown(path)}: isn't there; get it: {wanted.command}")
+        with reading(path):
+            if not path.is_file():
+                raise UserError(f"{shown(path)}: isn't there; get it: {wanted.command}")
         _kept(wanted, path, check)
 
 
@@ -172,7 +178,7 @@ def get(published: Published, source: str | None, folder: Path, check: Check, sa
     target = folder / f"{published.model}.safetensors"
     remove_stale(folder)
     if source is not None and not source.startswith(("http://", "https://")):
-        state = _read_pth(Path(source).expanduser(), _prefix(published.file), check)
+        state = _read_pth(expanded(source), _prefix(published.file), check)
     else:
         say(f"fetching {published.file}")
         with scratch(folder) as file:
@@ -206,13 +212,14 @@ def _prefix(file: str) -> str:
 
 
 def _of_path(path: Path, check: Check) -> dict[str, Tensor]:
-    if path.is_dir():
-        path = path / "model.safetensors"
-    if not path.is_file():
-        raise UserError(
-            f"--weights: {shown(path)} isn't there; give a .safetensors file, a folder with one (a run's is its "
-            "result/), or a URL"
-        )
+    with reading(path):
+        if path.is_dir():
+            path = path / "model.safetensors"
+        if not path.is_file():
+            raise UserError(
+                f"--weights: {shown(path)} isn't there; give a .safetensors file, a folder with one (a run's is its "
+                "result/), or a URL"
+            )
     if path.suffix != ".pth":
         return _read_safetensors(path, check)[0]
     if not (prefix := _prefix(path.name)):
@@ -260,13 +267,10 @@ def _read_safetensors(path: Path, check: Check) -> tuple[dict[str, Tensor], dict
 
 def _bytes(path: Path, check: Check) -> bytes:
     pieces = []
-    try:
-        with path.open("rb") as file:
-            while piece := file.read(CHUNK):
-                check()
-                pieces.append(piece)
-    except OSError as e:
-        raise told(e, f"can't read {shown(path)}") from e
+    with reading(path), path.open("rb") as file:
+        while piece := file.read(CHUNK):
+            check()
+            pieces.append(piece)
     return b"".join(pieces)
 
 

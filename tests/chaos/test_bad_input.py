@@ -19,6 +19,8 @@ from trainer.data.packed import Origin, write_packed
 from trainer.data.pulse import Pulse
 from trainer.data.synthetic import generate
 
+LONG = "/" + "x" * 300
+
 MISTAKES = [
     (["cifr10"], 64, "no job or command 'cifr10'; did you mean cifar10?"),
     (["cifar10", "--lrr", "1"], 64, "--lrr"),
@@ -54,7 +56,7 @@ MISTAKES = [
     (["cifar10", "--store", "../runs"], 78, "is no store: write its URL, for example file://../runs"),
     (["cifar10", "--store", "file://folder"], 78, "file:///absolute/folder or file://./folder"),
     (["cifar10", "--data", "/nowhere/at/all"], 78, "/nowhere/at/all"),
-    (["cifar10", "--data", "/" + "x" * 300], 78, "File name too long"),
+    (["cifar10", "--data", LONG], 78, "File name too long"),
     (["cifar10", "--batch-size", "1000000"], 78, "has only 2000 training samples"),
     (["status", "--run", "nothing"], 78, "no run 'nothing' in file://{tmp}/store: the folder {tmp}/store is not there"),
     (["status", "--store", "file:///etc/passwd"], 78, "/etc/passwd: is a file, and a store is a folder"),
@@ -82,12 +84,37 @@ MISTAKES = [
     (["data", "cifar10", "--source", "/nowhere.tar"], 78, "/nowhere.tar"),
     (["data", "mnist", "--out", "{tmp}/out", "--source", "/nowhere"], 78, "/nowhere: no such folder"),
     (["data", "mnist", "--out", "{tmp}/out", "--source", "/dev/null"], 78, "/dev/null: is no folder"),
+    (["data", "mnist", "--out", "{tmp}/out", "--source", LONG], 78, "File name too long"),
+    (["data", "bert", "--out", "{tmp}/out", "--source", LONG], 78, "File name too long"),
+    (["data", "bert", "--out", "{tmp}/out", "--source", "synthetic", "--model", LONG], 78, "File name too long"),
+    (["data", "bert", "--out", "{tmp}/out", "--source", "synthetic", "--model", "~none/m"], 78, "no such home folder"),
+    (["data", "bert", "--out", LONG, "--source", "synthetic"], 78, "File name too long"),
+    (["data", "cifar10", "--out", LONG, "--source", "synthetic"], 78, "File name too long"),
+    (["data", "imagenet", "--out", LONG], 78, "File name too long"),
 ]
 
+# what may not be entered, by whoever isn't root
+FORBIDDEN = [
+    ["data", "bert", "--source", "{forbidden}/news.csv"],
+    ["data", "bert", "--source", "synthetic", "--model", "{forbidden}/model"],
+    ["data", "bert", "--source", "synthetic", "--out", "{forbidden}/out"],
+    ["data", "mnist", "--source", "{forbidden}/files"],
+    ["data", "mnist", "--source", "synthetic", "--out", "{forbidden}/out"],
+    ["data", "cifar10", "--source", "{forbidden}/pictures"],
+    ["data", "cifar10", "--source", "synthetic", "--out", "{forbidden}/out"],
+    ["data", "imagenet", "--out", "{forbidden}/out"],
+]
+# imported before: where the code is root's own, nobody else may read it
+AS_ANOTHER_USER = (
+    "import os, sys, entrypoint, console.whole, trainer.data.idx, trainer.data.photographs, trainer.data.texts\n"
+    "os.getuid() or os.setuid(65534)\n"
+    "sys.exit(entrypoint.main(sys.argv[1:]))"
+)
 
-def run(*arguments: str, **extra: str) -> tuple[int, list[str]]:
+
+def run(*arguments: str, start: tuple[str, ...] = ("entrypoint.py",), **extra: str) -> tuple[int, list[str]]:
     done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "entrypoint.py"), *arguments],
+        [sys.executable, *start, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -108,6 +135,19 @@ def test_one_line_and_the_right_code(
     assert len(lines) == 1, lines
     assert words.replace("{tmp}", str(tmp_path)) in lines[0]
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("arguments", FORBIDDEN, ids=" ".join)
+def test_a_path_that_may_not_be_looked_at_is_told_in_one_line(arguments: list[str], tmp_path: Path) -> None:
+    forbidden = tmp_path / "forbidden"
+    forbidden.mkdir(mode=0)
+    given = [argument.format(forbidden=forbidden) for argument in arguments]
+    if "--out" not in given:
+        given += ["--out", "/proc/nothing/here"]
+    got, lines = run(*given, start=("-c", AS_ANOTHER_USER), BATON_HALT="/proc")
+    assert (got, len(lines)) == (78, 1), lines
+    assert f"can't read {forbidden}/" in lines[0]
+    assert lines[0].endswith(": Permission denied")
 
 
 def test_a_wrong_value_in_the_environment_names_the_variable() -> None:

@@ -1,16 +1,19 @@
 """`make image` lays weights out, and the Dockerfile checks and takes them, under the names that they have in weights/.
+What `make cifar10` takes as CIFAR-10 it takes too.
 
 docker is a stand-in: the Dockerfile's own lines are run here, on folders of the test's.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from safetensors.torch import save_file
 from torchvision import models
 
@@ -18,7 +21,9 @@ from tests.bert_makers import small_model
 from tests.launch.parsers import REPOSITORY
 from tests.launch.stand_ins import StandIns
 from tests.runs import environment
+from tests.unit import data_makers
 from trainer import pretrained, weights
+from trainer.data.pack import pack
 
 NETWORK = "shufflenet_v2_x0_5"
 WEIGHTS = f"bert:google/bert_uncased imagenet:{NETWORK}"
@@ -56,12 +61,12 @@ def staged(root: Path, laid: Path, **variables: str) -> subprocess.CompletedProc
     )  # fmt: skip
 
 
-def make_image(tree: Path, weights: str) -> subprocess.CompletedProcess[str]:
+def make_image(tree: Path, weights: str, cifar10: str = "synthetic") -> subprocess.CompletedProcess[str]:
     """make/image.sh in a tree of its own, up to where docker would build."""
     shutil.copytree(REPOSITORY / "make", tree / "make")
     stand_ins = StandIns(tree / "bin")
     stand_ins.add("docker", "echo docker was asked")
-    variables = stand_ins.environment | {"DOCKER": "docker", "WEIGHTS": weights, "CIFAR10": "synthetic"}
+    variables = stand_ins.environment | {"DOCKER": "docker", "WEIGHTS": weights, "CIFAR10": cifar10}
     return subprocess.run(["make/image.sh"], cwd=tree, capture_output=True, text=True, env=variables)
 
 
@@ -109,3 +114,44 @@ def test_a_model_that_the_build_cannot_fetch_is_missed_before_it_begins_with_the
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert f"{pretrained.download('bert-base-uncased')} --local-dir weights/bert-base-uncased" in line
+
+
+def packed_labels(source: Path, folder: Path) -> list[int]:
+    packed = pack(data_makers.SMALL, str(source), folder, say=lambda line: None)
+    return sorted(packed.arrays["train_labels"].tolist())
+
+
+def test_a_folder_of_pictures_is_packed_alike_though_classes_and_pictures_in_it_are_links(tmp_path: Path):
+    folder = data_makers.laid_out(tmp_path / "pictures", data_makers.tree(data_makers.small_splits()))
+    classes = sorted((folder / "train").iterdir())
+    classes[0].symlink_to(classes[0].rename(tmp_path / "elsewhere"))
+    picture = next(classes[1].iterdir())
+    os.link(picture, picture.with_name("again.png"))
+    picture.with_name("once-more.png").symlink_to(picture)
+    done = make_image(tmp_path / "tree", "", str(folder))
+    assert done.returncode == 0, done.stderr
+    laid = tmp_path / "tree" / ".build" / "source"
+    assert files_in(laid) == ["cifar10.tar"]
+    labels = packed_labels(laid / "cifar10.tar", tmp_path / "image")
+    assert labels == packed_labels(folder, tmp_path / "here")
+    assert len(labels) == data_makers.SMALL.train_count + 2
+
+
+@pytest.mark.parametrize("inside", ["", "cifar-10-batches-bin"])
+def test_the_binary_archive_extracted_stays_a_folder(inside: str, tmp_path: Path):
+    archive, _ = data_makers.binary_archive(tmp_path, data_makers.small_splits())
+    shutil.unpack_archive(archive, tmp_path / "extracted")
+    given = tmp_path / "extracted" / inside
+    done = make_image(tmp_path / "tree", "", str(given))
+    assert done.returncode == 0, done.stderr
+    (laid,) = (tmp_path / "tree" / ".build" / "source").iterdir()  # as the Dockerfile wants it
+    assert packed_labels(laid, tmp_path / "image") == packed_labels(given, tmp_path / "here")
+
+
+def test_pickles_extracted_are_refused_before_the_build_begins(tmp_path: Path):
+    archive, _ = data_makers.python_archive(tmp_path, data_makers.small_splits())
+    shutil.unpack_archive(archive, tmp_path / "extracted")
+    done = make_image(tmp_path / "tree", "", str(tmp_path / "extracted"))
+    assert (done.returncode, done.stdout) == (78, "")
+    (line,) = done.stderr.splitlines()
+    assert "give the archive itself, cifar-10-python.tar.gz" in line

@@ -331,6 +331,11 @@ class TestLocate:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
         assert tmp_path / "xdg" in locate(SMALL, source, tmp_path / "data", say=quiet).path.parents
 
+    def test_a_link_that_leads_to_itself_is_no_source(self, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to("link")
+        with pytest.raises(UserError, match="link: no such file or folder"):
+            locate(SMALL, str(tmp_path / "link"), tmp_path / "data", say=quiet, cache=tmp_path / "cache")
+
     def test_another_data_set_is_refused(self, source: str, tmp_path: Path) -> None:
         packed = pack(replace(SMALL, name="cifar11"), source, tmp_path / "out", say=quiet)
         with pytest.raises(UserError, match="holds cifar11, not cifar10"):

@@ -113,6 +113,28 @@ def test_missing_ones_name_the_command_that_gets_them(tmp_path: Path, monkeypatc
     assert caught.value.code == 78
 
 
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("/" + "x" * 300 + ".safetensors", "File name too long"), ("~none/net.safetensors", "no such home folder")],
+)
+def test_a_path_that_is_none_is_told(path: str, words: str, tmp_path: Path) -> None:
+    some = published(tmp_path / "net-00000000.pth")
+    for look in (
+        lambda: weights.read(path, nothing),
+        lambda: weights.beside(path, "config.json", nothing),
+        lambda: weights.get(some, path, tmp_path, nothing, print),
+    ):
+        with pytest.raises(UserError, match=words):
+            look()
+
+
+def test_a_cache_that_may_not_be_looked_at_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "BAKED", tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ("x" * 300)))  # root may look everywhere
+    with pytest.raises(UserError, match=r"can't read .*net\.safetensors: File name too long"):
+        weights.find(published(tmp_path / "net-00000000.pth"), nothing)
+
+
 class Evil:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.system, ("touch /tmp/baton-evil",)

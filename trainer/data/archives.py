@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from trainer.data.dataset import Bytes, Dataset, Samples, Splits, shown
-from trainer.data.pulse import Pulse, told
+from trainer.data.paths import reading
+from trainer.data.pulse import Pulse
 from trainer.data.tarstream import members
 from trainer.exits import UserError
 
@@ -45,14 +46,12 @@ def _files(dataset: Dataset, folder: Path, pulse: Pulse) -> Iterator[tuple[str, 
         for name in names:
             pulse.check()
             path = folder / f"{name}.bin"
-            try:
+            with reading(path):
                 if path.stat().st_size != size:
                     raise UserError(
                         f"{shown(path)}: {path.stat().st_size} bytes long, published are {size}; fetch it again"
                     )
                 yield path.name, path.read_bytes()
-            except OSError as e:
-                raise told(e, f"can't read {shown(path)}") from e
 
 
 def _gathered(

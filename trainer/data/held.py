@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trainer.data.dataset import shown
 from trainer.data.packed import FILE_NAME, Packed, open_packed
+from trainer.data.paths import reading
 from trainer.data.pulse import Pulse
 from trainer.exits import UserError
 
@@ -16,8 +17,9 @@ def held(folder: Path, name: str, pulse: Pulse, fits: Callable[[Packed], object]
 
     `name`: of the data set that is wanted.
     """
-    if not (folder / FILE_NAME).exists():
-        return None
+    with reading(folder):
+        if not (folder / FILE_NAME).exists():
+            return None
     try:
         packed = open_packed(folder, name)
         if not fits(packed):

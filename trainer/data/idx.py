@@ -17,6 +17,7 @@ from trainer.data.dataset import Bytes, PictureSet, Samples, Splits, shown
 from trainer.data.download import DownloadError, fetch
 from trainer.data.held import already, held
 from trainer.data.packed import Origin, Packed, write_packed
+from trainer.data.paths import reading
 from trainer.data.pulse import Pulse, told
 from trainer.data.scratch import scratch
 from trainer.data.sources import SYNTHETIC, is_address, local_path
@@ -44,11 +45,12 @@ def pack(
 ) -> Packed:
     """As trainer/data/pack.py's. `files`: other names and MD5s, for tests."""
     found = held(folder, MNIST.name, pulse, lambda packed: packed.name == MNIST.name)
+    mark = "md5:" + hashlib.md5("".join(files.values()).encode(), usedforsecurity=False).hexdigest()
     if source is None:
         if found is not None:
             return already(found, pulse)
         try:
-            return _from_address(ADDRESS, folder, pulse, files)
+            return _from_address(ADDRESS, mark, folder, pulse, files)
         except DownloadError as e:
             pulse.say(f"the official mnist can't be had: {e}")
             pulse.say("using a generated SYNTHETIC stand-in instead: results with it say nothing about the real data")
@@ -57,27 +59,26 @@ def pack(
         if found is not None and found.synthetic:
             return already(found, pulse)
         splits = synthetic.generate(MNIST, pulse)
-        return _written(folder, splits, Origin(SYNTHETIC, SYNTHETIC, "1"), pulse, made=True)
-    mark = "md5:" + hashlib.md5("".join(files.values()).encode(), usedforsecurity=False).hexdigest()
+        return write_packed(folder, MNIST, splits, Origin(SYNTHETIC, SYNTHETIC, "1"), synthetic=True, pulse=pulse)
     if found is not None and found.origin.mark == mark:
         return already(found, pulse)
     if is_address(source):
-        return _from_address(source.rstrip("/"), folder, pulse, files)
+        return _from_address(source.rstrip("/"), mark, folder, pulse, files)
     path = local_path(source, ACCEPTED)
-    if not path.is_dir():
-        what = "is no folder" if path.exists() else "no such folder"
-        raise UserError(f"{shown(source)}: {what}; {ACCEPTED}")
+    with reading(path):
+        if not path.is_dir():
+            what = "is no folder" if path.exists() else "no such folder"
+            raise UserError(f"{shown(source)}: {what}; {ACCEPTED}")
     return _from_files({name: path / name for name in files}, path.resolve().name, mark, folder, pulse, files)
 
 
-def _from_address(address: str, folder: Path, pulse: Pulse, files: Mapping[str, str]) -> Packed:
+def _from_address(address: str, mark: str, folder: Path, pulse: Pulse, files: Mapping[str, str]) -> Packed:
     read: dict[str, bytes] = {}
     for name in files:
         pulse.say(f"fetching {name}")
         with scratch(folder) as file:
             fetch(f"{address}/{name}", file, pulse)
             read[name] = file.path.read_bytes()
-    mark = "md5:" + hashlib.md5("".join(files.values()).encode(), usedforsecurity=False).hexdigest()
     return _from_files(read, "mnist", mark, folder, pulse, files)
 
 
@@ -103,7 +104,7 @@ def _from_files(
     )
     splits = Splits(train, test)
     splits.check(MNIST, shown(name))
-    return _written(folder, splits, Origin("IDX files", name, mark), pulse)
+    return write_packed(folder, MNIST, splits, Origin("IDX files", name, mark), pulse=pulse)
 
 
 def _array(data: bytes, file: str) -> Bytes:
@@ -116,12 +117,3 @@ def _array(data: bytes, file: str) -> Bytes:
         return np.frombuffer(raw, np.uint8, -1, 4 + 4 * raw[3]).reshape(shape)
     except (OSError, EOFError, ValueError, IndexError, zlib.error) as e:
         raise UserError(f"{file}: no IDX file of bytes ({shown(e)}); fetch it again") from e
-
-
-def _written(folder: Path, splits: Splits, origin: Origin, pulse: Pulse, *, made: bool = False) -> Packed:
-    packed = write_packed(folder, MNIST, splits, origin, synthetic=made, pulse=pulse)
-    pulse.say(
-        f"packed {len(splits.train.labels):,} training and {len(splits.test.labels):,} test pictures"
-        f"{' (SYNTHETIC)' if made else ''}: {shown(packed.path)}, SHA-256 {packed.sha256[:12]}"
-    )
-    return packed

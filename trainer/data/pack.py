@@ -15,7 +15,8 @@ from trainer.data.dataset import PACKERS, Archive, Dataset, Splits, named, shown
 from trainer.data.download import DownloadError, fetch_unless_held, mark_of, name_of, unsigned
 from trainer.data.held import already, held
 from trainer.data.packed import FILE_NAME, Packed, open_packed, remedy, write_packed
-from trainer.data.pulse import Pulse, told
+from trainer.data.paths import cache_folder, reading
+from trainer.data.pulse import Pulse
 from trainer.data.scratch import remove_stale, scratch
 from trainer.data.sources import Source
 from trainer.exits import UserError
@@ -89,28 +90,22 @@ def locate(
     dataset = dataset_name if other and isinstance(dataset_name, str) else named(dataset_name)
     name = dataset if isinstance(dataset, str) else dataset.name
     if not data:
-        if not _is_file(folder / FILE_NAME):
-            raise UserError(f"{shown(folder)}: no packed data here; {remedy(name)}")
+        with reading(folder):
+            if not (folder / FILE_NAME).is_file():
+                raise UserError(f"{shown(folder)}: no packed data here; {remedy(name)}")
         return _fits(open_packed(folder, name), dataset)
     if data != sources.SYNTHETIC and not sources.is_address(data) and not (other and sources.is_stored(data)):
         accepted = sources.accepted(dataset) if isinstance(dataset, Dataset) else other.ACCEPTED if other else ""
         path = sources.local_path(data, accepted)
-        if _is_file(path / FILE_NAME) or path.name == FILE_NAME or path.suffix == ".safetensors":
-            return _fits(open_packed(path, name), dataset)
-        data = str(path.resolve())
-    cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "baton"
+        with reading(path):
+            if (path / FILE_NAME).is_file() or path.name == FILE_NAME or path.suffix == ".safetensors":
+                return _fits(open_packed(path, name), dataset)
+        data = os.path.realpath(path)  # Path.resolve fails on a link that leads to itself
+    cache = cache or cache_folder() / "baton"
     chosen = {name: (options or {})[name] for name in other.OPTIONS if (options or {}).get(name)} if other else {}
     known = unsigned(data) if sources.is_address(data) else data
     key = hashlib.sha256((known + (repr(chosen) if chosen else "")).encode(errors="surrogateescape")).hexdigest()[:16]
     return pack(dataset, data, cache / name / key, options=chosen, check=check, say=say)
-
-
-def _is_file(path: Path) -> bool:
-    """Raises `UserError` where nobody may look."""
-    try:
-        return path.is_file()
-    except OSError as e:
-        raise told(e, f"can't read {shown(path)}") from e
 
 
 def _fits(packed: Packed, dataset: Dataset | str) -> Packed:
@@ -158,7 +153,7 @@ def _from_address(dataset: Dataset, url: str, folder: Path, pulse: Pulse) -> Pac
             message = str(e).replace(str(file.path), shown(name))
             raise (DownloadError if published else UserError)(message, e.code) from e
         origin = replace(source.origin, tag=came.tag, address=mark_of(url))
-        return _write(dataset, replace(source, origin=origin), splits, folder, pulse)
+        return write_packed(folder, dataset, splits, origin, synthetic=source.synthetic, pulse=pulse)
 
 
 def _published(dataset: Dataset, name: str) -> Archive | None:
@@ -169,7 +164,8 @@ def _from_source(dataset: Dataset, source: Source, folder: Path, pulse: Pulse) -
     before = held(folder, dataset.name, pulse, lambda packed: _fits(packed, dataset))
     if before and before.origin == source.origin:
         return already(before, pulse)
-    return _write(dataset, source, _read(dataset, source, pulse), folder, pulse)
+    splits = _read(dataset, source, pulse)
+    return write_packed(folder, dataset, splits, source.origin, synthetic=source.synthetic, pulse=pulse)
 
 
 def _read(dataset: Dataset, source: Source, pulse: Pulse) -> Splits:
@@ -178,12 +174,3 @@ def _read(dataset: Dataset, source: Source, pulse: Pulse) -> Splits:
     splits = source.read(pulse)
     splits.check(dataset, shown(source.origin.name))
     return splits
-
-
-def _write(dataset: Dataset, source: Source, splits: Splits, folder: Path, pulse: Pulse) -> Packed:
-    packed = write_packed(folder, dataset, splits, source.origin, synthetic=source.synthetic, pulse=pulse)
-    pulse.say(
-        f"packed {len(splits.train.labels):,} training and {len(splits.test.labels):,} test pictures"
-        f"{' (SYNTHETIC)' if source.synthetic else ''}: {shown(packed.path)}, SHA-256 {packed.sha256[:12]}"
-    )
-    return packed

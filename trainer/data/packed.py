@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.dataset import DATASETS, PACKERS, Bytes, PictureSet, Samples, Splits, shown
+from trainer.data.paths import reading
 from trainer.data.pulse import Pulse, told
 from trainer.data.scratch import replacing
 from trainer.exits import UserError
@@ -115,7 +116,8 @@ def open_packed(folder: Path, name: str = "") -> Packed:
     `name`: of the data set that it should hold, for messages; if not given, what the folder is called may be it.
     Costs no reading but of the header and the labels; the bytes themselves are checked by `Packed.verify`.
     """
-    path = folder if folder.is_file() else folder / FILE_NAME
+    with reading(folder):
+        path = folder if folder.is_file() else folder / FILE_NAME
     name = name or path.parent.name
     try:
         with path.open("rb") as file:
@@ -245,7 +247,7 @@ def write_packed(
     synthetic: bool = False,
     pulse: Pulse | None = None,
 ) -> Packed:
-    """Put `splits` into `folder` as its packed file, in place of one that is there: wholly or not at all.
+    """Put `splits` into `folder` as its packed file, in place of one that is there: wholly or not at all; and say so.
 
     Raises `UserError` where there is no space or no permission, and whatever `pulse.check` does.
     """
@@ -255,7 +257,12 @@ def write_packed(
     for name in PICTURES:
         split, _, what = name.partition("_")
         sources[name] = (getattr(getattr(splits, split), what), orders[split])
-    return write_arrays(folder, dataset.name, dataset.classes, sources, origin, synthetic=synthetic, pulse=pulse)
+    packed = write_arrays(folder, dataset.name, dataset.classes, sources, origin, synthetic=synthetic, pulse=pulse)
+    pulse.say(
+        f"packed {len(splits.train.labels):,} training and {len(splits.test.labels):,} test pictures"
+        f"{' (SYNTHETIC)' if synthetic else ''}: {shown(packed.path)}, SHA-256 {packed.sha256[:12]}"
+    )
+    return packed
 
 
 def write_arrays(

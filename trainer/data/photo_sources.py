@@ -17,9 +17,10 @@ from trainer.data import folders
 from trainer.data.dataset import shown
 from trainer.data.download import fetch_unless_held, mark_of, name_of
 from trainer.data.packed import Origin
+from trainer.data.paths import reading
 from trainer.data.photo import EXTENSIONS, FILE_LIMIT, too_long
 from trainer.data.pictures import read_file
-from trainer.data.pulse import Pulse, told
+from trainer.data.pulse import Pulse
 from trainer.data.remote import StoreFile, patient, read
 from trainer.data.scratch import scratch
 from trainer.data.sources import is_address, is_stored, local_path
@@ -80,7 +81,7 @@ def opened(source: str, folder: Path, pulse: Pulse, held: Origin | None) -> Iter
 
 
 def _local(path: Path, pulse: Pulse) -> Photos:
-    try:
+    with reading(path):
         if path.is_dir():
             tree = folders.scan(path, pulse)
             if tree is None:
@@ -95,8 +96,6 @@ def _local(path: Path, pulse: Pulse) -> Photos:
         if not path.is_file():
             raise UserError(f"{shown(path)}: no such file or folder; {ACCEPTED}")
         status = path.stat()
-    except OSError as e:
-        raise told(e, f"can't read {shown(path)}") from e
     return _tar(path, Origin("image tar", path.resolve().name, folders.version(status)), pulse)
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 from trainer.data.dataset import Bytes, Dataset, Samples, Splits, shown
-from trainer.data.pulse import Pulse, told
+from trainer.data.paths import reading
+from trainer.data.pulse import Pulse
 from trainer.exits import UserError
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")  # of Pillow's; the fewer, the less a hostile file can reach
@@ -162,8 +163,5 @@ def _decode(dataset: Dataset, picture: Picture) -> Bytes:
 
 def read_file(path: Path, limit: int) -> bytes:
     """At most one byte more than `limit`, by which a file that is too long is told. Raises `UserError`."""
-    try:
-        with path.open("rb") as file:
-            return file.read(limit + 1)
-    except OSError as e:
-        raise told(e, f"can't read {shown(path)}") from e
+    with reading(path), path.open("rb") as file:
+        return file.read(limit + 1)

@@ -13,7 +13,8 @@ from urllib.parse import unquote
 from trainer.data import archives, folders, synthetic
 from trainer.data.dataset import Dataset, Splits, shown
 from trainer.data.packed import FILE_NAME, Origin, open_packed
-from trainer.data.pulse import Pulse, told
+from trainer.data.paths import expanded, reading
+from trainer.data.pulse import Pulse
 from trainer.data.tarstream import is_tar
 from trainer.exits import UserError
 
@@ -66,10 +67,7 @@ def local_path(source: str, accepted: str) -> Path:
         path = source
     if "\0" in path or not path:
         raise UserError(f"{shown(source) or 'the empty name'}: no source that can be read here; {accepted}")
-    try:
-        return Path(path) if scheme else Path(path).expanduser()
-    except RuntimeError as e:
-        raise UserError(f"{shown(source)}: no such home folder") from e
+    return Path(path) if scheme else expanded(path)
 
 
 def accepted(dataset: Dataset) -> str:
@@ -86,15 +84,13 @@ def recognise(dataset: Dataset, source: str, pulse: Pulse, name: str = "") -> So
     if source == SYNTHETIC:
         return Source(Origin(SYNTHETIC, SYNTHETIC, "1"), partial(synthetic.generate, dataset), synthetic=True)
     path = local_path(source, accepted(dataset))
-    try:
+    with reading(path):
         if path.is_dir():
             return _folder(dataset, path, pulse)
         if not path.exists():
             raise UserError(f"{shown(source)}: no such file or folder; {accepted(dataset)}")
         if path.is_file():
             return _file(dataset, path, name or path.resolve().name, pulse)
-    except OSError as e:
-        raise told(e, f"can't read {shown(path)}") from e
     raise UserError(f"{shown(source)}: neither a file nor a folder; {accepted(dataset)}")
 
 
@@ -147,11 +143,8 @@ def _fingerprint(paths: list[Path], pulse: Pulse) -> str:
     """The MD5 of the files' bytes: what the official archives are published with."""
     digest = hashlib.md5(usedforsecurity=False)
     for path in paths:
-        try:
-            with path.open("rb") as file:
-                while chunk := file.read(CHUNK):
-                    digest.update(chunk)
-                    pulse.beat(f"checking {shown(path.name)}")
-        except OSError as e:
-            raise told(e, f"can't read {shown(path)}") from e
+        with reading(path), path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+                pulse.beat(f"checking {shown(path.name)}")
     return f"md5:{digest.hexdigest()}"

@@ -27,7 +27,8 @@ from trainer.data import rows
 from trainer.data.dataset import shown
 from trainer.data.held import already, held
 from trainer.data.packed import FILE_NAME, TEXTS, Origin, Packed, open_packed, remedy, write_arrays
-from trainer.data.pulse import Pulse, told
+from trainer.data.paths import reading
+from trainer.data.pulse import Pulse
 from trainer.data.rows import Row
 from trainer.data.sources import SYNTHETIC, local_path
 from trainer.data.synthetic_texts import generate
@@ -65,8 +66,9 @@ class Texts:
 def pack(source: str | None, folder: Path, options: Mapping[str, Any], pulse: Pulse) -> Packed:
     """As `trainer.data.pack.pack`. `options["model"]`: whose tokenizer to take; without one it is learned."""
     if source is None:
-        if (folder / FILE_NAME).exists():
-            return already(open_packed(folder, NAME), pulse)
+        with reading(folder):
+            if (folder / FILE_NAME).exists():
+                return already(open_packed(folder, NAME), pulse)
         raise UserError(f"{shown(folder)}: nothing is packed here; {remedy(NAME)}; {ACCEPTED}")
     files, model = _tokenizer(str(options.get("model") or ""))
     found = _recognise(source, files, model, pulse)
@@ -150,20 +152,18 @@ def _recognise(source: str, files: Mapping[str, str] | None, model: Path | None,
     if source == SYNTHETIC:
         return Source(Origin(SYNTHETIC, SYNTHETIC, f"1 {digest.hexdigest()}"), ())
     path = local_path(source, ACCEPTED)
-    if not path.exists():
-        raise UserError(f"{shown(source)}: no such file or folder; {ACCEPTED}")
-    parts = _parts(path) if path.is_dir() else (path,)
+    with reading(path):
+        if not path.exists():
+            raise UserError(f"{shown(source)}: no such file or folder; {ACCEPTED}")
+        kind = "folder" if path.is_dir() else "file"
+        parts = _parts(path) if kind == "folder" else (path,)
     for file in parts:
-        try:
-            with file.open("rb") as raw:
-                # where one ends: rows that move from train to test are other parts, of the same bytes
-                digest.update(b"%d " % os.fstat(raw.fileno()).st_size)
-                while chunk := raw.read(4 << 20):
-                    digest.update(chunk)
-                    pulse.beat(f"checking {shown(file.name)}")
-        except OSError as e:
-            raise told(e, f"can't read {shown(file)}") from e
-    kind = "folder" if path.is_dir() else "file"
+        with reading(file), file.open("rb") as raw:
+            # where one ends: rows that move from train to test are other parts, of the same bytes
+            digest.update(b"%d " % os.fstat(raw.fileno()).st_size)
+            while chunk := raw.read(4 << 20):
+                digest.update(chunk)
+                pulse.beat(f"checking {shown(file.name)}")
     return Source(Origin(kind, path.resolve().name, f"sha256:{digest.hexdigest()}"), parts)
 
 
