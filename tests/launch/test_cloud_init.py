@@ -211,6 +211,21 @@ def test_after_its_hours_over_all_boots_it_is_stopped_and_off_for_good(machine: 
     assert "to stay: systemctl stop baton)" in said
 
 
+def test_on_a_full_disk_it_goes_off_all_the_same(machine: Machine, tmp_path: Path):
+    machine.state.mkdir()
+    (machine.state / "minutes").symlink_to("nowhere/minutes")
+    (machine.state / "given-up").symlink_to("/dev/full")
+    uptime = tmp_path / "uptime"
+    uptime.write_text("7140.25 14000.00\n")
+    machine.boot(0, command="hours", BATON_UPTIME=str(uptime))
+    assert machine.turned_off == 0
+    uptime.write_text("7200.25 14000.00\n")  # two hours
+    machine.boot(0, command="hours", BATON_UPTIME=str(uptime))
+    assert machine.turned_off == 1
+    machine.boot(78)
+    assert machine.turned_off == 2
+
+
 def test_once_a_person_has_looked_its_hours_begin_anew(machine: Machine):
     machine.state.mkdir()
     (machine.state / "minutes").write_text("119\n")  # of 120
