@@ -42,7 +42,7 @@ class AuthRequest(Request):
     ) -> Any:
         wait = self._patience()
         if urlsplit(url).hostname in METADATA_HOSTS:
-            more["proxies"] = {"http": None}
+            more["proxies"] = {"http": None, "all": None}  # where only one is named, requests takes the other
         short = min(timeout, wait) if isinstance(timeout, int | float) else wait
         answer = super().__call__(url, method, body, headers, short, **more)  # type: ignore[no-untyped-call]
         if answer.status == 429 or answer.status >= 500:  # else the SDK takes it for a refusal of the credentials

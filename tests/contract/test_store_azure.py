@@ -474,7 +474,7 @@ class Tokens:
 def identity_service(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """What IDENTITY_ENDPOINT names in Container Apps; it answers what `faults` say. A proxy must not hinder it."""
     monkeypatch.delenv("AZURE_STORAGE_CONNECTION_STRING")
-    for name in ("HTTP_PROXY", "http_proxy"):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
