@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import boto3  # type: ignore[import-untyped]
 from botocore import credentials as sdk_credentials  # type: ignore[import-untyped]
 from botocore import exceptions as sdk
 from botocore.config import Config  # type: ignore[import-untyped]
@@ -27,6 +28,15 @@ CONNECT_S = 5.0
 LOOKS = 3  # at the instance's metadata, a second each by default; one packet may get lost
 
 log = logging.getLogger("baton.storage")
+
+
+def new_session() -> Any:
+    """The SDK's, in the region that containers on AWS are told by AWS_REGION, which boto3 overlooks.
+
+    The token services that it asks by itself are then that region's: not everywhere is the global one's token taken.
+    """
+    session, region = boto3.Session(), os.environ.get("AWS_REGION")
+    return session if session.region_name or not region else boto3.Session(region_name=region)
 
 
 def find_credentials(session: Any, url: str, patience: Patience) -> None:
