@@ -20,8 +20,9 @@ from botocore.config import Config  # type: ignore[import-untyped]
 from botocore.httpsession import URLLib3Session  # type: ignore[import-untyped]
 from botocore.utils import InstanceMetadataFetcher  # type: ignore[import-untyped]
 
-from storage.errors import NotSetUp, StoreError, Unavailable, one_line
+from storage.errors import NotSetUp, StoreError, Unavailable
 from storage.machine_identity import of_this_machine
+from storage.mistakes import reason_of
 from storage.pace import Patience
 
 CONNECT_S = 5.0
@@ -162,7 +163,7 @@ def _told(url: str) -> Iterator[None]:
         raise
     except (OSError, ValueError, RuntimeError) as e:
         raise NotSetUp(
-            f"{url}: no AWS credentials, their source fails ({one_line(e)}); look at credential_process, "
+            f"{url}: no AWS credentials, their source fails ({reason_of(e)}); look at credential_process, "
             "AWS_WEB_IDENTITY_TOKEN_FILE, AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE, whichever is set"
         ) from e
 

@@ -328,7 +328,15 @@ def test_a_credentials_file_that_is_missing_or_no_such_file_is_named(
 ) -> None:
     file = bare / "key.json"
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
-    for content in (None, "no JSON", "{}", '{"type": "service_account", "private_key": "hush"}'):
+    parts = (
+        "no JSON",
+        "{}",
+        '{"type": "service_account", "private_key": "hush"}',
+        '["hush"]',
+        '{"type": "impersonated_service_account", "service_account_impersonation_url": "hush"}',
+        '{"type": "external_account", "audience": "//iam", "subject_token_type": "x", "credential_source": "hush"}',
+    )
+    for content in (None, *parts):
         if content is not None:
             file.write_text(content)
         with pytest.raises(NotSetUp) as caught:
