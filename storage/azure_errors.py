@@ -10,6 +10,7 @@ from azure.core.exceptions import HttpResponseError
 from storage.azure_login import Login, first_line
 from storage.errors import Damaged, NotFound, NotSetUp, PermissionDenied, StoreError, Unavailable
 from storage.headers import moment_of
+from storage.mistakes import mistake_here
 
 _ROLE = "the role Storage Blob Data Contributor"
 _UNKNOWN = ("AuthenticationFailed", "InvalidAuthenticationInfo", "NoAuthenticationInformation")  # who asks, that is
@@ -43,10 +44,8 @@ def _no_answer(error: Exception, key: str, place: str, login: Login, known: bool
     host = urlsplit(login.endpoint).netloc
     if reason.startswith("MD5 mismatch"):
         return Damaged(f"{key}: {place}: came with other bytes than were sent ({reason})")
-    if "CERTIFICATE_VERIFY_FAILED" in reason:
-        return NotSetUp(
-            f"{host}: its certificate is not trusted here: set the clock, or REQUESTS_CA_BUNDLE to your proxy's"
-        )
+    if mistake := mistake_here(error):
+        return NotSetUp(f"{host}: {mistake}")
     if f"Failed to resolve '{urlsplit(login.endpoint).hostname}'" in reason:
         # EAI_NONAME, in the words of Linux, of musl and of macOS; without a network it mostly is EAI_AGAIN
         unknown = re.search("not known|does not resolve", reason)

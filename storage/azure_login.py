@@ -17,7 +17,6 @@ AZURE_STORAGE_SERVICE_ENDPOINT replaces https://ACCOUNT.blob.core.windows.net.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import logging
 import os
@@ -28,7 +27,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 import requests
 from azure.core.credentials import AccessToken, AccessTokenInfo, AzureNamedKeyCredential, AzureSasCredential
@@ -37,6 +36,7 @@ from azure.core.pipeline.transport import RequestsTransport
 
 from storage.errors import NotSetUp, StoreError, Unavailable, unwrapped
 from storage.machine_identity import of_this_machine
+from storage.mistakes import mistake_here, reason_of
 from storage.pace_requests import PacedAdapter
 
 ASSET_TAG = Path("/sys/class/dmi/id/chassis_asset_tag")
@@ -79,9 +79,19 @@ def log_in(account: str, url: str) -> Login:
     Raises `NotSetUp`, which names the store, for what can be seen to be no credentials.
     """
     try:
-        return _log_in(account, url)
+        login = _log_in(account, url)
+        where = urlsplit(login.endpoint)  # as its port, it raises ValueError for what can be no address
+        if not where.hostname or where.port == 0:
+            wanted = "AZURE_STORAGE_SERVICE_ENDPOINT, or BlobEndpoint in the connection string, is no address"
+            raise NotSetUp(f"{wanted}: write it https://HOST")
+        return login
     except NotSetUp as e:
         raise NotSetUp(f"{url}: {e}") from e
+    except (ValueError, OSError) as e:  # the SDK's, of what it is made from, before anything is asked
+        raise NotSetUp(
+            f"{url}: no Azure credentials ({reason_of(e)}); look at AZURE_TENANT_ID, AZURE_CLIENT_CERTIFICATE_PATH, "
+            "AZURE_AUTHORITY_HOST, AZURE_STORAGE_SERVICE_ENDPOINT, whichever is set"
+        ) from e
 
 
 def _log_in(account: str, url: str) -> Login:
@@ -112,10 +122,12 @@ def _secrets() -> Iterator[tuple[str, str]]:
     path = os.environ.get("AZURE_STORAGE_SECRET_FILE")
     if path:
         try:
-            secret = Path(path).read_text().strip()
+            secret = Path(path).read_text(encoding="utf-8-sig").strip()
         except (OSError, UnicodeDecodeError) as e:
             reason = e.strerror if isinstance(e, OSError) else "is no text"
-            raise NotSetUp(f"AZURE_STORAGE_SECRET_FILE={path}: {reason}: mount it with -v FILE:{path}:ro") from e
+            # what it names is not repeated: it may be the secret itself
+            wanted = "it wants the path of a file that holds the secret, mounted with -v FILE:PATH:ro"
+            raise NotSetUp(f"AZURE_STORAGE_SECRET_FILE: {reason}: {wanted}") from e
         if not secret:
             raise NotSetUp(f"AZURE_STORAGE_SECRET_FILE={path}: is empty")
         yield "AZURE_STORAGE_SECRET_FILE", secret
@@ -129,6 +141,8 @@ def _by_connection_string(account: str, text: str, source: str) -> Login:
     pairs = (part.partition("=") for part in text.split(";") if part.strip())
     fields = {name.strip().lower(): value for name, _, value in pairs}
     theirs = fields.get("accountname", account)
+    if not re.fullmatch("[a-z0-9]{3,24}", theirs):  # with a key in it, where a ";" got lost
+        raise NotSetUp(f"the connection string {source} has no AccountName that could be one: copy it whole")
     if theirs != account:
         raise NotSetUp(f"the connection string {source} is for the account {theirs}, the store's URL names {account}")
     scheme, suffix = fields.get("defaultendpointsprotocol", "https"), fields.get("endpointsuffix", "core.windows.net")
@@ -143,7 +157,7 @@ def _by_connection_string(account: str, text: str, source: str) -> Login:
 def _key(text: str, source: str) -> str:
     try:
         base64.b64decode(text, validate=True)
-    except binascii.Error as e:
+    except ValueError as e:  # no base64, or no ASCII
         raise NotSetUp(f"the account key {source} is not base64: copy it whole (az storage account keys list)") from e
     return text
 
@@ -175,7 +189,8 @@ def _identity(asset_tag: Path = ASSET_TAG) -> tuple[Any, str]:
             source = "AZURE_FEDERATED_TOKEN_FILE" if from_file else "BATON_IDENTITY"
             raise NotSetUp(f"{source} is set: workload identity also wants {' and '.join(missing)}")
         if identity is None:
-            return WorkloadIdentityCredential(transport=_transport(), **_BRIEF), f"workload identity {client}"
+            name = f"workload identity {client} by AZURE_FEDERATED_TOKEN_FILE"
+            return WorkloadIdentityCredential(transport=_transport(), **_BRIEF), name
         tenant = os.environ["AZURE_TENANT_ID"]
         own = ClientAssertionCredential(tenant, client, identity.token, transport=_transport(), **_BRIEF)
         return own, f"workload identity {client} by {identity}"
@@ -231,6 +246,8 @@ class _Token:
 
     def _failure(self, error: Exception) -> StoreError:
         for cause in _causes(error):
+            if mistake := mistake_here(cause):
+                return NotSetUp(f"{self._url}: {self._name}: no token: {mistake}")
             status = cause.status_code if isinstance(cause, HttpResponseError) else None
             if isinstance(cause, ServiceRequestError | ServiceResponseError) or status in (404, 408, 410, 429):
                 return Unavailable(f"{self._url}: {self._name}: no token: {first_line(cause)}")
@@ -242,7 +259,8 @@ class _Token:
                 "managed identity, set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_FEDERATED_TOKEN_FILE or "
                 "AZURE_CLIENT_CERTIFICATE_PATH, or mount a secret and set AZURE_STORAGE_SECRET_FILE"
             )
-        return NotSetUp(f"{self._url}: {self._name}: no token{_entra(error) or f': {first_line(error)}'}")
+        reason = reason_of(error) if isinstance(error, OSError) else first_line(error)
+        return NotSetUp(f"{self._url}: {self._name}: no token{_entra(error) or f': {reason}'}")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

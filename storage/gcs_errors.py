@@ -23,6 +23,7 @@ from storage.errors import (
 )
 from storage.gcs_login import CREDENTIALS_MEND
 from storage.headers import moment_of
+from storage.mistakes import mistake_here
 
 CLOCK_MEND = "set this machine's clock (chrony or systemd-timesyncd)"
 CLOCK_S = 240.0  # a token made by a clock that is 5 minutes off is refused
@@ -61,6 +62,8 @@ def meaning(
     where = f"{url}: {key}" if key else url
     if isinstance(error, GoogleAPICallError):
         return _refusal(error, where, bucket, permission, absent, unmet, emulated)
+    if mistake := mistake_here(error):
+        return NotSetUp(f"{where}: {mistake}")
     if isinstance(error, TransportError) or not isinstance(error, GoogleAuthError):
         return Unavailable(f"{where}: {_failure(error)}")
     words = one_line(error.args[0] if error.args else error)

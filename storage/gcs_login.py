@@ -16,7 +16,8 @@ from google.auth.exceptions import DefaultCredentialsError, TransportError
 from google.auth.transport.requests import Request
 from google.oauth2 import service_account
 
-from storage.errors import NotSetUp, one_line
+from storage.errors import NONSENSE, NotSetUp, one_line
+from storage.mistakes import reason_of
 from storage.pace_requests import PacedAdapter
 
 SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
@@ -42,7 +43,7 @@ class AuthRequest(Request):
     ) -> Any:
         wait = self._patience()
         if urlsplit(url).hostname in METADATA_HOSTS:
-            more["proxies"] = {"http": None}
+            more["proxies"] = {"http": None, "all": None}  # where only one is named, requests takes the other
         short = min(timeout, wait) if isinstance(timeout, int | float) else wait
         answer = super().__call__(url, method, body, headers, short, **more)  # type: ignore[no-untyped-call]
         if answer.status == 429 or answer.status >= 500:  # else the SDK takes it for a refusal of the credentials
@@ -64,6 +65,11 @@ def find_credentials(url: str, patience: Callable[[], float]) -> Credentials:
             raise NotSetUp(f"{url}: STORAGE_EMULATOR_HOST={emulator}: write it with its scheme, http://{emulator}")
         log.info("credentials: none, as STORAGE_EMULATOR_HOST is set")
         return AnonymousCredentials()  # type: ignore[no-untyped-call]
+    file = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS", "")
+    if file and not file.startswith("/") and not os.path.exists(file):  # the library would repeat it, a key maybe
+        raise NotSetUp(
+            f"{url}: GOOGLE_APPLICATION_CREDENTIALS is no file here: it wants a file's path, not its content"
+        )
     try:
         # scopes are given afterwards: with them, federated credentials would ask the resource manager for a project
         found, _ = google.auth.default(request=AuthRequest(patience))
@@ -71,7 +77,10 @@ def find_credentials(url: str, patience: Callable[[], float]) -> Credentials:
         words = one_line(e.args[0]).partition(" To set up Application Default")[0]
         raise NotSetUp(f"{url}: no Google credentials ({words.rstrip('.')}); {CREDENTIALS_MEND}") from e
     except OSError as e:
-        raise NotSetUp(f"{url}: the credentials file {e.filename} can't be read: {e.strerror}") from e
+        raise NotSetUp(f"{url}: the credentials file can't be read: {reason_of(e)}") from e
+    except NONSENSE as e:
+        which = file or "gcloud's own file"
+        raise NotSetUp(f"{url}: no Google credentials ({which} holds something else); {CREDENTIALS_MEND}") from e
     log.info("credentials: %s", _who(found))
     return cast(Credentials, with_scopes_if_required(found, [SCOPE]))  # type: ignore[no-untyped-call]
 

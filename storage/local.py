@@ -226,7 +226,7 @@ class LocalStore:
 
     def caveat(self) -> str | None:
         kind = _file_system(self._root)
-        if kind == ("/", "overlay"):
+        if kind[0] == "/" and kind[1] in ("overlay", "fuse.fuse-overlayfs"):  # the latter is of engines without root
             return (
                 f"{self.url} is inside this container and goes with it: add -v FOLDER:{self._root} to keep checkpoints"
             )

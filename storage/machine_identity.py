@@ -80,20 +80,17 @@ class MachineIdentity:
 
     def _of_aws(self) -> str:
         """Of the instance's role, by STS; the account must have outbound identity federation on."""
-        import boto3  # type: ignore[import-untyped]
         from botocore import exceptions as sdk  # type: ignore[import-untyped]
 
-        from storage.s3_login import find_credentials
+        from storage.s3_errors import meaning
+        from storage.s3_login import find_credentials, new_session
 
-        session = boto3.Session()
-        region = session.region_name or os.environ.get("AWS_REGION")
-        if not region:
-            raise NotSetUp(f"{self}: set AWS_REGION to the region that this machine is in")
         try:
+            session = new_session()
+            if not session.region_name:
+                raise NotSetUp(f"{self}: set AWS_REGION to the region that this machine is in")
             find_credentials(session, str(self), self.patience)
-            reply = session.client("sts", region_name=region).get_web_identity_token(
-                Audience=[self.audience], SigningAlgorithm="RS256"
-            )
+            reply = session.client("sts").get_web_identity_token(Audience=[self.audience], SigningAlgorithm="RS256")
         except sdk.NoCredentialsError as e:
             raise NotSetUp(f"{self}: no AWS credentials; give the machine an instance profile with a role") from e
         except sdk.ClientError as e:
@@ -105,7 +102,7 @@ class MachineIdentity:
                 "`aws iam enable-outbound-web-identity-federation`"
             ) from e
         except sdk.BotoCoreError as e:
-            raise Unavailable(f"{self}: AWS's token service doesn't answer ({type(e).__name__})") from e
+            raise meaning(e, str(self), "", "AWS's token service", known=False) from e
         return str(reply["WebIdentityToken"])
 
 

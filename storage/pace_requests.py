@@ -7,7 +7,7 @@ from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
-from requests.exceptions import ContentDecodingError
+from requests.exceptions import ContentDecodingError, SSLError
 
 from storage.pace import Patience, most_of, pools, too_long
 
@@ -33,6 +33,13 @@ class PacedAdapter(HTTPAdapter):
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **more: Any) -> None:
         super().init_poolmanager(connections, maxsize, block, blocksize=self._piece, **more)
         self.poolmanager.pool_classes_by_scheme = self._pools
+
+    def cert_verify(self, *args: Any) -> None:
+        """As it is, but where the file of certificates is missing an error that is the connection's, and no OSError."""
+        try:
+            super().cert_verify(*args)
+        except OSError as e:
+            raise SSLError(e) from e
 
     def proxy_manager_for(self, proxy: str, **more: Any) -> Any:
         manager = super().proxy_manager_for(proxy, blocksize=self._piece, **more)

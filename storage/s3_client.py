@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from http.client import parse_headers
 from typing import Any
 
-import boto3  # type: ignore[import-untyped]
 from botocore.awsrequest import (  # type: ignore[import-untyped]
     AWSHTTPConnection,
     AWSHTTPConnectionPool,
@@ -17,12 +15,12 @@ from botocore.config import Config  # type: ignore[import-untyped]
 
 from storage.errors import NotSetUp, one_line
 from storage.pace import Patience, pools
-from storage.s3_login import CONNECT_S, find_credentials
+from storage.s3_login import CONNECT_S, find_credentials, new_session
 
 
 def connect(url: str, patience: Patience, connections: int) -> Any:
     """A client for the store at `url`. Raises what botocore raises where there are no credentials, and `NotSetUp`."""
-    session = boto3.Session()
+    session = new_session()
     find_credentials(session, url, patience)
     config = Config(
         retries={"total_max_attempts": 1},  # retrying is a wrapper's, which knows the deadline
@@ -31,12 +29,10 @@ def connect(url: str, patience: Patience, connections: int) -> Any:
         response_checksum_validation="when_required",  # done by the store, over the whole object
         user_agent_extra="baton",
     )
-    # containers on AWS are told their region by this variable, which boto3 overlooks
-    region = session.region_name or os.environ.get("AWS_REGION")
     try:
-        client = session.client("s3", region_name=region, config=config)
-    except ValueError as e:  # "Invalid endpoint"
-        raise NotSetUp(f"{url}: {one_line(e)}; look at AWS_ENDPOINT_URL_S3") from e
+        client = session.client("s3", config=config)
+    except ValueError as e:  # "Invalid endpoint", or a region's name that can be none
+        raise NotSetUp(f"{url}: {one_line(e)}; look at AWS_ENDPOINT_URL_S3 and AWS_REGION") from e
 
     def set_patience(context: dict[str, Any], **_: Any) -> None:
         context["read_timeout"] = max(0.1, patience())

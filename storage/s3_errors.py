@@ -24,6 +24,7 @@ from storage.errors import (
     Unsupported,
     one_line,
 )
+from storage.mistakes import mistake_here
 
 # a person must act on these; each with what to do
 _SET_UP = {
@@ -62,11 +63,8 @@ def meaning(error: Exception, url: str, bucket: str, key: str, *, known: bool) -
     if isinstance(error, sdk.ClientError):
         return _answered(error, url, bucket, key)
     if isinstance(error, sdk.HTTPClientError | sdk.ConnectionError | ResponseParserError | HTTPError):
-        if "CERTIFICATE_VERIFY_FAILED" in str(error):
-            return NotSetUp(
-                f"{url}: the server's certificate is not trusted here; set this machine's clock, or name its "
-                f"authority by AWS_CA_BUNDLE: {one_line(error)}"
-            )
+        if mistake := mistake_here(error):
+            return NotSetUp(f"{url}: {mistake}")
         if not known and (host := _unknown_host(error)):
             named = any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
             is_amazons = not named and re.search(r"\.amazonaws\.com(\.cn)?$", host)

@@ -13,20 +13,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import boto3  # type: ignore[import-untyped]
 from botocore import credentials as sdk_credentials  # type: ignore[import-untyped]
 from botocore import exceptions as sdk
 from botocore.config import Config  # type: ignore[import-untyped]
 from botocore.httpsession import URLLib3Session  # type: ignore[import-untyped]
 from botocore.utils import InstanceMetadataFetcher  # type: ignore[import-untyped]
 
-from storage.errors import NotSetUp, StoreError, Unavailable, one_line
+from storage.errors import NotSetUp, StoreError, Unavailable
 from storage.machine_identity import of_this_machine
+from storage.mistakes import reason_of
 from storage.pace import Patience
 
 CONNECT_S = 5.0
 LOOKS = 3  # at the instance's metadata, a second each by default; one packet may get lost
 
 log = logging.getLogger("baton.storage")
+
+
+def new_session() -> Any:
+    """The SDK's, in the region that containers on AWS are told by AWS_REGION, which boto3 overlooks.
+
+    The token services that it asks by itself are then that region's: not everywhere is the global one's token taken.
+    """
+    session, region = boto3.Session(), os.environ.get("AWS_REGION")
+    return session if session.region_name or not region else boto3.Session(region_name=region)
 
 
 def find_credentials(session: Any, url: str, patience: Patience) -> None:
@@ -152,7 +163,7 @@ def _told(url: str) -> Iterator[None]:
         raise
     except (OSError, ValueError, RuntimeError) as e:
         raise NotSetUp(
-            f"{url}: no AWS credentials, their source fails ({one_line(e)}); look at credential_process, "
+            f"{url}: no AWS credentials, their source fails ({reason_of(e)}); look at credential_process, "
             "AWS_WEB_IDENTITY_TOKEN_FILE, AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE, whichever is set"
         ) from e
 

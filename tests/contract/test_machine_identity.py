@@ -11,21 +11,23 @@ import base64
 import datetime
 import json
 import logging
-import ssl
+import os
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 from urllib.parse import parse_qs
 
 import pytest
+from botocore.session import Session  # type: ignore[import-untyped]
 
 from storage import open_store
 from storage.azure_login import log_in
 from storage.errors import NotSetUp, StoreError, Unavailable
+from tests.certificates import serve_by_tls
 from tests.emulators.metadata import Metadata
 from tests.emulators.moto import MotoS3
 
@@ -86,7 +88,7 @@ def _nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Services, "asked", [])
     for name in ("AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AWS_ROLE_ARN", "BATON_IDENTITY_AUDIENCE"):
         monkeypatch.delenv(name, raising=False)
-    for name in ("HTTP_PROXY", "http_proxy"):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")  # the stores and token services; the metadata services are at localhost
@@ -132,34 +134,13 @@ def s3(moto_emulator: MotoS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture
 def entra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Microsoft's token service, over TLS, by a certificate that this test makes and trusts."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem = tmp_path / "entra.pem"
-    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    pem.write_bytes(key.private_bytes(*form) + certificate.public_bytes(serialization.Encoding.PEM))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pem)
+    """Microsoft's token service, over TLS, by a certificate that this test makes and trusts; past the proxy."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Services) as server:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        monkeypatch.setenv("AZURE_AUTHORITY_HOST", f"https://localhost:{served(server)}")
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(pem))
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(serve_by_tls(server, tmp_path)))
+        port = served(server)
+        monkeypatch.setenv("AZURE_AUTHORITY_HOST", f"https://localhost:{port}")
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.setenv(name, f"127.0.0.1,localhost:{port}")
         monkeypatch.setenv("AZURE_TENANT_ID", "11111111-1111-1111-1111-111111111111")
         monkeypatch.setenv("AZURE_CLIENT_ID", "22222222-2222-2222-2222-222222222222")
         yield
@@ -250,6 +231,63 @@ def test_a_machine_of_aws_logs_in_to_azure_by_a_token_of_its_role(
     monkeypatch.delenv("AWS_REGION")
     with pytest.raises(NotSetUp, match="AWS_REGION"):
         log_in("account", "az://account/runs").credential.get_token_info(SCOPE)
+
+
+@pytest.mark.parametrize(
+    ("variables", "meant", "told"),
+    [
+        ({"AWS_PROFILE": "typo"}, NotSetUp, "typo"),
+        ({"AWS_ACCESS_KEY_ID": "k"}, NotSetUp, "AWS_SECRET_ACCESS_KEY"),
+        ({"AWS_REGION": "eu west 1"}, NotSetUp, "eu west 1"),
+        ({"AWS_ENDPOINT_URL_STS": "https://localhost:{tls}"}, NotSetUp, "certificate is not trusted"),
+        ({"AWS_ENDPOINT_URL_STS": "http://127.0.0.1:9"}, Unavailable, "127.0.0.1:9"),
+    ],
+)
+def test_what_keeps_a_machine_of_aws_from_its_token_is_a_persons_matter_but_for_the_network(
+    variables: dict[str, str],
+    meant: type[StoreError],
+    told: str,
+    s3: str,
+    entra: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BATON_IDENTITY", "aws")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    if told not in ("AWS_SECRET_ACCESS_KEY", "typo"):
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.replace("https://localhost:{tls}", os.environ["AZURE_AUTHORITY_HOST"]))
+    with pytest.raises(meant, match=told) as caught:
+        log_in("account", "az://account/runs").credential.get_token_info(SCOPE)
+    assert "\n" not in str(caught.value)
+    assert clean(str(caught.value))
+
+
+@pytest.mark.parametrize("machine", ["gcp"], indirect=True)
+def test_the_token_service_on_aws_is_that_of_the_region(
+    machine: Metadata, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The global one's tokens are refused in regions that one must opt in to; China has one of its own."""
+    monkeypatch.delenv("AWS_ENDPOINT_URL_STS")
+    made = Session.create_client
+    asked = []
+
+    def create_client(session: Session, service: str, *args: Any, **more: Any) -> Any:
+        client = made(session, service, *args, **more)
+        if service == "sts":
+            asked.append(client.meta.endpoint_url)
+            raise ValueError("asked")
+        return client
+
+    monkeypatch.setattr(Session, "create_client", create_client)
+    for region, end in (("eu-south-2", "com"), ("cn-north-1", "com.cn")):
+        monkeypatch.setenv("AWS_REGION", region)
+        with pytest.raises(NotSetUp, match="asked"):
+            open_store(s3).put("a", b"")
+        assert asked.pop() == f"https://sts.{region}.amazonaws.{end}"
 
 
 @pytest.mark.parametrize("machine", ["gcp", "azure"], indirect=True)

@@ -240,7 +240,7 @@ ROLES = "/latest/meta-data/iam/security-credentials/"
 def instance(monkeypatch: pytest.MonkeyPatch) -> Iterator[Metadata]:
     """The metadata service of an instance with a role; a proxy is set, at which nobody is."""
     monkeypatch.delenv("AWS_EC2_METADATA_DISABLED", raising=False)
-    for name in ("HTTP_PROXY", "http_proxy"):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")  # the store

@@ -399,7 +399,7 @@ def test_a_mounted_file_with_any_secret_is_the_plain_way(
         "connection string": azurite.connection_string(azurite.endpoint),
     }
     path = tmp_path / "secret"
-    path.write_text(secrets[kind] + "\n")
+    path.write_text(secrets[kind] + "\n", encoding="utf-8-sig" if kind == "key" else None)  # as Windows' editors do
     use_alone(monkeypatch, azurite, AZURE_STORAGE_SECRET_FILE=str(path))
     monkeypatch.setattr("storage.azure_login._told", set())
     with caplog.at_level(logging.INFO, "baton.storage"):
@@ -414,24 +414,44 @@ def test_a_mounted_file_with_any_secret_is_the_plain_way(
     assert "sig=" not in caplog.text
 
 
+PRINCIPAL = {
+    "AZURE_STORAGE_SERVICE_ENDPOINT": "https://x",
+    "AZURE_TENANT_ID": "tenant",
+    "AZURE_CLIENT_ID": "client",
+}
+
+
 @pytest.mark.parametrize(
     ("variables", "hint"),
     [
         ({"AZURE_STORAGE_SECRET_FILE": "/nowhere/secret"}, "No such file"),
         ({"AZURE_STORAGE_SECRET_FILE": "/dev/null"}, "is empty"),
         ({"AZURE_STORAGE_KEY": "not base64!"}, "not base64"),
+        ({"AZURE_STORAGE_KEY": "kä=="}, "not base64"),
+        ({"AZURE_STORAGE_KEY": "eA==", "AZURE_STORAGE_SERVICE_ENDPOINT": "https://"}, "is no address"),
+        ({"AZURE_STORAGE_KEY": "eA==", "AZURE_STORAGE_SERVICE_ENDPOINT": "https://[::1"}, "SERVICE_ENDPOINT"),
         ({"AZURE_STORAGE_CONNECTION_STRING": "AccountName=other;AccountKey=eA=="}, "for the account other"),
+        ({"AZURE_STORAGE_CONNECTION_STRING": "AccountName=other AccountKey=hush"}, "no AccountName"),
         ({"AZURE_STORAGE_CONNECTION_STRING": "nonsense"}, "neither AccountKey"),
         ({}, "https:// only"),
         ({"AZURE_FEDERATED_TOKEN_FILE": "/t", "AZURE_STORAGE_SERVICE_ENDPOINT": "https://x"}, "AZURE_TENANT_ID"),
+        (
+            {**PRINCIPAL, "AZURE_CLIENT_CERTIFICATE_PATH": "/nowhere/c.pem"},
+            "/nowhere/c.pem: No such file.*CERTIFICATE_",
+        ),
+        ({**PRINCIPAL, "AZURE_CLIENT_CERTIFICATE_PATH": "/dev/null"}, "CERTIFICATE_PATH"),
+        ({**PRINCIPAL, "AZURE_CLIENT_SECRET": "hush", "AZURE_TENANT_ID": "my tenant"}, "AZURE_TENANT_ID"),
+        ({**PRINCIPAL, "AZURE_CLIENT_SECRET": "hush", "AZURE_AUTHORITY_HOST": "http://x"}, "AZURE_AUTHORITY_HOST"),
     ],
 )
 def test_what_can_be_seen_to_be_no_credentials_is_said_at_once(
     azurite: Azurite, url: str, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], hint: str
 ) -> None:
     use_alone(monkeypatch, azurite, **variables)
-    with pytest.raises(NotSetUp, match=hint):
+    with pytest.raises(NotSetUp, match=hint) as caught:
         open_store(url)
+    assert "\n" not in str(caught.value)
+    assert "hush" not in str(caught.value)
 
 
 def test_a_key_that_ends_like_a_signature_is_a_key(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,7 +494,7 @@ class Tokens:
 def identity_service(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """What IDENTITY_ENDPOINT names in Container Apps; it answers what `faults` say. A proxy must not hinder it."""
     monkeypatch.delenv("AZURE_STORAGE_CONNECTION_STRING")
-    for name in ("HTTP_PROXY", "http_proxy"):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)

@@ -26,6 +26,7 @@ from store_contract import Place, StoreContract, fill, names, read
 from storage import Store, open_store
 from storage.errors import AlreadyExists, Damaged, InvalidURL, NotFound, NotSetUp, PermissionDenied, Unavailable
 from storage.gcs import PART_BYTES, GoogleStore
+from storage.gcs_login import AuthRequest
 from tests.emulators.gcs import GoogleEmulator
 from tests.emulators.metadata import Metadata
 from tests.emulators.proxy import Fault, Proxy
@@ -327,7 +328,15 @@ def test_a_credentials_file_that_is_missing_or_no_such_file_is_named(
 ) -> None:
     file = bare / "key.json"
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
-    for content in (None, "no JSON", "{}", '{"type": "service_account", "private_key": "hush"}'):
+    parts = (
+        "no JSON",
+        "{}",
+        '{"type": "service_account", "private_key": "hush"}',
+        '["hush"]',
+        '{"type": "impersonated_service_account", "service_account_impersonation_url": "hush"}',
+        '{"type": "external_account", "audience": "//iam", "subject_token_type": "x", "credential_source": "hush"}',
+    )
+    for content in (None, *parts):
         if content is not None:
             file.write_text(content)
         with pytest.raises(NotSetUp) as caught:
@@ -472,6 +481,19 @@ def test_a_metadata_service_that_hiccups_is_worth_trying_again_and_a_machine_wit
         service.fault("answer", status=503, path="service-accounts")
         with pytest.raises(Unavailable, match="503"):
             store.stat("object")
+
+
+def test_a_proxy_is_never_asked_for_what_the_metadata_service_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage.gcs_login.METADATA_HOSTS", ("127.0.0.1",))
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    for proxy in ("HTTP_PROXY", "ALL_PROXY"):
+        for name in (proxy, proxy.lower()):
+            monkeypatch.setenv(name, "http://127.0.0.1:9")
+        with Metadata("gcp") as service:
+            url = f"{service.url}/computeMetadata/v1/instance/zone"
+            assert AuthRequest(lambda: 5.0)(url, headers={"Metadata-Flavor": "Google"}).status == 200
+            assert service.asked("zone")
 
 
 def test_refused_credentials_say_so_and_how_far_the_clock_is_off(

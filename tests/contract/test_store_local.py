@@ -587,6 +587,7 @@ def test_a_store_that_goes_with_its_container_or_machine_is_warned_of(monkeypatc
     store = open_store("file:///store")
     for kind, said in (
         (("/", "overlay"), r"file:///store is inside this container .*: add -v FOLDER:/store to keep checkpoints"),
+        (("/", "fuse.fuse-overlayfs"), "file:///store is inside this container"),
         (("/store", "tmpfs"), "file:///store is in memory and goes with the machine"),
     ):
         monkeypatch.setattr("storage.local._file_system", lambda path, kind=kind: kind)
