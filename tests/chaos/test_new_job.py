@@ -76,6 +76,7 @@ _PRESET = '"lr": 0.1}'
     ("change", "words", "code", "told"),
     [
         (("", ""), ["reg"], 0, "finished: 40 steps, error 0."),
+        (("DATASET =", "DATASET: str | None ="), ["reg"], 0, "finished: 40 steps, error 0."),
         (("", ""), ["reg", "--data", "x"], 64, "--data: reg takes no data: its DATASET is None"),
         (("", ""), ["data", "reg"], 64, "reg takes no data: its DATASET is None"),
         (("", ""), ["reg", "--preset", "plane"], 64, "no such preset; did you mean plain?"),
