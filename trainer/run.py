@@ -188,6 +188,7 @@ def _begin(request: Request, ready: Prepared, prefetched: Restored | None, toget
             record_end(history, number, code, "did not begin", request.mailbox)
             end: dict[str, Json] = {"state": "stopped", "exit": code, "outcome": "did not begin", "time": time.time()}
             end["host"] = ready.machine["host"]
+            end["tally"] = Tally().now(0)  # its own: the ledger would count the steps of the one before twice
             mine: dict[str, Json] = {"run": history.run, "job": request.job, "attempt": number}
             with suppress(Superseded):  # else a newer copy's sign would be overwritten
                 history.check_fence(number)
