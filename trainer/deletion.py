@@ -48,12 +48,14 @@ def check_silent(history: History) -> None:
     """Raise `UserError` if the newest attempt has not ended and gave a sign of life less than 90 s ago.
 
     By the store's clock alone. A claim is a sign of life too, and so is a record that can't be read: whoever wrote that
-    lives.
+    lives. But the claim of a deletion is none: it is to be finished, and was made where nobody lived.
     """
     attempts = history.attempts()
     if not attempts:
         return
     number = f"{attempts[-1]:06d}"
+    if "deleted_by" in (history.read_record("attempts", f"{number}.json") or {}):
+        return
     if history.read_record("attempts", f"{number}.end.json") is not None:
         return
     last = history.store.stat(history.key("attempts", f"{number}.json")).modified
