@@ -7,7 +7,6 @@ start that sees it refuses, however much is left. Last go the claims, the newest
 from __future__ import annotations
 
 import socket
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -87,7 +86,7 @@ def delete(history: History) -> None:
 
 def _mark(history: History) -> None:
     if not history.is_marked():
-        history.claim({"run": history.run, "deleted_by": socket.gethostname(), "time": time.time()})
+        history.claim({"run": history.run, "deleted_by": socket.gethostname()})
         history.mark(f"was being deleted: finish with `delete --run {history.run} --yes`")
 
 

@@ -162,7 +162,6 @@ def _begin(request: Request, ready: Prepared, prefetched: Restored | None, toget
     claim: dict[str, Json] = {
         "run": history.run,
         "job": request.job,
-        "time": time.time(),
         "pid": os.getpid(),
         "machine": ready.machine,
         "settings": ready.shape,
