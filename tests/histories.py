@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from storage import open_store
 from storage.protocol import ObjectInfo
-from trainer import attempt, commit, ending, progress, result, run, saver, signs, tally
+from trainer import attempt, commit, ending, history, progress, result, run, saver, signs, tally
 from trainer.checkpoint import restore
 from trainer.history import History
 from trainer.job import Batch, Task
@@ -236,7 +236,7 @@ def made_up_time(world: World) -> Iterator[None]:
     )
     threads = types.SimpleNamespace(Thread=_Inline, Event=_Once, Lock=threading.Lock)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (attempt, commit, ending, result, run, saver, signs):
+        for module in (attempt, commit, ending, history, result, run, saver, signs):
             patch.setattr(module, "time", clock)
         for module in (attempt, progress, saver, signs, tally):
             patch.setattr(module, "CLOCK", world.monotonic)

@@ -8,11 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from trainer import prepare
-from trainer.checkpoint import Position, take
 from trainer.early import Early
 from trainer.ending import told
 from trainer.exits import ExitCode, OtherRun, UserError
-from trainer.history import Checkpoint, History
+from trainer.history import Checkpoint
 from trainer.loop import Plan
 from trainer.manifest import Manifest, is_result_of
 from trainer.place import Sign
@@ -28,11 +27,12 @@ log = logging.getLogger("baton")
 UNCHANGEABLE = ("model", "batch_size")
 
 
-def is_finished(history: History, ready: Prepared, newest: Restored | None) -> bool:
+def is_finished(request: Request, ready: Prepared, newest: Restored | None) -> bool:
     """Whether the run is at its end, with its result written; says so."""
     if newest is None or newest.position.step < ready.plan.steps:
         return False
-    result = history.read_record("result.json")
+    history = request.history
+    result = Early(lambda: history.read_record("result.json"), "result").result(request.mailbox)
     if result is None or not is_result_of(result, newest.checkpoint.manifest):
         return False
     log.info(
@@ -135,14 +135,17 @@ def check_again(request: Request, ready: Prepared, prefetched: Restored | None, 
         )
 
 
-def check_room(history: History, ready: Prepared) -> None:
+def check_room(request: Request, ready: Prepared) -> None:
     """Raise `UserError` if the store has no room for a checkpoint: such a container must not take a run over."""
-    free = history.store.free_bytes()
-    state = sum(tensor.nbytes for tensor in take(ready.task, Position()).model.values())
+    store = request.history.store
+    free = Early(store.free_bytes, "room").result(request.mailbox)
+    if free is None:
+        return
+    state = sum(tensor.nbytes for tensor in ready.task.model.state_dict().values())
     need = 4 * state  # two optimizer moments beside the weights, and the checkpoint before
-    if free is not None and free < need:
+    if free < need:
         raise UserError(
-            f"store {history.store.url} has {amount(free)} free and a checkpoint needs up to {amount(need)}: make "
+            f"store {store.url} has {amount(free)} free and a checkpoint needs up to {amount(need)}: make "
             "room, or choose another --store"
         )
 

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from storage.protocol import is_key
+from trainer.checkpoint import optimizer_state
 from trainer.exits import UserError
 from trainer.job import Task
+from trainer.parts import DTYPES
 from trainer.scores import Metric
 
 _ATTRIBUTES = ("model", "optimizers", "train_size", "eval_size", "eval_batch")
@@ -42,9 +44,20 @@ def check_task(job: str, task: object) -> None:
                 f"{file}: its Task's model has {name} as an expanded tensor, into which no checkpoint can be put back: "
                 "give it memory of its own, with .clone()"
             )
+    state: Mapping[str, object] = task.model.state_dict()
+    for name in state:
+        if (kind := _unsaveable(name, state[name])) is not None:
+            raise UserError(
+                f"{file}: its Task's model has {name} in its state, {kind}, which no checkpoint can hold: keep it in a "
+                "dense tensor of a common type, or out of the state (persistent=False) where it never changes"
+            )
     optimizers: object = task.optimizers
     if not isinstance(optimizers, Mapping) or not all(isinstance(one, Optimizer) for one in optimizers.values()):
         raise UserError(f"{file}: its Task's optimizers must be a dict of torch's, such as {{\"sgd\": sgd}}")
+    try:
+        optimizer_state(task)
+    except TypeError as e:
+        raise UserError(f"{file}: {e}") from e
     for name, low in (("train_size", 0), ("eval_size", 0), ("eval_batch", 1)):
         value: object = getattr(task, name)
         if not isinstance(value, Integral) or int(value) < low:
@@ -132,6 +145,17 @@ def _shares_places(tensor: Tensor) -> bool:
     if tensor.layout != torch.strided:
         return False
     return any(n > 1 and not stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _unsaveable(name: str, value: object) -> str | None:
+    """What a value of a model's state is, where no checkpoint can hold it."""
+    if name.rpartition(".")[2] == "_extra_state":  # a tensor too: copied into one made for the asking, it is lost
+        return "of get_extra_state's"
+    if not isinstance(value, Tensor):
+        return _kind(value)
+    if value.layout != torch.strided or value.dtype not in DTYPES:
+        return f"a tensor of {value.dtype if value.layout == torch.strided else value.layout}"
+    return None
 
 
 def _is_table(value: object) -> bool:

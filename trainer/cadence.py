@@ -13,6 +13,9 @@ from watchers.drill import UNITS
 SHORTEST_S = 15.0  # between two saves: clouds charge for requests
 PRIOR_S = 7200.0  # a machine is expected to last so long before anything is known of this run's
 
+# How an attempt ends that no machine was taken from: by its operator, or by a mistake or defect.
+NO_EVICTIONS = (ExitCode.DONE, ExitCode.INTERRUPTED, ExitCode.DEFECT, ExitCode.USAGE, ExitCode.SETUP)
+
 _FORM = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(s|m|h|steps?|epochs?)")
 
 
@@ -62,11 +65,11 @@ def lifetime_s(ledger: Sequence[Mapping[str, object]], here_s: float) -> float:
     """Seconds that a machine is expected to last: the run's time so far, with the prior, over its evictions.
 
     `ledger`: the attempts before this one, which has lasted `here_s`. How one ended stands in `exit`; None: it was
-    never heard of again. An operator's halt (0) and Ctrl-C (130) are no evictions.
+    never heard of again.
     """
     seconds = [entry.get("seconds") for entry in ledger]
     lasted = sum(s for s in seconds if isinstance(s, int | float) and 0 <= s < math.inf)
-    evictions = sum(entry.get("exit") not in (ExitCode.DONE, ExitCode.INTERRUPTED) for entry in ledger)
+    evictions = sum(entry.get("exit") not in NO_EVICTIONS for entry in ledger)
     return (lasted + here_s + PRIOR_S) / (evictions + 1)
 
 

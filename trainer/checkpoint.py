@@ -71,7 +71,7 @@ def settle(device: torch.device) -> None:
 def take(task: Task, position: Position, buffers: HostBuffers | None = None) -> Snapshot:
     """The task's state now: with `buffers` a copy, while training goes on; without, the stopped task's memory."""
     model = {name: tensor.detach() for name, tensor in task.model.state_dict().items()}
-    optimizer, scalars = _optimizer_state(task)
+    optimizer, scalars = optimizer_state(task)
     scalars |= position.groups
     gpus = {tensor.device for tensor in model.values() if tensor.is_cuda}
     if buffers is not None or gpus:
@@ -103,7 +103,7 @@ def _frozen(task: Task) -> frozenset[str]:
 
 def begun_optimizers(task: Task) -> bytes:
     """For other processes, the optimizers' state before the first step, which a job's `begin` may have made."""
-    tensors, _ = _optimizer_state(task)
+    tensors, _ = optimizer_state(task)
     return b"".join(encode({name: tensor.cpu() for name, tensor in tensors.items()}).chunks)
 
 
@@ -111,8 +111,11 @@ def begin_optimizers(task: Task, state: bytes) -> None:
     _restore_optimizers(task, decode(state), {}, "of process 0")
 
 
-def _optimizer_state(task: Task) -> tuple[dict[str, Tensor], dict[str, Json]]:
-    """Every optimizer's state by "optimizer.parameter.name", tensors apart from other values."""
+def optimizer_state(task: Task) -> tuple[dict[str, Tensor], dict[str, Json]]:
+    """Every optimizer's state by "optimizer.parameter.name", tensors apart from other values.
+
+    Raises TypeError for what no checkpoint can hold.
+    """
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Json] = {}
     for optimizer_name, optimizer in task.optimizers.items():

@@ -7,7 +7,6 @@ start that sees it refuses, however much is left. Last go the claims, the newest
 from __future__ import annotations
 
 import socket
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -48,12 +47,14 @@ def check_silent(history: History) -> None:
     """Raise `UserError` if the newest attempt has not ended and gave a sign of life less than 90 s ago.
 
     By the store's clock alone. A claim is a sign of life too, and so is a record that can't be read: whoever wrote that
-    lives.
+    lives. But the claim of a deletion is none: it is to be finished, and was made where nobody lived.
     """
     attempts = history.attempts()
     if not attempts:
         return
     number = f"{attempts[-1]:06d}"
+    if "deleted_by" in (history.read_record("attempts", f"{number}.json") or {}):
+        return
     if history.read_record("attempts", f"{number}.end.json") is not None:
         return
     last = history.store.stat(history.key("attempts", f"{number}.json")).modified
@@ -85,7 +86,7 @@ def delete(history: History) -> None:
 
 def _mark(history: History) -> None:
     if not history.is_marked():
-        history.claim({"run": history.run, "deleted_by": socket.gethostname(), "time": time.time()})
+        history.claim({"run": history.run, "deleted_by": socket.gethostname()})
         history.mark(f"was being deleted: finish with `delete --run {history.run} --yes`")
 
 

@@ -57,7 +57,7 @@ def follow(wanted: Wanted) -> int:
         return e.code
     except Stopped as e:
         if together.has_lost:
-            return ExitCode.PREEMPTED
+            return exit_code_for(e, Settings.of(wanted.given))
         code = together.last_word().code
         if code == exit_code_for(e, Settings.of(wanted.given)):  # all is saved
             acknowledge(wanted.mailbox)

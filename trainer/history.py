@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import re
+import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -94,7 +95,8 @@ class History(Place):
     def claim(self, record: Mapping[str, Json]) -> int:
         """Take the run over: create the record of the next attempt. Its number fences every lower one off.
 
-        Raises `UserError` if the run is marked as not whole.
+        Its `time` is this machine's right before it is created, which `clock_ahead_s` goes by. Raises `UserError` if
+        the run is marked as not whole.
         """
         mine = dict(record, uuid=uuid.uuid4().hex)
         number = 0
@@ -104,7 +106,7 @@ class History(Place):
             used = self.attempts()[-1:] + [attempt for attempt, _ in self._usable()[:1]]
             number = max([number, *used]) + 1
             key = self.key("attempts", f"{number:06d}.json")
-            body = json.dumps(dict(mine, attempt=number), indent=1, sort_keys=True).encode()
+            body = json.dumps(dict(mine, attempt=number, time=time.time()), indent=1, sort_keys=True).encode()
             try:
                 self.create(key, body)
             except AlreadyExists:
@@ -130,8 +132,8 @@ class History(Place):
     def clock_ahead_s(self, attempt: int) -> float | None:
         """How far this machine's clock is ahead of the store's, by the claim of `attempt` made here just now.
 
-        In seconds, with an error of a request's time, and of the second to which some stores cut their times. None
-        where the store can't be asked.
+        In seconds, with an error of a request's time, all its tries, and of the second to which some stores cut their
+        times. None where the store can't be asked.
         """
         try:
             at, claim = self.store.stat(self.key("attempts", f"{attempt:06d}.json")).modified, self._claims[attempt]

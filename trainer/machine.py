@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from trainer import gpu
+from trainer import gpu, limits
 from trainer.exits import UserError
 from trainer.processor import Processor
 from trainer.settings import Json
@@ -96,12 +96,12 @@ def compute_quickly() -> None:
     torch.backends.cudnn.benchmark = True
 
 
-def thread_count(processes: int = 1) -> int:
+def thread_count(processes: int = 1, root: Path = Path("/")) -> int:
     """Threads to compute with: torch's own choice, but no more than the container's share of the processors.
 
-    `processes` of one machine share them, unless OMP_NUM_THREADS says what each takes.
+    `processes` of one machine share them, unless OMP_NUM_THREADS says what each takes. `root`: where /sys is.
     """
-    quota = _cgroup_cpus()
+    quota = limits.processors(limits.text_below(root))
     threads = min(torch.get_num_threads(), math.ceil(quota)) if quota else torch.get_num_threads()
     return max(1, threads if "OMP_NUM_THREADS" in os.environ else threads // processes)
 
@@ -124,12 +124,3 @@ def _processor() -> Processor:
         return Processor.of(Path("/proc/cpuinfo").read_text())
     except OSError:
         return Processor.of("")
-
-
-def _cgroup_cpus() -> float | None:
-    """Processors that this container may use (docker run --cpus), or None if there is no such limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return None
-    return None if quota == "max" else int(quota) / int(period)

@@ -35,7 +35,10 @@ def dataset_of(job: str) -> str | None:
     """The data set that a job trains on: its DATASET, or its own name where it has none; None: it wants no data."""
     for statement in _parsed(job).body:
         match statement:
-            case ast.Assign(targets=[ast.Name("DATASET")], value=ast.Constant(str() | None as name)):
+            case (
+                ast.AnnAssign(target=ast.Name("DATASET"), value=ast.Constant(str() | None as name))
+                | ast.Assign(targets=[ast.Name("DATASET")], value=ast.Constant(str() | None as name))
+            ):
                 return name
     return job
 

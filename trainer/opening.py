@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from storage.errors import StoreError
 from trainer import machine
-from trainer.history import History
+from trainer.early import Early
 from trainer.loop import Plan
 from trainer.manifest import Manifest
 from trainer.place import Sign
@@ -54,7 +54,8 @@ def say_start(request: Request, ready: Prepared, number: int, newest: Manifest |
             number,
             extra={"fields": {"run": request.history.run, "attempt": number, "step": 0, "steps": plan.steps}},
         )
-        _warn_of_other_settings(request.history, number - 1, ready.shape)
+        if number > 1:
+            _warn_of_other_settings(request, number - 1, ready.shape)
     else:
         seen = ""
         if before and before.record.get("state") == "running":
@@ -85,10 +86,11 @@ def say_start(request: Request, ready: Prepared, number: int, newest: Manifest |
     log.info("to stop: %sCtrl-C%s; the place is kept", touch, ", or docker stop" if image else "")
 
 
-def _warn_of_other_settings(history: History, before: int, shape: dict[str, Json]) -> None:
+def _warn_of_other_settings(request: Request, before: int, shape: dict[str, Json]) -> None:
     """The attempt before saved nothing, so its settings bind nobody; but they may be those that were meant."""
+    name = f"{before:06d}.json"
     try:
-        claim = history.read_record("attempts", f"{before:06d}.json")
+        claim = Early(lambda: request.history.read_record("attempts", name), "claim").result(request.mailbox)
     except StoreError:
         return
     theirs = claim.get("settings") if claim else None

@@ -25,7 +25,7 @@ from trainer.header import are_dense
 # little memory.
 PART_BYTES = 6 << 20
 _HEADER_BYTES = 256  # more than a tensor takes in a part's header, beside its name: twice
-_DTYPES = {
+DTYPES = {  # all that a checkpoint can hold
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -115,7 +115,7 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = N
     end = 0
     for name, tensor in ordered:
         start, end = end, end + tensor.nbytes
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text

@@ -15,7 +15,6 @@ from trainer.side_by_side import side_by_side
 
 AT_ONCE = 8  # requests
 MOST = 100  # attempts that are looked at, the newest: a start waits for it
-MISTAKES = (ExitCode.DEFECT, ExitCode.USAGE, ExitCode.SETUP)  # which say nothing of how long machines last
 
 # Of an attempt before in the ledger; its machine, and when it began, stand in its claim.
 CARRIED = ("attempt", "first_step", "last_step", "seconds", "exit", "tally")
@@ -27,7 +26,7 @@ def ledger_so_far(history: History, manifest: Manifest) -> list[dict[str, Json]]
     Of each attempt what its own records don't tell: every checkpoint to come carries all of it.
     """
     end = history.read_record("attempts", f"{manifest.attempt:06d}.end.json") or {}
-    entries = [*manifest.ledger[:-1], *({**entry, "exit": end.get("exit")} for entry in manifest.ledger[-1:])]
+    entries = [*manifest.ledger[:-1], *({**entry, "exit": _exit(end)} for entry in manifest.ledger[-1:])]
     return [{name: entry[name] for name in CARRIED if name in entry} for entry in entries]
 
 
@@ -52,9 +51,9 @@ def unsaved(history: History, saved: Collection[Json], number: int, before: Sign
             found = (heir or {}).get("before")
             sign: Mapping[str, Json] = found if isinstance(found, dict) and found.get("attempt") == n else {}
             return {"attempt": n, "seconds": _seconds(sign.get("tally")), "exit": None}
-        if end.get("exit") in MISTAKES or end.get("outcome") == "did not begin":
+        if end.get("outcome") == "did not begin":
             return None
-        return {"attempt": n, "seconds": _seconds(end.get("tally")), "exit": end.get("exit")}
+        return {"attempt": n, "seconds": _seconds(end.get("tally")), "exit": _exit(end)}
 
     def known(n: int) -> dict[str, Json] | None:
         try:
@@ -63,6 +62,11 @@ def unsaved(history: History, saved: Collection[Json], number: int, before: Sign
             return None
 
     return [found for found in side_by_side(known, lost, AT_ONCE) if found is not None]
+
+
+def _exit(end: Mapping[str, Json]) -> Json:
+    """An attempt's exit code, whatever a superseded one's was made to be."""
+    return int(ExitCode.DONE) if end.get("outcome") == "superseded" else end.get("exit")
 
 
 def _seconds(tally: Json) -> Json:

@@ -92,13 +92,7 @@ def processes(nproc: str, device: str, root: Path = Path("/")) -> int:
 
 def _check_memory(number: int, root: Path) -> None:
     """Raise `UserError` where the container has no memory for so many: it would swap, or be killed, without a word."""
-
-    def text(file: str) -> str:
-        try:
-            return (root / file).read_text().strip()
-        except OSError:
-            return ""
-
+    text = limits.text_below(root)
     machine = re.search(r"^MemTotal: *([0-9]+) kB", text("proc/meminfo"), re.M)
     most = min(limits.memory(text), 1024 * int(machine[1]) if machine else limits.UNLIMITED)
     if number * PROCESS_BYTES > most:

@@ -173,8 +173,9 @@ class Retention:
         if not any(i.modified < old for i in parts.values()) and not self._obsolete(manifests, now):
             return Excess([], [], len(manifests))
         kept = self._kept(manifests, parts, check)
-        if kept is None:
+        if kept is None and listed:  # nothing is there of a run that never committed
             return Excess([], [], len(manifests), "none of the checkpoints is good, so all stay")
+        kept = kept or set()
         try:
             result = history.sign("result.json").record
         except NotFound:

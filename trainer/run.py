@@ -102,9 +102,9 @@ def train(request: Request) -> int:
 
 def _train(request: Request, begun: Start, together: Together | None) -> int:
     ready, newest = _prepare(request, begun, together)
-    if is_finished(request.history, ready, newest):
+    if is_finished(request, ready, newest):
         return ExitCode.DONE
-    check_room(request.history, ready)
+    check_room(request, ready)
     request.watch.first_looks(FIRST_LOOKS_S)
     request.mailbox.check()
     attempt = _begin(request, ready, newest, together)
@@ -157,12 +157,11 @@ def _prepare(request: Request, begun: Start, together: Together | None) -> tuple
 def _begin(request: Request, ready: Prepared, prefetched: Restored | None, together: Together | None) -> Attempt:
     """Claim the run, then load what is newest now: an older copy may have saved until this moment."""
     history = request.history
-    before = history.read_sign("status.json")
+    before = Early(lambda: history.read_sign("status.json"), "status").result(request.mailbox)
     look_again(request, ready, prefetched, before)
     claim: dict[str, Json] = {
         "run": history.run,
         "job": request.job,
-        "time": time.time(),
         "pid": os.getpid(),
         "machine": ready.machine,
         "settings": ready.shape,
@@ -188,6 +187,7 @@ def _begin(request: Request, ready: Prepared, prefetched: Restored | None, toget
             record_end(history, number, code, "did not begin", request.mailbox)
             end: dict[str, Json] = {"state": "stopped", "exit": code, "outcome": "did not begin", "time": time.time()}
             end["host"] = ready.machine["host"]
+            end["tally"] = Tally().now(0)  # its own: the ledger would count the steps of the one before twice
             mine: dict[str, Json] = {"run": history.run, "job": request.job, "attempt": number}
             with suppress(Superseded):  # else a newer copy's sign would be overwritten
                 history.check_fence(number)
@@ -233,7 +233,7 @@ def _load(
         arguments=arguments(request.job, history.run, request.given),
     )
     cadence = Cadence.parse(ready.settings.checkpoint_every)
-    ledger = ledger_so_far(history, manifest) if manifest else []
+    ledger = Early(lambda: ledger_so_far(history, manifest), "ledger").result(request.mailbox) if manifest else []
     saved = {entry.get("attempt") for entry in ledger}
     others = Early(lambda: unsaved(history, saved, number, before) if cadence.auto else [], "unsaved")
     if request.curves is not None:

@@ -45,7 +45,10 @@ class Signs:
         self._news.set()
 
     def last(self, state: str, exit_code: int, outcome: str) -> None:
-        """The last word, after which none of the thread's comes. May raise `StoreError`."""
+        """The last word; after it none of the thread's comes, of a store that answers within a second.
+
+        May raise `StoreError`.
+        """
         self._thread.join(1.0)
         self._write(state, exit_code, outcome)
 

@@ -5,7 +5,7 @@ it that it isn't wanted here (torch/optim/optimizer.py, torch/_compile.py). A st
 asked of it, or below it, loads the real one.
 
 Python's garbage collector looks through all that was imported again and again while it grows: a tenth of the time that
-torch's import takes, to find next to nothing. So entrypoint.py turns it off until then.
+torch's import takes, to find next to nothing. So console/train.py turns it off until then.
 """
 
 from __future__ import annotations

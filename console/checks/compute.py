@@ -6,7 +6,7 @@ import math
 import os
 
 from console.checks.examination import Check, Patient, Trouble, Warn
-from trainer import gpu
+from trainer import gpu, limits
 from trainer.processor import Processor
 
 
@@ -22,10 +22,9 @@ def processor(patient: Patient) -> str:
 
 
 def threads(patient: Patient) -> str:
-    quota, _, period = patient.text("sys/fs/cgroup/cpu.max").partition(" ")
+    share = limits.processors(patient.text)
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if quota.isdigit() and period.isdigit():
-        share = int(quota) / int(period)
+    if share is not None:
         if share < 1:
             raise Warn(f"{share:g} of one processor", "docker run --cpus 2 or more, or none of --cpus")
         return f"{min(processors, math.ceil(share))}, of {processors} processors, by the container's limit"

@@ -56,6 +56,22 @@ def test_death_at_any_call_leaves_a_run_that_no_start_takes_for_another(tmp_path
     assert number > 15
 
 
+@pytest.mark.parametrize("number", [2, 3, 4, 12])
+def test_the_same_command_finishes_it_at_once(number: int, tmp_path: Path) -> None:
+    """It dies at its call `number`, at 2 with nothing but its claim made. Its own sign of life is not waited for."""
+    run = made_run(tmp_path)
+    run.store.delete(run.key("attempts", "000001.end.json"))
+    age(run, 1)
+    child = os.fork()
+    if child == 0:
+        delete(History(DyingStore(run.store, number), "run"))  # type: ignore[arg-type]
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    code, text = command("delete", "--store", run.store.url, "--run", "run", "--yes")
+    assert code == 0, text
+    assert not list(run.store.list("run/"))
+
+
 def test_says_first_and_leaves_other_runs_alone(tmp_path: Path) -> None:
     run, other = made_run(tmp_path), history(tmp_path, "run2")
     chain(other, 1, [10])

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from console.standing import glance, whole
 from tests.histories import EPOCH, LATER_S, SIGN_S, Copy, at_random, live
+from trainer import run
 from trainer.curve import is_due
 from trainer.history import History
 from trainer.ledger import Entry, Ledger, account
 from trainer.predecessors import CARRIED
 from trainer.records import read
+from watchers import Notice, Stopped
 
 HISTORIES = 100
 
@@ -111,6 +115,24 @@ def test_all_seconds_and_steps_of_random_histories_are_accounted_for(tens: int, 
         except AssertionError as e:
             raise AssertionError(f"seed {seed}: {e}") from e
     assert finished >= 5, "most come to their end; of some, a copy that came late takes the run and vanishes"
+
+
+def test_who_claims_a_run_and_does_not_begin_has_no_step_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = run._load
+
+    def stopped(request: run.Request, *others: Any) -> Any:
+        if request.history.attempts()[-1] == 2:
+            raise Stopped(Notice("SIGTERM", "stop", "told to go", "SIGTERM", 0.0))
+        return load(request, *others)
+
+    monkeypatch.setattr(run, "_load", stopped)
+    vanished = Copy(begins=0.0, start_up_s=1.0, ahead_s=0.0, told_at=None, killed_at=100.0, step_s=2.0)
+    ledger = ledger_of(live(tmp_path, [vanished, replace(vanished, begins=200.0, killed_at=None)], 90, "89steps"))
+    first, second = ledger.entries
+    assert first.lost_steps == ledger.lost_steps > 0
+    assert (second.outcome, second.last_step, second.training_s) == ("did not begin", 0, 0.0)
 
 
 def check_status(ledger: Ledger, history: History) -> None:

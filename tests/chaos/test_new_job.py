@@ -76,6 +76,7 @@ _PRESET = '"lr": 0.1}'
     ("change", "words", "code", "told"),
     [
         (("", ""), ["reg"], 0, "finished: 40 steps, error 0."),
+        (("DATASET =", "DATASET: str | None ="), ["reg"], 0, "finished: 40 steps, error 0."),
         (("", ""), ["reg", "--data", "x"], 64, "--data: reg takes no data: its DATASET is None"),
         (("", ""), ["data", "reg"], 64, "reg takes no data: its DATASET is None"),
         (("", ""), ["reg", "--preset", "plane"], 64, "no such preset; did you mean plain?"),
@@ -97,6 +98,16 @@ _PRESET = '"lr": 0.1}'
             "reg.py: PRESETS must be a dict of presets by their names;",
         ),
         (("PRESETS", "PRESET"), ["reg"], 78, "trainer/jobs/reg.py: no PRESETS in it; right is, for example, PRESETS ="),
+        (
+            (
+                "self.model = nn.Linear(3, 1)",
+                "self.model = nn.Linear(3, 1)\n"
+                "        self.model.register_buffer('phase', torch.ones(3, dtype=torch.complex64))",
+            ),
+            ["reg"],
+            78,
+            "trainer/jobs/reg.py: its Task's model has phase in its state, a tensor of torch.complex64, which no check",
+        ),
         (("def build", "def built"), ["reg"], 78, "reg.py: no function build(settings, data, device) in it"),
         ((", eval_batch = 200, 50, 50", " = 200, 50"), ["reg"], 78, "trainer/jobs/reg.py: its Task has no eval_batch;"),
         (

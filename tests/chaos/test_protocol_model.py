@@ -96,6 +96,7 @@ def _all_follows_from_the_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(side_by_side, "ThreadPoolExecutor", Inline)
     clock = types.SimpleNamespace(time=lambda: ACTING[-1].now, thread_time=lambda: 0.0)
     monkeypatch.setattr(committing, "time", clock)
+    monkeypatch.setattr(history, "time", clock)
 
 
 _SNAPSHOTS: dict[int, Snapshot] = {}

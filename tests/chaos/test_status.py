@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -189,10 +190,14 @@ def test_ages_do_not_depend_on_the_clock_of_whoever_trains(tmp_path: Path) -> No
         assert told["checkpoint_age_s"] == pytest.approx(20, abs=2)
 
 
-def test_nor_does_that_of_a_checkpoint_that_another_machine_saved(tmp_path: Path) -> None:
+def test_nor_does_that_of_a_checkpoint_that_another_machine_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     history = checkpoints.history(tmp_path)
     for off in (0, 300):
-        number = history.claim({"time": time.time() + off, "machine": {"host": f"ahead by {off} s"}})
+        clock = SimpleNamespace(time=lambda: time.time() + off)  # noqa: B023
+        monkeypatch.setattr("trainer.history.time", clock)
+        number = history.claim({"machine": {"host": f"ahead by {off} s"}})
         if not off:
             name = checkpoints.save(history, number, 10).name
     file = tmp_path / "run" / "checkpoints" / f"{name}.json"
@@ -241,7 +246,7 @@ def test_nor_on_that_of_whoever_looks(off: str, tmp_path: Path) -> None:
     """libfaketime moves the viewer's clock; the files' times, which are the store's clock here, stay the kernel's."""
     for run in ("gone", "there"):
         history = History(open_store(f"file://{tmp_path}"), run)
-        history.claim({"time": time.time()})
+        history.claim({})
         history.write_record({"attempt": 1, "state": "running", "step": 10, "time": time.time()}, "status.json")
     for file in (tmp_path / "gone").rglob("*.json"):
         os.utime(file, (file.stat().st_atime - SILENCE_S, file.stat().st_mtime - SILENCE_S))

@@ -106,7 +106,7 @@ def test_a_sigterm_during_start_up_is_obeyed(delay: float, tmp_path: Path, small
 SILENT = """
 import sys, time
 import console.train, entrypoint
-call, folder, claimed, opened = sys.argv[1], sys.argv[2], [], console.train.open_store
+call, folder, when, claimed, opened = *sys.argv[1:4], [], console.train.open_store
 
 class Silent:
     def __init__(self, store):
@@ -114,25 +114,25 @@ class Silent:
 
     def __getattr__(self, name):
         found = getattr(self._store, name)
-        if name not in ("put", "get"):
+        if name not in ("put", "get", "free_bytes"):
             return found
 
-        def asked(key, *arguments, **named):
-            if name == call and folder in key and (claimed or call == "put"):
-                print("nothing comes of", key, flush=True)
+        def asked(key="", *arguments, **named):
+            if name == call and folder in key and (claimed or when == "before the claim"):
+                print("nothing comes of", name, key, flush=True)
                 time.sleep(60)
             claimed.extend([key] if name == "put" and "/attempts/" in key else [])
-            return found(key, *arguments, **named)
+            return found(key, *arguments, **named) if key else found()
 
         return asked
 
 console.train.open_store = lambda url, **named: Silent(opened(url, **named))
-sys.exit(entrypoint.main(sys.argv[3:]))
+sys.exit(entrypoint.main(sys.argv[4:]))
 """
 
 
 class LabOfSilence(Lab):
-    silent: tuple[str, str]
+    silent: tuple[str, str, str]
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-c", SILENT, *self.silent, *arguments]
@@ -164,18 +164,30 @@ def test_a_defect_in_the_last_save_is_an_end_on_record(tmp_path: Path, small_cif
     assert (sign["state"], sign["exit"], sign["outcome"]) == ("stopped", 1, "defect")
 
 
-@pytest.mark.parametrize("silent", [("put", "/attempts/"), ("get", "/checkpoints/")], ids=["the claim", "the newest"])
+@pytest.mark.parametrize(
+    ("call", "key", "when", "after"),
+    [
+        ("get", "/result.json", "before the claim", "finished:"),
+        ("free_bytes", "", "before the claim", "durable after"),
+        ("get", "/status.json", "before the claim", "durable after"),
+        ("put", "/attempts/", "before the claim", "durable after"),
+        ("get", "/checkpoints/", "after it", "durable after"),
+        ("get", ".end.json", "after it", "durable after"),
+        ("get", "/attempts/000001.json", "after it", "to stop:"),
+    ],
+)
 def test_a_store_that_is_silent_at_the_start_holds_no_notice_up(
-    silent: tuple[str, str], tmp_path: Path, small_cifar: Path
+    call: str, key: str, when: str, after: str, tmp_path: Path, small_cifar: Path
 ) -> None:
-    first = Lab(tmp_path, small_cifar, *OPTIONS).start()
-    first.wait_for("durable after")
+    options = [*OPTIONS, "--steps", "30"] if after == "finished:" else OPTIONS
+    first = Lab(tmp_path, small_cifar, *options).start("--checkpoint-every", "1h" if after == "to stop:" else "0.5s")
+    assert first.wait_for(after), first.text
     first.process.kill()
     first.wait()
-    lab = LabOfSilence(tmp_path, small_cifar, *OPTIONS)
-    lab.silent = silent
+    lab = LabOfSilence(tmp_path, small_cifar, *options)
+    lab.silent = call, key, when
     container = lab.start()
-    container.wait_for("nothing comes of")
+    assert container.wait_for("nothing comes of"), container.text
     told = time.monotonic()
     container.signal(signal.SIGTERM)
     assert container.wait() == 75, container.text

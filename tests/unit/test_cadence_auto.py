@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from storage.errors import Damaged
-from tests.checkpoints import history
+from tests.checkpoints import history, save
 from tests.unit.test_gpu_trouble import attempt as training
 from trainer.cadence import PRIOR_S, SHORTEST_S, Cadence, best_interval_s, lifetime_s
-from trainer.predecessors import last_sign, unsaved
+from trainer.predecessors import last_sign, ledger_so_far, unsaved
 from trainer.settings import Json
 from watchers import Mailbox
 
@@ -31,6 +31,8 @@ def test_evictions_shorten_it_and_halts_do_not() -> None:
     assert lifetime_s(evicted, 600) == pytest.approx((2400 + PRIOR_S) / 4)
     halted = [attempt(600, 0), attempt(600, 130)]
     assert lifetime_s(halted, 600) == pytest.approx(1800 + PRIOR_S)
+    mistaken = [attempt(600, 1), attempt(600, 64), attempt(600, 78)]
+    assert lifetime_s(mistaken, 600) == pytest.approx(2400 + PRIOR_S), "their machines lasted at least so long"
 
 
 def test_it_comes_close_to_the_truth_with_many_evictions() -> None:
@@ -62,12 +64,13 @@ def test_attempts_that_ended_before_they_saved_are_known_by_their_own_records(tm
     assert [(entry["attempt"], entry["seconds"], entry["exit"]) for entry in found] == [
         (2, 40.0, None),
         (3, 51.0, 75),
+        (4, 2.0, 78),
         (5, 61.0, 0),
         (6, None, None),
     ]
-    assert lifetime_s(found, 0.0) == pytest.approx((40 + 51 + 61 + PRIOR_S) / 4)
+    assert lifetime_s(found, 0.0) == pytest.approx((40 + 51 + 2 + 61 + PRIOR_S) / 4)
     run.write_record(tally(6, 70.0), "status.json")
-    assert unsaved(run, [1, 2, 3, 5], 7, run.read_sign("status.json")) == [
+    assert unsaved(run, [1, 2, 3, 4, 5], 7, run.read_sign("status.json")) == [
         {"attempt": 6, "seconds": 70.0, "exit": None}
     ]
     assert unsaved(run, [], 1, None) == []
@@ -77,7 +80,7 @@ def test_what_says_nothing_of_machines_or_can_not_be_read_keeps_no_run_from_its_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = history(tmp_path)
-    run.write_record({"exit": 1, "outcome": "defect"}, "attempts", "000001.end.json")
+    run.write_record({"exit": 1, "outcome": "did not begin"}, "attempts", "000001.end.json")
     run.write_record({"exit": 74, "outcome": "did not begin"}, "attempts", "000002.end.json")
     get = run.store.get
 
@@ -89,6 +92,16 @@ def test_what_says_nothing_of_machines_or_can_not_be_read_keeps_no_run_from_its_
     monkeypatch.setattr(run.store, "get", rotten)
     assert unsaved(run, [], 4, None) == []
     assert len(unsaved(run, [], 10**12, None)) == 100, "in no time: anybody may have made a claim of such a number"
+
+
+def test_who_was_superseded_was_not_evicted_whatever_its_exit_code_was_made_to_be(tmp_path: Path) -> None:
+    run = history(tmp_path)
+    newest = save(run, 1, 10)
+    for name in ("000001.end.json", "000002.end.json"):
+        run.write_record({"exit": 76, "outcome": "superseded"}, "attempts", name)
+    found = [*ledger_so_far(run, newest), *unsaved(run, [1], 3, None)]
+    assert [entry["attempt"] for entry in found] == [1, 2]
+    assert lifetime_s(found, 0.0) == PRIOR_S
 
 
 @pytest.mark.parametrize("cost", [0.05, 0.5, 5.0])

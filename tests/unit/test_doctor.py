@@ -274,6 +274,12 @@ def little_processor(machine: Machine) -> None:
     machine.write("sys/fs/cgroup/cpu.max", "50000 100000\n")
 
 
+def little_processor_by_cgroup_v1(machine: Machine) -> None:
+    (machine.folder / "root" / "sys/fs/cgroup/cpu.max").unlink()
+    machine.write("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "50000\n")
+    machine.write("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n")
+
+
 def an_old_processor(machine: Machine) -> None:
     machine.write("proc/cpuinfo", "model name : Old\nflags : fpu sse4_2\n")
 
@@ -386,6 +392,7 @@ FAULTS: dict[Callable[[Machine], None], tuple[str, str, str, str]] = {
     a_grace_that_is_no_number: ("container: stop grace", "failed", "10s", "BATON_STOP_GRACE=10"),
     nowhere_to_write: ("container: writable", "failed", "can't be written", "--tmpfs /tmp"),
     little_processor: ("compute: threads", "warning", "0.5 of one", "--cpus 2"),
+    little_processor_by_cgroup_v1: ("compute: threads", "warning", "0.5 of one", "--cpus 2"),
     an_old_processor: ("compute: processor", "warning", "sse4_2", "ten years"),
     a_hidden_gpu: ("compute: GPU", "warning", "can't see", "--gpus all"),
     no_data: ("content: data", "warning", "none packed", "entrypoint.py data cifar10"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import io
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -45,6 +47,33 @@ def test_claims_that_a_list_does_not_tell_of_yet_are_passed_over(tmp_path: Path)
     assert [run.claim({}) for _ in range(3)] == [2, 3, 4]
     assert late.claim({}) == 5
     assert run.attempts() == [1, 2, 3, 4, 5]
+
+
+def test_how_far_the_clock_is_ahead_is_told_by_the_request_of_the_claim_and_none_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each list takes 30 s, as where it is tried again and again."""
+    inner, passed, created = history(tmp_path).store, [0.0], [0.0]
+    monkeypatch.setattr("trainer.history.time", SimpleNamespace(time=lambda: time.time() + 100 + passed[0]))
+
+    class Slow:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(inner, name)
+
+        def list(self, *args: Any, **options: Any) -> Any:
+            passed[0] += 30
+            return inner.list(*args, **options)
+
+        def put(self, *args: Any, **options: Any) -> Any:
+            created[0] = passed[0]
+            return inner.put(*args, **options)
+
+        def stat(self, key: str) -> Any:
+            info = inner.stat(key)
+            return replace(info, modified=info.modified + created[0])
+
+    run = History(Slow(), "run")  # type: ignore[arg-type]
+    assert run.clock_ahead_s(run.claim({})) == pytest.approx(100, abs=2)
 
 
 class Unconditional:

@@ -16,6 +16,7 @@ from tests.unit.test_loop import planned
 from trainer import machine, opening
 from trainer.history import History
 from trainer.settings import Settings
+from watchers import Mailbox
 
 
 @pytest.mark.parametrize(
@@ -48,9 +49,10 @@ def test_a_run_that_goes_on_in_bf16_where_that_is_slower_is_told_so(
     [(1, 4, "1 step of 4 samples on"), (2, 1, "2 steps of 1 sample on"), (12, 5, "12 steps of 5 samples on")],
 )
 def test_a_start_counts_as_people_do(
-    steps: int, size: int, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    steps: int, size: int, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
+    monkeypatch.setattr(History, "read_record", lambda *names: pytest.fail("there was no attempt before the first"))
     plan = dataclasses.replace(planned(), steps=steps, batch_size=size)
     ready: Any = SimpleNamespace(
         settings=Settings(),
@@ -60,6 +62,6 @@ def test_a_start_counts_as_people_do(
         shape={},
     )
     history = History(open_store(f"file://{tmp_path}"), "run")
-    request: Any = SimpleNamespace(job="mnist", rank=SimpleNamespace(count=1), history=history)
+    request: Any = SimpleNamespace(job="mnist", rank=SimpleNamespace(count=1), history=history, mailbox=Mailbox())
     opening.say_start(request, ready, 1, None, None)
     assert said in caplog.messages[0]

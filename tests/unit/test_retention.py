@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from storage import ObjectInfo
 from storage.errors import PermissionDenied, Unavailable
 from tests.checkpoints import age, chain, history, keys, save, snapshot
+from tests.runs import command
 from trainer.history import END_BYTES, History
 from trainer.manifest import Manifest, checkpoint_name
 from trainer.retention import Retention, store_time
@@ -220,6 +221,20 @@ def test_where_none_is_good_nothing_goes(run: History, tmp_path: Path) -> None:
     assert why_not is not None
     assert "none of the checkpoints is good" in why_not
     assert len(names(run)) == 3
+
+
+def test_of_a_run_that_never_committed_parts_go_after_24_hours_and_not_those_of_a_first_save(run: History) -> None:
+    run.claim({})
+    put_part(run, b"of a save that died")
+    age(run, 25)
+    run.put_part("e" * 64, 3, [memoryview(b"new")])
+    code, said = command("clean", "--store", run.store.url, "--run", "run", "--yes")
+    assert (code, "deleted 0 checkpoints and 1 parts" in said) == (0, True), said
+    assert keys(run, "parts") == ["e" * 64]
+    age(run, 25)
+    run.store.put(run.key("checkpoints", "000001-00000010.json", "a folder"), b"in a manifest's place")
+    assert clean(run) == "none of the checkpoints is good, so all stay"
+    assert keys(run, "parts") == ["e" * 64]
 
 
 def test_the_results_weights_attempts_and_metrics_stay(run: History, tmp_path: Path) -> None:
