@@ -18,7 +18,7 @@ from storage.protocol import is_key
 from trainer.checkpoint import optimizer_state
 from trainer.exits import UserError
 from trainer.job import Task
-from trainer.parts import DTYPES
+from trainer.parts import unsaveable
 from trainer.scores import Metric
 
 _ATTRIBUTES = ("model", "optimizers", "train_size", "eval_size", "eval_batch")
@@ -151,11 +151,7 @@ def _unsaveable(name: str, value: object) -> str | None:
     """What a value of a model's state is, where no checkpoint can hold it."""
     if name.rpartition(".")[2] == "_extra_state":  # a tensor too: copied into one made for the asking, it is lost
         return "of get_extra_state's"
-    if not isinstance(value, Tensor):
-        return _kind(value)
-    if value.layout != torch.strided or value.dtype not in DTYPES:
-        return f"a tensor of {value.dtype if value.layout == torch.strided else value.layout}"
-    return None
+    return unsaveable(value) if isinstance(value, Tensor) else _kind(value)
 
 
 def _is_table(value: object) -> bool:

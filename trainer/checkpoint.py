@@ -14,7 +14,7 @@ from trainer.exits import UserError
 from trainer.history import Checkpoint
 from trainer.job import Task
 from trainer.order import NO_SAMPLES
-from trainer.parts import decode, encode, packed_strides
+from trainer.parts import decode, encode, packed_strides, unsaveable
 from trainer.settings import Json
 
 _GROUP = re.compile(r"[^.]+\.group[0-9]{1,6}\..+")  # as `written` names it; a parameter's state has its number there
@@ -127,6 +127,8 @@ def optimizer_state(task: Task) -> tuple[dict[str, Tensor], dict[str, Json]]:
             for name, value in state.items():
                 key = f"{optimizer_name}.{parameter}.{name}"
                 if isinstance(value, Tensor):
+                    if (kind := unsaveable(value)) is not None:
+                        raise TypeError(f"optimizer state {key} is {kind}, which no checkpoint can hold")
                     tensors[key] = value.detach()
                 else:
                     scalars[key] = _scalar(key, value)

@@ -25,7 +25,7 @@ from trainer.header import are_dense
 # little memory.
 PART_BYTES = 6 << 20
 _HEADER_BYTES = 256  # more than a tensor takes in a part's header, beside its name: twice
-DTYPES = {  # all that a checkpoint can hold
+_DTYPES = {  # all that a checkpoint can hold
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -96,6 +96,13 @@ def _joined(head: bytes, tensors: Sequence[Tensor], size: int) -> bytes:
     return body.getvalue()
 
 
+def unsaveable(tensor: Tensor) -> str | None:
+    """What a tensor is, where no checkpoint can hold it."""
+    if tensor.layout != torch.strided or tensor.dtype not in _DTYPES:
+        return f"a tensor of {tensor.dtype if tensor.layout == torch.strided else tensor.layout}"
+    return None
+
+
 def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Part:
     """The part that holds these CPU tensors, and this metadata for other readers.
 
@@ -115,7 +122,7 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = N
     end = 0
     for name, tensor in ordered:
         start, end = end, end + tensor.nbytes
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text

@@ -162,6 +162,15 @@ def test_what_is_changed_in_place_in_a_group_is_not_taken_for_unchanged(
         trained(task, Position(), tmp_path / "again")
 
 
+@pytest.mark.parametrize("value", [torch.ones(2, dtype=torch.complex64), torch.eye(2).to_sparse()])
+def test_state_of_a_type_that_no_checkpoint_can_hold_is_named(value: Tensor) -> None:
+    task = Rated()
+    odd = task.optimizers["odd"]
+    odd.state[odd.param_groups[0]["params"][0]]["own"] = value
+    with pytest.raises(TypeError, match=r"optimizer state odd\.0\.own is a tensor of torch\.\w+, which no checkpoint"):
+        take(task, Position())
+
+
 @pytest.mark.parametrize("lacking", ["a parameter", "a group"])
 def test_state_of_another_optimizer_is_told_as_that(tmp_path: Path, lacking: str) -> None:
     trained(Rated(), Position(), tmp_path)
