@@ -44,7 +44,7 @@ def _no_answer(error: Exception, key: str, place: str, login: Login, known: bool
     host = urlsplit(login.endpoint).netloc
     if reason.startswith("MD5 mismatch"):
         return Damaged(f"{key}: {place}: came with other bytes than were sent ({reason})")
-    if mistake := mistake_here(error):
+    if not known and (mistake := mistake_here(error)):
         return NotSetUp(f"{host}: {mistake}")
     if f"Failed to resolve '{urlsplit(login.endpoint).hostname}'" in reason:
         # EAI_NONAME, in the words of Linux, of musl and of macOS; without a network it mostly is EAI_AGAIN

@@ -80,8 +80,7 @@ def log_in(account: str, url: str) -> Login:
     """
     try:
         login = _log_in(account, url)
-        where = urlsplit(login.endpoint)  # as its port, it raises ValueError for what can be no address
-        if not where.hostname or where.port == 0:
+        if not _is_address(login.endpoint):  # which is not repeated: what follows a lost ";" may be a key
             wanted = "AZURE_STORAGE_SERVICE_ENDPOINT, or BlobEndpoint in the connection string, is no address"
             raise NotSetUp(f"{wanted}: write it https://HOST")
         return login
@@ -94,6 +93,14 @@ def log_in(account: str, url: str) -> Login:
         ) from e
 
 
+def _is_address(endpoint: str) -> bool:
+    try:
+        where = urlsplit(endpoint)
+        return bool(where.hostname) and where.port != 0
+    except ValueError:
+        return False
+
+
 def _log_in(account: str, url: str) -> Login:
     endpoint = os.environ.get("AZURE_STORAGE_SERVICE_ENDPOINT", "").rstrip("/")
     endpoint = endpoint or f"https://{account}.blob.core.windows.net"
@@ -102,7 +109,7 @@ def _log_in(account: str, url: str) -> Login:
         _tell_once(login.name)
         return login
     if not endpoint.startswith("https://"):
-        raise NotSetUp(f"AZURE_STORAGE_SERVICE_ENDPOINT={endpoint}: a token is sent over https:// only")
+        raise NotSetUp("AZURE_STORAGE_SERVICE_ENDPOINT is no https:// address: a token is sent over https:// only")
     credential, name = _identity()
     return Login(endpoint, _Token(credential, name, url), name)
 
@@ -228,6 +235,7 @@ class _Token:
         self._credential = credential
         self._name = name
         self._url = url
+        self._came = False  # a token, at least once
 
     def get_token(self, *scopes: str, **kwargs: Any) -> AccessToken:
         info = self.get_token_info(*scopes, options=kwargs or None)
@@ -240,13 +248,14 @@ class _Token:
             raise
         except (AzureError, ValueError, OSError) as e:  # ValueError: an empty token file; OSError: none
             raise self._failure(e) from e
+        self._came = True
         winner = getattr(self._credential, "_successful_credential", None)  # a chain's; told nowhere else but in a log
         _tell_once(f"{self._name}: {type(winner).__name__}" if winner else self._name)
         return info
 
     def _failure(self, error: Exception) -> StoreError:
         for cause in _causes(error):
-            if mistake := mistake_here(cause):
+            if not self._came and (mistake := mistake_here(cause)):
                 return NotSetUp(f"{self._url}: {self._name}: no token: {mistake}")
             status = cause.status_code if isinstance(cause, HttpResponseError) else None
             if isinstance(cause, ServiceRequestError | ServiceResponseError) or status in (404, 408, 410, 429):

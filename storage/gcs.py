@@ -362,8 +362,8 @@ class GoogleStore:
         except requests.exceptions.InvalidJSONError as e:
             raise Unavailable(f"{self.url}: {key}: {_STRANGER}") from e
         except SDK_ERRORS as e:
-            emulated = self._emulated
-            raise meaning(e, self.url, self._bucket, key, permission, absent, unmet, emulated=emulated) from e
+            more = {"emulated": self._emulated, "known": hasattr(self, "_session") and self._session.answered}
+            raise meaning(e, self.url, self._bucket, key, permission, absent, unmet, **more) from e
         except StoreError:
             raise
         except NONSENSE as e:

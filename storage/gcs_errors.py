@@ -54,15 +54,17 @@ def meaning(
     unmet: type[StoreError],
     *,
     emulated: bool,
+    known: bool,
 ) -> StoreError:
     """One of `SDK_ERRORS` as the store's own; `absent` for 404, `unmet` for a condition that failed.
 
-    `emulated`: others' emulators say less than Google does, so that their numbers alone count.
+    `emulated`: others' emulators say less than Google does, so that their numbers alone count. `known`: it has answered
+    before, so what this machine is set to is right.
     """
     where = f"{url}: {key}" if key else url
     if isinstance(error, GoogleAPICallError):
         return _refusal(error, where, bucket, permission, absent, unmet, emulated)
-    if mistake := mistake_here(error):
+    if not known and (mistake := mistake_here(error)):
         return NotSetUp(f"{where}: {mistake}")
     if isinstance(error, TransportError) or not isinstance(error, GoogleAuthError):
         return Unavailable(f"{where}: {_failure(error)}")

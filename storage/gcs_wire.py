@@ -38,6 +38,7 @@ class Session(AuthorizedSession):
     def __init__(self, credentials: Credentials, patience: Callable[[], float]) -> None:
         super().__init__(credentials, auth_request=AuthRequest(patience))  # type: ignore[no-untyped-call]
         self._patience = patience
+        self.answered = False  # Google, at least once
         for scheme in ("https://", "http://"):
             self.mount(scheme, PacedAdapter(patience, CONNECTIONS))
 
@@ -47,6 +48,7 @@ class Session(AuthorizedSession):
         wait = self._patience()
         more["timeout"] = (min(CONNECT_S, wait), wait)
         answer = super().request(method, url, data, headers, **more)  # type: ignore[no-untyped-call]
+        self.answered = True
         return cast(requests.Response, answer)
 
     def ask(self, method: str, url: str, *, fine: Sequence[int] = (), **more: Any) -> requests.Response:

@@ -11,8 +11,9 @@ it has to: Azure signs only for an application of the tenant, by its ID URI (api
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from storage.errors import NotSetUp, Unavailable
 from storage.pace import Patience
@@ -25,12 +26,14 @@ class MachineIdentity:
     cloud: str  # whose machine this is
     audience: str
     patience: Patience
+    has_come: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)  # a token, once
 
     def token(self) -> str:
         """A new one, a JSON Web Token. Raises `NotSetUp`, `Unavailable`; neither holds it."""
         token = {"google": self._of_google, "azure": self._of_azure, "aws": self._of_aws}[self.cloud]()
         if token.count(".") != 2:
             raise Unavailable(f"{self}: its cloud answers with something that is no token")
+        self.has_come.set()
         return token
 
     def __str__(self) -> str:
@@ -102,7 +105,7 @@ class MachineIdentity:
                 "`aws iam enable-outbound-web-identity-federation`"
             ) from e
         except sdk.BotoCoreError as e:
-            raise meaning(e, str(self), "", "AWS's token service", known=False) from e
+            raise meaning(e, str(self), "", "AWS's token service", known=self.has_come.is_set()) from e
         return str(reply["WebIdentityToken"])
 
 

@@ -7,7 +7,7 @@ from storage.errors import one_line
 
 # What is said of a proxy's address: by urllib3, of one for SOCKS, and by botocore, which puts http:// before others.
 _NO_PROXYS = (
-    "Failed to parse|check proxy URL|Proxy URL had unsupported scheme|Invalid IPv6 URL|'ascii' codec|SOCKS support"
+    "Failed to parse: |check proxy URL|Proxy URL had unsupported scheme|Invalid IPv6 URL|'ascii' codec|SOCKS support"
     r'|proxy URL: "http://\w+://'
 )
 
@@ -25,7 +25,8 @@ def mistake_here(error: BaseException) -> str | None:
             f"the server's certificate is not trusted here ({one_line(why)}): set this machine's clock (chrony or "
             f"systemd-timesyncd), or {bundle} to your proxy's"
         )
-    if re.search("invalid path: |NO_CERTIFICATE_OR_CRL|SSL.*(No such file|Permission denied|Is a directory)", words):
+    unreadable = r"SSL(Error\(| validation failed).*(No such file|Permission denied|Is a directory)"
+    if re.search(f"invalid path: |NO_CERTIFICATE_OR_CRL|{unreadable}", words):
         return f"{bundle} names no file of certificates that can be read: mount it with -v FILE:PATH:ro"
     kinds = ("https_proxy", "http_proxy", "all_proxy")
     proxies = " or ".join(name for name, value in os.environ.items() if value and name.lower() in kinds)

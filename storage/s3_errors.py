@@ -63,7 +63,8 @@ def meaning(error: Exception, url: str, bucket: str, key: str, *, known: bool) -
     if isinstance(error, sdk.ClientError):
         return _answered(error, url, bucket, key)
     if isinstance(error, sdk.HTTPClientError | sdk.ConnectionError | ResponseParserError | HTTPError):
-        if mistake := mistake_here(error):
+        # of what has answered before, it is a proxy's hiccup; a page in S3's stead says anything
+        if not known and not isinstance(error, ResponseParserError) and (mistake := mistake_here(error)):
             return NotSetUp(f"{url}: {mistake}")
         if not known and (host := _unknown_host(error)):
             named = any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))

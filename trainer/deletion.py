@@ -77,10 +77,10 @@ def delete(history: History) -> None:
     except NoSpace:  # which deleting would mend: so give up first what no start goes on from
         _delete(history, "metrics/")
         _mark(history)
-    for folder in _ORDER:
-        _delete(history, f"{folder}/")
-    _delete(history, "", but="attempts/")
-    _delete(history, "attempts/")
+    for prefix, but in (*((f"{folder}/", None) for folder in _ORDER), ("", "attempts/"), ("attempts/", None)):
+        if not history.is_marked():  # another has finished it, and somebody may have begun the run anew
+            return
+        _delete(history, prefix, but)
     history.unmark()
 
 

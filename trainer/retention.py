@@ -173,7 +173,7 @@ class Retention:
         if not any(i.modified < old for i in parts.values()) and not self._obsolete(manifests, now):
             return Excess([], [], len(manifests))
         kept = self._kept(manifests, parts, check)
-        if kept is None and listed:  # nothing is there of a run that never committed
+        if kept is None and listed:  # with nothing listed the run never committed: its old parts may go
             return Excess([], [], len(manifests), "none of the checkpoints is good, so all stay")
         kept = kept or set()
         try:

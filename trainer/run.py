@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from storage.errors import StoreError
@@ -182,17 +183,23 @@ def _begin(request: Request, ready: Prepared, prefetched: Restored | None, toget
         with gpu.in_one_line():
             return _load(request, ready, prefetched, number, before, together)
     except (Stopped, UserError, StoreError) as e:
-        code = exit_code_for(e, ready.settings)
-        with suppress(StoreError):
-            record_end(history, number, code, "did not begin", request.mailbox)
-            end: dict[str, Json] = {"state": "stopped", "exit": code, "outcome": "did not begin", "time": time.time()}
-            end["host"] = ready.machine["host"]
-            end["tally"] = Tally().now(0)  # its own: the ledger would count the steps of the one before twice
-            mine: dict[str, Json] = {"run": history.run, "job": request.job, "attempt": number}
-            with suppress(Superseded):  # else a newer copy's sign would be overwritten
-                history.check_fence(number)
-                history.write_record({**(before.record if before else {}), **mine, **end}, "status.json")
+        end = partial(_did_not_begin, request, ready, number, before, exit_code_for(e, ready.settings))
+        # where the store is silent, a notice waits for it no longer than all in all before the kill
+        with suppress(StoreError, Superseded, Stopped):
+            Early(end, "end").result(request.mailbox, request.stop_grace_s / 4)
         raise
+
+
+def _did_not_begin(request: Request, ready: Prepared, number: int, before: Sign | None, code: int) -> None:
+    """Put on record that attempt `number` ends before its first step. Raises `StoreError`, `Superseded`."""
+    history = request.history
+    record_end(history, number, code, "did not begin", request.mailbox)
+    end: dict[str, Json] = {"state": "stopped", "exit": code, "outcome": "did not begin", "time": time.time()}
+    end["host"] = ready.machine["host"]
+    end["tally"] = Tally().now(0)  # its own: the ledger would count the steps of the one before twice
+    mine: dict[str, Json] = {"run": history.run, "job": request.job, "attempt": number}
+    history.check_fence(number)  # else a newer copy's sign would be overwritten
+    history.write_record({**(before.record if before else {}), **mine, **end}, "status.json")
 
 
 def _load(

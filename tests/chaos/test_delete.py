@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import trainer.deletion
 from storage import open_store
 from storage.errors import NoSpace
 from tests.checkpoints import DyingStore, age, chain, history
@@ -70,6 +71,22 @@ def test_the_same_command_finishes_it_at_once(number: int, tmp_path: Path) -> No
     code, text = command("delete", "--store", run.store.url, "--run", "run", "--yes")
     assert code == 0, text
     assert not list(run.store.list("run/"))
+
+
+def test_of_two_deletions_at_once_the_slower_leaves_what_has_begun_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, step = made_run(tmp_path), trainer.deletion._delete
+
+    def overtaken(*arguments: Any) -> None:
+        step(*arguments)
+        monkeypatch.setattr(trainer.deletion, "_delete", step)
+        delete(history(tmp_path))  # by another, to its end
+        history(tmp_path).claim({})
+
+    monkeypatch.setattr(trainer.deletion, "_delete", overtaken)
+    delete(run)
+    assert history(tmp_path).attempts() == [1]
 
 
 def test_says_first_and_leaves_other_runs_alone(tmp_path: Path) -> None:

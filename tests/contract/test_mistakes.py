@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from storage import open_store
-from storage.errors import NotSetUp
+from storage.errors import NotSetUp, Unavailable
 from tests.certificates import serve_by_tls
 
 URLS = {"s3": "s3://bucket/runs", "gs": "gs://bucket/runs", "az": "az://account/bucket/runs"}
@@ -121,6 +121,22 @@ def test_certificates_that_are_not_trusted_or_not_mounted_are_a_persons_matter(
         for file in ("none.pem", "nonsense.pem"):
             line = told(scheme, monkeypatch, {**given, name: str(tmp_path / file)})
             assert re.search(rf"{name}.* names no file of certificates", line)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "answered"), [("s3", "_answered"), ("gs", "_session.answered"), ("az", "_transport.answered")]
+)
+def test_of_a_store_that_has_answered_before_a_certificate_is_a_fault_that_passes(
+    scheme: str, answered: str, tls: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables(scheme, tls).items():
+        monkeypatch.setenv(name, value)
+    store = open_store(URLS[scheme], patience=lambda: 5.0)
+    of, _, name = answered.rpartition(".")
+    assert getattr(getattr(store, of) if of else store, name) is False
+    monkeypatch.setattr(getattr(store, of) if of else store, name, True)
+    with pytest.raises(Unavailable):
+        store.stat("a")
 
 
 @pytest.mark.parametrize("scheme", URLS)

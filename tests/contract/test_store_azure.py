@@ -430,6 +430,8 @@ PRINCIPAL = {
         ({"AZURE_STORAGE_KEY": "kä=="}, "not base64"),
         ({"AZURE_STORAGE_KEY": "eA==", "AZURE_STORAGE_SERVICE_ENDPOINT": "https://"}, "is no address"),
         ({"AZURE_STORAGE_KEY": "eA==", "AZURE_STORAGE_SERVICE_ENDPOINT": "https://[::1"}, "SERVICE_ENDPOINT"),
+        ({"AZURE_STORAGE_CONNECTION_STRING": "BlobEndpoint=https://x:hush;AccountKey=eA=="}, "is no address"),
+        ({"AZURE_STORAGE_SERVICE_ENDPOINT": "https;AccountKey=hush"}, "https:// only"),
         ({"AZURE_STORAGE_CONNECTION_STRING": "AccountName=other;AccountKey=eA=="}, "for the account other"),
         ({"AZURE_STORAGE_CONNECTION_STRING": "AccountName=other AccountKey=hush"}, "no AccountName"),
         ({"AZURE_STORAGE_CONNECTION_STRING": "nonsense"}, "neither AccountKey"),

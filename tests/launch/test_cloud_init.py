@@ -116,6 +116,7 @@ read -r code rest <"{self.codes}"
 exit "$code"''',
         )
         self.stand_ins.add("systemctl")
+        self.stand_ins.add("dpkg")
         self.stand_ins.add("curl", "cat >/dev/null")
 
     def environment(self, **extra: str) -> dict[str, str]:
@@ -211,19 +212,26 @@ def test_after_its_hours_over_all_boots_it_is_stopped_and_off_for_good(machine: 
     assert "to stay: systemctl stop baton)" in said
 
 
-def test_on_a_full_disk_it_goes_off_all_the_same(machine: Machine, tmp_path: Path):
+def test_on_a_full_disk_it_goes_off_all_the_same_by_this_boots_minutes_at_least(machine: Machine, tmp_path: Path):
     machine.state.mkdir()
-    (machine.state / "minutes").symlink_to("nowhere/minutes")
+    (machine.state / "minutes.new").symlink_to("/dev/full")
     (machine.state / "given-up").symlink_to("/dev/full")
-    uptime = tmp_path / "uptime"
+    minutes, uptime = machine.state / "minutes", tmp_path / "uptime"
+    minutes.write_text("118\n")  # of 120
     uptime.write_text("7140.25 14000.00\n")
     machine.boot(0, command="hours", BATON_UPTIME=str(uptime))
-    assert machine.turned_off == 0
+    assert (machine.turned_off, minutes.read_text()) == (0, "118\n")  # what was counted stays
     uptime.write_text("7200.25 14000.00\n")  # two hours
     machine.boot(0, command="hours", BATON_UPTIME=str(uptime))
     assert machine.turned_off == 1
     machine.boot(78)
     assert machine.turned_off == 2
+
+
+def test_what_a_shutdown_cut_short_of_an_installation_is_ended_first(machine: Machine):
+    machine.boot(75, 0)
+    assert [call[0] for call in machine.stand_ins.calls if call[0] in ("dpkg", "docker")][:2] == ["dpkg", "docker"]
+    assert ["dpkg", "--configure", "-a"] in machine.stand_ins.calls
 
 
 def test_once_a_person_has_looked_its_hours_begin_anew(machine: Machine):

@@ -25,7 +25,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def expanded(path: str) -> Path:
-    """With whose home folder a ~ at its beginning means. Raises `UserError`."""
+    """The path, a ~ at its beginning taken for that user's home folder. Raises `UserError`."""
     try:
         return Path(path).expanduser()
     except RuntimeError as e:
