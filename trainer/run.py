@@ -184,7 +184,7 @@ def _begin(request: Request, ready: Prepared, prefetched: Restored | None, toget
             return _load(request, ready, prefetched, number, before, together)
     except (Stopped, UserError, StoreError) as e:
         end = partial(_did_not_begin, request, ready, number, before, exit_code_for(e, ready.settings))
-        # where the store is silent, a notice waits for it no longer than all in all before the kill
+        # a silent store has three quarters of the grace for this and the claim
         with suppress(StoreError, Superseded, Stopped):
             Early(end, "end").result(request.mailbox, request.stop_grace_s / 4)
         raise
