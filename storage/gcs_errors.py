@@ -68,7 +68,9 @@ def meaning(
     if not known and (mistake := mistake_here(error)):
         return NotSetUp(f"{where}: {mistake}")
     if isinstance(error, TransportError) or not isinstance(error, GoogleAuthError):
-        return Unavailable(f"{where}: {_failure(error)}")
+        failure = _failure(error)
+        hint = "; is it running? STORAGE_EMULATOR_HOST says where" * (emulated and "to establish" in failure)
+        return Unavailable(f"{where}: {failure}{hint}")
     words = one_line(error.args[0] if error.args else error)
     if error.retryable or _is_metadatas_hiccup(error):
         return Unavailable(f"{where}: no token: {words}")
