@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Sequence
 
@@ -13,31 +14,35 @@ from console.progress import duration, roughly
 from console.sheets import Part, Sheet, Words, sheet
 from console.standing import at_once, count, glance, number, whole
 from storage import Store
+from storage.errors import PermissionDenied
 from trainer.exits import ExitCode, UserError
 from trainer.history import History
 from trainer.place import missing_folder, none_of, runs
 from trainer.settings import Json, Settings
 
 Told = dict[str, Json]
+Seen = tuple[list[Told], list[PermissionDenied]]  # and why the others could not be read
 WATCH_S = 5.0  # between two looks
+
+log = logging.getLogger("baton")
 
 
 def show(store: Store, run: str | None, *, as_json: bool, follow: bool = False) -> int:
     """Print the runs, or the one asked for with its attempts. Raises `UserError` if there is no such run, `StoreError`.
 
-    Of all runs one small object each is read, and the store is listed once.
+    Of all runs one small object each is read, and the store is listed once. One that may not be read hides no other.
     """
     if as_json and follow:
         raise UserError("--watch is for people: give it without --json", ExitCode.USAGE)
 
-    def look() -> list[Told]:
+    def look() -> Seen:
         return _look(store, run)
 
     if follow:
         from console.watching import watch
 
-        return watch(look, lambda found: _page(found, run, store), WATCH_S)
-    found = look()
+        return watch(look, lambda seen: _page(*seen, run, store), WATCH_S)
+    found, refused = look()
     if as_json:
         print(json.dumps(found, indent=2))
     elif not found:
@@ -45,25 +50,39 @@ def show(store: Store, run: str | None, *, as_json: bool, follow: bool = False) 
         if missing_folder(store) is None or store.url == Settings().store:  # else nobody means it, most likely
             print("\n".join(next_steps.told([("to start one", ["cifar10"])], store.url)))
     else:
-        sheets.show(_page(found, run, store))
+        sheets.show(_page(found, [], run, store))
         steps = next_steps.of_one(found[0]) if run else next_steps.of_all(found)
         print("\n" + "\n".join(next_steps.told(steps, store.url)))
-    return ExitCode.DONE
+    for error in refused:
+        log.error("%s", error)
+    return ExitCode.SETUP if refused else ExitCode.DONE
 
 
-def _look(store: Store, run: str | None) -> list[Told]:
-    if run is None:
-        return [told for told in at_once(lambda name: glance(History(store, name)), runs(store)) if told is not None]
-    told = whole(History(store, run))
-    if told is None:
-        raise UserError(none_of(store, run))
-    return [told]
+def _look(store: Store, run: str | None) -> Seen:
+    if run is not None:
+        told = whole(History(store, run))
+        if told is None:
+            raise UserError(none_of(store, run))
+        return [told], []
+
+    def seen(name: str) -> Told | PermissionDenied | None:
+        try:
+            return glance(History(store, name))
+        except PermissionDenied as e:
+            return e
+
+    all_seen = at_once(seen, runs(store))
+    refused = [one for one in all_seen if isinstance(one, PermissionDenied)]
+    found = [one for one in all_seen if isinstance(one, dict)]
+    if refused and not found:
+        raise refused[0]
+    return found, refused
 
 
 # -- for people -----------------------------------------------------------------------------------------------
 
 
-def _page(found: Sequence[Told], run: str | None, store: Store) -> list[Part]:
+def _page(found: Sequence[Told], refused: Sequence[Exception], run: str | None, store: Store) -> list[Part]:
     if not found:
         return [Words(none_of(store))]
     parts: list[Part] = [_table_of_runs(found)]
@@ -79,7 +98,7 @@ def _page(found: Sequence[Told], run: str | None, store: Store) -> list[Part]:
             way = "a start takes the newest good one, and trains nothing where there is none"
             words = f"{told['run']}: checkpoint {told['checkpoint']} is BAD: {health}; {way}"
             parts.append(Words(one_line(words), "bold red"))
-    return parts
+    return parts + [Words(one_line(f"{error}"), "bold red") for error in refused]
 
 
 _LOOKS = {"running": "green", "finished": "bold", "dead": "bold red", "superseded": "dim"}

@@ -35,12 +35,7 @@ def open_store(url: str, *, patience: Callable[[], float] = lambda: PATIENCE_S) 
             "are given apart from the URL (docs/stores.md); a folder of such a name is written file:///folder"
         )
     if not separator:
-        scheme, _, rest = url.partition(":/")
-        if scheme in _STORES:
-            meant = f"{scheme}://{rest}"
-        else:  # a folder, most likely
-            meant = f"file://{url}" if url.startswith(("/", "./", "../")) else f"file://./{url or 'store'}"
-        raise InvalidURL(f"{url!r} is no store: write its URL, for example {meant}")
+        raise InvalidURL(f"{url!r} is no store: write its URL, for example {_meant(url)}")
     if scheme not in _STORES:
         near = difflib.get_close_matches(scheme, _STORES, n=1)
         hint = f"did you mean {near[0]}://?" if near else f"known: {', '.join(f'{name}://' for name in _STORES)}"
@@ -48,3 +43,15 @@ def open_store(url: str, *, patience: Callable[[], float] = lambda: PATIENCE_S) 
     module, name = _STORES[scheme]
     store: Store = getattr(import_module(module), name)(url, patience=patience)
     return store
+
+
+def _meant(url: str) -> str:
+    """What was most likely meant by what has no `://`."""
+    scheme, colon, rest = url.partition(":")
+    if colon and scheme in _STORES:
+        if scheme != "file":
+            return f"{scheme}://{rest.lstrip('/')}"
+        url = rest
+    if url.startswith("/"):  # a folder, most likely
+        return f"file:///{url.lstrip('/')} (or is a variable in it unset?)"
+    return f"file://{url}" if url.startswith(("./", "../")) else f"file://./{url or 'store'}"

@@ -51,7 +51,9 @@ def _no_answer(error: Exception, key: str, place: str, login: Login, known: bool
         unknown = re.search("not known|does not resolve", reason)
         kind = NotSetUp if unknown and not known else Unavailable
         return kind(f"{host}: no such name: is the account's name right, and is there a network?")
-    return Unavailable(f"{key}: no whole answer from {host}: {reason}")
+    own = ".blob." not in host and "Failed to establish" in reason
+    hint = "; is it running? BlobEndpoint or AZURE_STORAGE_SERVICE_ENDPOINT says where" * own
+    return Unavailable(f"{key}: no whole answer from {host}: {reason}{hint}")
 
 
 def _refusal(error: HttpResponseError, key: str, place: str, login: Login, action: str, sas: str) -> StoreError:

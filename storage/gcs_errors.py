@@ -26,6 +26,7 @@ from storage.headers import moment_of
 from storage.mistakes import mistake_here
 
 CLOCK_MEND = "set this machine's clock (chrony or systemd-timesyncd)"
+LIST = "storage.objects.list"  # the right, by which a list is known
 CLOCK_S = 240.0  # a token made by a clock that is 5 minutes off is refused
 # what a 403 may be about but a right on the bucket, by Google's words and reasons; each with what to do
 _FORBIDDEN = {
@@ -58,8 +59,8 @@ def meaning(
 ) -> StoreError:
     """One of `SDK_ERRORS` as the store's own; `absent` for 404, `unmet` for a condition that failed.
 
-    `emulated`: others' emulators say less than Google does, so that their numbers alone count. `known`: it has answered
-    before, so what this machine is set to is right.
+    `emulated`: others' emulators say less than Google does, so that their numbers alone count, and a list's 404 is a
+    bucket's. `known`: it has answered before, so what this machine is set to is right.
     """
     where = f"{url}: {key}" if key else url
     if isinstance(error, GoogleAPICallError):
@@ -67,7 +68,9 @@ def meaning(
     if not known and (mistake := mistake_here(error)):
         return NotSetUp(f"{where}: {mistake}")
     if isinstance(error, TransportError) or not isinstance(error, GoogleAuthError):
-        return Unavailable(f"{where}: {_failure(error)}")
+        failure = _failure(error)
+        hint = "; is it running? STORAGE_EMULATOR_HOST says where" * (emulated and "to establish" in failure)
+        return Unavailable(f"{where}: {failure}{hint}")
     words = one_line(error.args[0] if error.args else error)
     if error.retryable or _is_metadatas_hiccup(error):
         return Unavailable(f"{where}: no token: {words}")
@@ -90,8 +93,11 @@ def _refusal(
     emulated: bool,
 ) -> StoreError:
     status, words = int(e.code or 0), _words(e.response)
-    if status == 404 and "bucket does not exist" in words:
+    # an emulator may name no reason; a list has nothing but the bucket that could be absent
+    listed_in_vain = emulated and permission == LIST and _is_googles(status, words, emulated)
+    if status == 404 and ("bucket does not exist" in words or listed_in_vain):
         make = f"gcloud storage buckets create gs://{bucket} --location=REGION --uniform-bucket-level-access"
+        make += "; an emulator's by the line in docs/stores.md" * emulated
         return NotSetUp(f"{where}: there is no bucket {bucket}; make it: {make}")
     if status in _GOOGLES and not _is_googles(status, words, emulated):
         return Unavailable(f"{where}: something between here and Google answered in its stead, with {status}")

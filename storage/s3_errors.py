@@ -71,7 +71,14 @@ def meaning(error: Exception, url: str, bucket: str, key: str, *, known: bool) -
             is_amazons = not named and re.search(r"\.amazonaws\.com(\.cn)?$", host)
             where = "AWS_REGION" if is_amazons else "AWS_ENDPOINT_URL_S3"
             return NotSetUp(f"{url}: {host}: no such name: is {where} right, and is there a network?")
-        return Unavailable(f"{url}: {key or 'list'}: {one_line(error)}")
+        return Unavailable(f"{url}: {key or 'list'}: {one_line(error)}{_is_it_running(error)}")
+    if isinstance(error, sdk.ProfileNotFound):
+        file = _no_file()
+        return NotSetUp(
+            f"{url}: {one_line(error)}: look at AWS_PROFILE, and at the credentials file{f'; {file}' if file else ''}"
+        )
+    if isinstance(error, sdk.NoCredentialsError | sdk.PartialCredentialsError) and (mend := _no_pair() or _no_file()):
+        return NotSetUp(f"{url}: no AWS credentials: {mend}")
     if isinstance(error, sdk.NoCredentialsError | sdk.PartialCredentialsError):
         return NotSetUp(
             f"{url}: no AWS credentials ({one_line(error)}); at a desk: aws configure, or set AWS_ACCESS_KEY_ID and "
@@ -81,6 +88,33 @@ def meaning(error: Exception, url: str, bucket: str, key: str, *, known: bool) -
     if isinstance(error, sdk.CredentialRetrievalError) and _is_away(error):
         return Unavailable(f"{url}: {one_line(error)}")
     return NotSetUp(f"{url}: {one_line(error)}")
+
+
+def _no_file() -> str | None:
+    """A path is shown only if it looks like one: else it may be what is in a file."""
+    path = os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "")
+    if not path or os.path.exists(os.path.expanduser(path)):
+        return None
+    if path.startswith("/"):
+        return f"AWS_SHARED_CREDENTIALS_FILE: {path} is no file here: mount it with -v FILE:{path}:ro"
+    return "AWS_SHARED_CREDENTIALS_FILE is no file here: it wants a file's path, not its content"
+
+
+def _no_pair() -> str | None:
+    pair = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    given = [name for name in pair if os.environ.get(name)]
+    missing = [name for name in pair if name not in given]
+    return f"{given[0]} is set and {missing[0]} is not: set both" if given and missing else None
+
+
+def _is_it_running(error: Any) -> str:
+    """A hint where a server of one's own takes no connection."""
+    if isinstance(error, sdk.EndpointConnectionError):
+        asked = urlsplit(error.kwargs["endpoint_url"]).netloc
+        for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+            if (own := urlsplit(os.environ.get(name, "")).netloc) and asked.endswith(own):
+                return f"; is it running? {name} says where"
+    return ""
 
 
 def _unknown_host(error: Any) -> str | None:

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Literal
 
 from storage import Store, open_store
-from storage.errors import InvalidURL, NotSetUp, PermissionDenied, StoreError, Unavailable
+from storage.errors import InvalidURL, NoSpace, NotSetUp, PermissionDenied, StoreError, Unavailable
 from watchers.metadata import Instance
 
 Status = Literal["ok", "warning", "failed", "not tried"]
+
+MAKE_ROOM = "make room (`clean --yes`, `delete --run RUN` of what nobody needs), or choose another --store"
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,5 +193,7 @@ def _mend(error: StoreError, url: str) -> str:
             return "as that line says; more in docs/credentials.md"
         case Unavailable():
             return _NETWORK
+        case NoSpace():
+            return MAKE_ROOM
         case _:
             return "choose another --store, or mend this one as that line says"

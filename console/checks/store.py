@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 
-from console.checks.examination import Check, Patient, Trouble, Warn
+from console.checks.examination import MAKE_ROOM, Check, Patient, Trouble, Warn
 from storage.errors import AlreadyExists, NotFound
 
 SKEW_WARN_S, SKEW_FAIL_S = 60.0, 300.0  # clouds refuse signatures that are 5 to 15 minutes off
@@ -97,7 +97,7 @@ def room(patient: Patient) -> str:
     if free is None:
         return "no end known"
     if free < ROOM_WARN:
-        raise Warn(f"{free / 1e6:.0f} MB free", "make room, or choose another --store")
+        raise Warn(f"{free / 1e6:.0f} MB free", MAKE_ROOM)
     return f"{free / 1e9:.1f} GB free"
 
 

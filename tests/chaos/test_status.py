@@ -18,6 +18,7 @@ import pytest
 from console.sheets import Words, plain, sheet
 from console.standing import glance, whole
 from storage import open_store
+from storage.errors import PermissionDenied
 from tests import checkpoints
 from tests.runs import FAKETIME, REPOSITORY, Lab, command, environment
 from trainer.history import History
@@ -174,6 +175,34 @@ def test_a_hundred_runs_take_a_listing_and_one_read_each(tmp_path: Path, capsys:
     assert show(store, None, as_json=True) == 0  # type: ignore[arg-type]
     assert len(json.loads(capsys.readouterr().out)) == 100
     assert sorted(store.asked) == sorted([("list", ""), *(("get", f"run{i}/status.json") for i in range(100))])
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_run_that_may_not_be_read_hides_no_other(
+    as_json: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    from console.status import show
+
+    store = open_store(f"file://{tmp_path}")
+    record = {"attempt": 1, "state": "stopped", "step": 7, "steps": 100, "time": time.time()}
+    for run in ("first", "second"):
+        store.put(f"{run}/status.json", json.dumps(record).encode())
+    get = store.get
+
+    def refuse(key: str, *args: object, **kwargs: object) -> object:
+        if key.startswith("first/"):
+            raise PermissionDenied(f"{key}: permission denied")
+        return get(key, *args, **kwargs)  # type: ignore[arg-type]
+
+    store.get = refuse  # type: ignore[method-assign, assignment]
+    assert show(store, None, as_json=as_json) == 78
+    printed = capsys.readouterr().out
+    assert "second" in printed
+    assert "first" not in printed
+    assert [line.getMessage() for line in caplog.records] == ["first/status.json: permission denied"]
+    store.get = lambda key, *_, **__: refuse(f"first/{key}")  # type: ignore[method-assign, assignment]
+    with pytest.raises(PermissionDenied):  # all of them: no table, and one line
+        show(store, None, as_json=as_json)
 
 
 def test_ages_do_not_depend_on_the_clock_of_whoever_trains(tmp_path: Path) -> None:

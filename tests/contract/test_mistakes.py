@@ -167,3 +167,39 @@ def test_a_secret_in_its_files_place_is_not_repeated(
     contents = ('{"private_key": "hush"}', '\n{"private_key":\n"hush"}', "sv=1&sig=hush", "hush.hush.hush", "hush" * 99)
     for content in contents:
         assert variable in told(scheme, monkeypatch, {**more, variable: content})
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            {"AWS_SHARED_CREDENTIALS_FILE": "/nowhere/aws.ini"},
+            "AWS_SHARED_CREDENTIALS_FILE: /nowhere/aws.ini is no file",
+        ),
+        ({"AWS_SHARED_CREDENTIALS_FILE": "[default]\nhush"}, "it wants a file's path, not its content"),
+        ({"AWS_PROFILE": "nobody"}, "(nobody) could not be found: look at AWS_PROFILE"),
+        ({"AWS_SECRET_ACCESS_KEY": "hush"}, "AWS_SECRET_ACCESS_KEY is set and AWS_ACCESS_KEY_ID is not"),
+        ({"AWS_ACCESS_KEY_ID": "hush"}, "AWS_ACCESS_KEY_ID is set and AWS_SECRET_ACCESS_KEY is not"),
+    ],
+)
+def test_what_keeps_amazons_credentials_from_being_found_is_told_by_its_variable(
+    given: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert words in told("s3", monkeypatch, {"AWS_REGION": "eu-west-1", **given})
+
+
+OWN = {
+    "s3": "AWS_ENDPOINT_URL_S3 says where",
+    "gs": "STORAGE_EMULATOR_HOST says where",
+    "az": "AZURE_STORAGE_SERVICE_ENDPOINT says where",
+}
+
+
+@pytest.mark.parametrize("scheme", URLS)
+def test_of_a_server_of_ones_own_that_takes_no_connection_it_is_asked_whether_it_runs(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables(scheme, "http://127.0.0.1:9").items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Unavailable, match=f"is it running\\? .*{OWN[scheme]}"):
+        ask(scheme, big=False)

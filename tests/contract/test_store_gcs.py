@@ -63,6 +63,19 @@ class TestAnotherEmulator(StoreContract):
         return Place(partial(open_store, url), big_mib=40, many_keys=200, claim_rounds=3, kills=3)
 
 
+def test_an_emulator_that_names_no_reason_has_no_bucket_where_a_list_is_not_found(
+    other_emulator: GoogleEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an object that is absent it says no more, so that only a list's 404 can tell."""
+    for name, value in other_emulator.env.items():
+        monkeypatch.setenv(name, value)
+    store = GoogleStore("gs://no-such-bucket/p")
+    with pytest.raises(NotSetUp, match=r"buckets create gs://no-such-bucket .*docs/stores\.md"):
+        list(store.list(""))
+    with pytest.raises(NotFound):
+        GoogleStore("gs://baton/p").get("absent", io.BytesIO())
+
+
 @pytest.mark.parametrize("xml", ["none", "loose"])
 def test_an_emulator_whose_xml_api_is_none_or_another_will_do(
     xml: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -26,7 +26,7 @@ from console.checks import store as store_checks
 from console.checks.examination import Check, Found, Patient, Trouble, Warn, examine
 from console.doctor import LANES
 from storage import open_store
-from storage.errors import NotSetUp, PermissionDenied
+from storage.errors import NoSpace, NotSetUp, PermissionDenied
 from tests.checkpoints import chain, history, save, snapshot
 from tests.clouds import reached
 from tests.docs.pages import documents
@@ -109,6 +109,7 @@ SICK_STORES = {
     "a clock 10 minutes off": ("put", skewed(600), "clock", "failed", "600 s behind", "chrony"),
     "a clock 2 minutes off": ("put", skewed(-120), "clock", "warning", "120 s ahead", "chrony"),
     "little room": ("free_bytes", lambda real: 1000, "room", "warning", "0 MB free", "make room"),
+    "no room": ("put", raising(NoSpace("no space left for it")), "write", "failed", "no space left", "`clean --yes`"),
     "a caveat": ("caveat", lambda real: "it is in memory", "place", "warning", "in memory", "lost with"),
     "a defect": ("get", raising(KeyError("x")), "read", "failed", "KeyError", "tell us"),
 }
