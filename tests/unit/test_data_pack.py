@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,6 +79,26 @@ class TestOnce:
         said: list[str] = []
         pack(SMALL, source, tmp_path / "out", say=said.append).verify()
         assert "of no use" in said[0]
+
+    @pytest.mark.parametrize("given", ["pictures", "synthetic", None])
+    def test_nothing_is_packed_over_a_file_that_cant_be_read(
+        self, source: str, tmp_path: Path, given: str | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = pack(SMALL, source, tmp_path / "out", say=quiet).path
+        inode, whole = before.stat().st_ino, before.read_bytes()
+        really = Path.open
+
+        def denied(path: Path, *arguments: Any, **more: Any) -> Any:
+            if path == before:  # as for another user than root, who may read all
+                raise PermissionError(13, "Permission denied")
+            return really(path, *arguments, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "open", denied)
+            with pytest.raises(UserError, match=r"Permission denied.*or remove it") as caught:
+                pack(SMALL, source if given == "pictures" else given, tmp_path / "out", say=quiet)
+        assert caught.value.code == 78
+        assert (before.stat().st_ino, before.read_bytes()) == (inode, whole)
 
 
 @pytest.mark.parametrize(

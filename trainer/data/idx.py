@@ -15,7 +15,7 @@ import numpy as np
 from trainer.data import synthetic
 from trainer.data.dataset import Bytes, PictureSet, Samples, Splits, shown
 from trainer.data.download import DownloadError, fetch
-from trainer.data.held import already, held
+from trainer.data.held import already, held, keep_real
 from trainer.data.packed import Origin, Packed, write_packed
 from trainer.data.paths import reading
 from trainer.data.pulse import Pulse, told
@@ -53,6 +53,7 @@ def pack(
             return _from_address(ADDRESS, mark, folder, pulse, files)
         except DownloadError as e:
             pulse.say(f"the official mnist can't be had: {e}")
+            keep_real(folder, MNIST.name)
             pulse.say("using a generated SYNTHETIC stand-in instead: results with it say nothing about the real data")
             source = SYNTHETIC
     if source == SYNTHETIC:
