@@ -281,6 +281,7 @@ except UserError as e:
         [sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith(f"no space left in {tmp_path}")
+    assert ": File too large; free some" in done.stdout
     assert done.stderr == ""
     assert list(tmp_path.iterdir()) == []
 
@@ -292,7 +293,7 @@ def test_a_full_disk_is_told_and_left_clean(tmp_path: Path) -> None:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "none", str(disk)], capture_output=True).returncode:
         pytest.skip("mounting is not allowed here")
     try:
-        with pytest.raises(UserError, match="no space left in"):
+        with pytest.raises(UserError, match=r"no space left in .*/disk; free some"):
             pack("cifar10", "synthetic", disk, say=quiet)
         assert list(disk.iterdir()) == []
     finally:
@@ -385,3 +386,12 @@ class TestLocate:
             assert re.search(wanted, said[0] if said else str(told.value))
         with pytest.raises(UserError, match="data NAME --source"):
             open_packed(folder)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "mnist", "bert"])
+def test_a_folder_that_cant_be_written_to_is_told_before_any_work(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("trainer.data.synthetic.generate", lambda *_: pytest.fail("generated all the same"))
+    with pytest.raises(UserError, match="can't write to /proc/nothing/here"):
+        pack(name, "synthetic", Path("/proc/nothing/here"), say=said.append)
+    assert said == []  # "packing ..." would be the work's first word

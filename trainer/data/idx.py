@@ -19,7 +19,7 @@ from trainer.data.held import already, held, keep_real
 from trainer.data.packed import Origin, Packed, write_packed
 from trainer.data.paths import reading
 from trainer.data.pulse import Pulse, told
-from trainer.data.scratch import scratch
+from trainer.data.scratch import check_writable, scratch
 from trainer.data.sources import SYNTHETIC, is_address, local_path
 from trainer.exits import UserError
 
@@ -59,6 +59,7 @@ def pack(
     if source == SYNTHETIC:
         if found is not None and found.synthetic:
             return already(found, pulse)
+        check_writable(folder)
         splits = synthetic.generate(MNIST, pulse)
         return write_packed(folder, MNIST, splits, Origin(SYNTHETIC, SYNTHETIC, "1"), synthetic=True, pulse=pulse)
     if found is not None and found.origin.mark == mark:
@@ -70,6 +71,7 @@ def pack(
         if not path.is_dir():
             what = "is no folder" if path.exists() else "no such folder"
             raise UserError(f"{shown(source)}: {what}; {ACCEPTED}")
+    check_writable(folder)
     return _from_files({name: path / name for name in files}, path.resolve().name, mark, folder, pulse, files)
 
 

@@ -17,7 +17,7 @@ from trainer.data.held import already, held, keep_real
 from trainer.data.packed import FILE_NAME, Packed, open_packed, remedy, write_packed
 from trainer.data.paths import cache_folder, reading
 from trainer.data.pulse import Pulse
-from trainer.data.scratch import remove_stale, scratch
+from trainer.data.scratch import check_writable, remove_stale, scratch
 from trainer.data.sources import Source
 from trainer.exits import UserError
 
@@ -166,6 +166,7 @@ def _from_source(dataset: Dataset, source: Source, folder: Path, pulse: Pulse) -
     before = held(folder, dataset.name, pulse, lambda packed: _fits(packed, dataset))
     if before and before.origin == source.origin:
         return already(before, pulse)
+    check_writable(folder)
     splits = _read(dataset, source, pulse)
     return write_packed(folder, dataset, splits, source.origin, synthetic=source.synthetic, pulse=pulse)
 
