@@ -18,6 +18,7 @@ import pytest
 
 from tests.unit.data_makers import SMALL, laid_out, python_archive, small_splits, tar, tree
 from trainer.data import scratch
+from trainer.data.download import DownloadError
 from trainer.data.pack import locate, pack
 from trainer.data.packed import FILE_NAME, open_packed
 from trainer.exits import UserError
@@ -395,3 +396,16 @@ def test_a_folder_that_cant_be_written_to_is_told_before_any_work(name: str, mon
     with pytest.raises(UserError, match="can't write to /proc/nothing/here"):
         pack(name, "synthetic", Path("/proc/nothing/here"), say=said.append)
     assert said == []  # "packing ..." would be the work's first word
+
+
+def test_mnists_stand_in_comes_unasked_over_no_damaged_file_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise DownloadError("away")
+
+    monkeypatch.setattr("trainer.data.idx.fetch", away)
+    (tmp_path / FILE_NAME).write_bytes(b"of something once")
+    with pytest.raises(UserError, match=r"of no use.*again \(--source ARCHIVE-OR-FOLDER\), or remove that file"):
+        pack("mnist", None, tmp_path, say=quiet)
+    assert (tmp_path / FILE_NAME).read_bytes() == b"of something once"
