@@ -6,7 +6,7 @@ from storage import Store
 from trainer.exits import ExitCode, UserError
 from trainer.history import History
 from trainer.place import none_of, runs
-from trainer.retention import Retention, store_time, told
+from trainer.retention import Retention, counted, store_time, told
 
 
 def clean(store: Store, run: str | None, keep: int, *, yes: bool) -> int:
@@ -30,7 +30,7 @@ def clean(store: Store, run: str | None, keep: int, *, yes: bool) -> int:
         if yes:
             retention.remove(excess)
         what = ("deleted " if yes else "would delete ") + told(excess) if some else "nothing to delete"
-        print(f"{history.run}: {what}; {excess.kept} checkpoints stay")
+        print(f"{history.run}: {what}; {counted(excess.kept, 'checkpoint')} stay{'s' if excess.kept == 1 else ''}")
         left |= some and not yes
     if left:
         print("nothing has been deleted; --yes does it")

@@ -7,6 +7,7 @@ import logging
 from storage import Store
 from trainer.exits import ExitCode, UserError
 from trainer.history import History
+from trainer.retention import counted
 from trainer.transfer import copy
 
 log = logging.getLogger("baton")
@@ -20,14 +21,15 @@ def copy_run(source: Store, target: Store, run: str) -> int:
     for name, why in copied.bad.items():
         log.warning("checkpoint %s is bad in %s and was not copied: %s", name, source.url, why)
     print(
-        f"run {run} is in {target.url}: {len(copied.checkpoints)} checkpoints, {copied.sent_parts} parts sent "
-        f"({copied.sent_bytes / 1e6:.1f} MB), {copied.found_parts} were there, every byte checked"
+        f"run {run} is in {target.url}: {counted(len(copied.checkpoints), 'checkpoint')}, "
+        f"{counted(copied.sent_parts, 'part')} sent ({copied.sent_bytes / 1e6:.1f} MB), {copied.found_parts} there "
+        "before, every byte checked"
     )
     if copied.checkpoints:
         print(f"a start there goes on from {copied.checkpoints[-1]}")
     if copied.newer:
         print(
-            f"{source.url} is still being written to: {copied.newer} newer checkpoints are not in the copy; "
+            f"{source.url} is still being written to: {counted(copied.newer, 'newer checkpoint')} not in the copy; "
             f"`halt --run {run}` there, then copy again"
         )
     return ExitCode.DONE

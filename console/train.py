@@ -63,6 +63,8 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...], comman
     if (notice := halt.check()) is not None:
         log.info("not started: %s; remove it to start", notice.detail)
         return ExitCode.DONE if notice.source == "halt" else settings.preempted_exit_code
+    if "halt" in given:
+        check_halt(settings.halt)
     if rank.count == 1 and (count := ranks.processes(settings.nproc, settings.device)) > 1:
         from trainer import processes
 
@@ -71,9 +73,6 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...], comman
         except Stopped as e:
             return exit_code_for(e, settings)
 
-    if "halt" in given and not os.path.isdir(settings.halt):
-        what = "is a file, not a folder" if os.path.exists(settings.halt) else "is not there"
-        log.warning("--halt %s %s: a file in it stops the run once it is a folder", settings.halt, what)
     gc.disable()  # until all is imported, see trainer/startup.py
     watched: list[Watcher] = [halt] if rank.local == 0 else []  # one process of a machine listens for all
     if rank.number == 0:
@@ -108,6 +107,16 @@ def train(job: str, given: dict[str, Any], allow_change: tuple[str, ...], comman
         return exit_code_for(Stopped(stop), settings)
     finally:
         watch.close()
+
+
+def check_halt(path: str) -> None:
+    """Raise `UserError` for a file in the place of the halt folder: whoever touches it would wait for a stop."""
+    if os.path.isfile(path):
+        folder = os.path.dirname(path) if os.path.basename(path) == "halt" else ""
+        raise UserError(f"--halt {path}: is a file; give the folder that it is to be in: --halt {folder or 'DIR'}")
+    if not os.path.isdir(path):
+        what = "is no folder" if os.path.exists(path) else "isn't there"
+        log.warning("--halt %s %s: to stop this run, make that folder and a file named halt in it", path, what)
 
 
 def lead(

@@ -29,8 +29,12 @@ S = TypeVar("S", bound=Sink)
 class NoPart(Damaged):
     """Raised by a sink at a header that is none: no store reads on, for what follows may be enormous.
 
-    It may have come damaged, so it is tried again as whatever did.
+    It may have come damaged, so it is tried again as whatever did. `why`: what is wrong, without the part's name.
     """
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"{what} is none: {why}")
+        self.why = f"is no part of a checkpoint: {why}"
 
 
 class Head:
@@ -61,10 +65,12 @@ class Head:
 class PartReader:
     """A sink that hashes a part of `size` bytes on its way to `onward`, and keeps of it no more than the header.
 
-    Before the header is found to be one of such a part, no more than that goes onward; else `write` raises `NoPart`.
+    Before the header is found to be one of such a part, no more than that goes onward; else `write` raises `NoPart`,
+    which says that `what` is none.
     """
 
-    def __init__(self, onward: Sink, size: int) -> None:
+    def __init__(self, onward: Sink, size: int, what: str) -> None:
+        self._what = what
         self._onward = onward
         self._should_have = size
         self._sha256 = hashlib.sha256()
@@ -85,7 +91,7 @@ class PartReader:
         try:
             check_start(self._head.kept, self._should_have)
         except ValueError as e:
-            raise NoPart(f"is no part of a checkpoint: {e}") from e
+            raise NoPart(self._what, str(e)) from e
         self._judged = True
 
     def problem(self, sha256: str) -> str | None:
@@ -102,9 +108,10 @@ class PartReader:
 class Begun(Generic[S]):
     """A sink that can be rewound to its start, for a store that tries again: by beginning another one."""
 
-    def __init__(self, begin: Callable[[], S], size: int) -> None:
+    def __init__(self, begin: Callable[[], S], size: int, what: str) -> None:
         self._begin = begin
         self._size = size
+        self._what = what
         self.seek(0)
 
     def tell(self) -> int:
@@ -112,7 +119,7 @@ class Begun(Generic[S]):
 
     def seek(self, _start: int) -> None:
         self.inner = self._begin()
-        self.reader = PartReader(self.inner, self._size)
+        self.reader = PartReader(self.inner, self._size, self._what)
 
     def truncate(self) -> None:
         """It is empty since the `seek`."""

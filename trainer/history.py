@@ -251,14 +251,14 @@ class History(Place):
         Raises `Bad` if it isn't there, or is another when read a second time too, into a sink begun anew.
         """
         for last_try in (False, True):
-            sink = Begun(begin, ref.size)
+            sink = Begun(begin, ref.size, f"part {ref.sha256[:12]} in {self.store.url}")
             try:
                 self.store.get(self.key("parts", ref.sha256), sink, byte_range=(0, ref.size + 1))  # type: ignore[arg-type]
                 problem = sink.reader.problem(ref.sha256)
             except NotFound as e:
                 raise Bad(f"part {ref.sha256[:12]} is not there") from e
             except NoPart as e:
-                problem = str(e)
+                problem = e.why
             except Damaged as e:
                 problem = f"is damaged: {e}"
             if problem is None:

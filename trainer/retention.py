@@ -316,7 +316,12 @@ def store_time(history: History) -> float:
 def told(excess: Excess) -> str:
     """In words: how many, how large."""
     size = f"{excess.bytes / 1e9:.2f} GB" if excess.bytes >= 1e9 else f"{excess.bytes / 1e6:.1f} MB"
-    return f"{len(excess.manifests)} checkpoints and {len(excess.parts)} parts, {size}"
+    return f"{counted(len(excess.manifests), 'checkpoint')} and {counted(len(excess.parts), 'part')}, {size}"
+
+
+def counted(number: int, what: str) -> str:
+    """As in "1 part" and "2 parts"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _attempt(name: str) -> int:

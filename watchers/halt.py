@@ -2,7 +2,7 @@
 
 /halt/halt           stop, and stay stopped (exit 0)
 /halt/preempt.txt    a rehearsed eviction: stop, to be started again elsewhere (exit 75)
-/halt                itself a file with something in it: as /halt/halt
+/halt                itself a file with something in it, or one that wasn't there at first: as /halt/halt
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class HaltWatcher:
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         self._blind = False
+        self._empty_at_first: bool | None = None  # such a file is a place to write to, as one that is mounted there
 
     def check(self) -> Notice | None:
         try:
@@ -42,7 +43,10 @@ class HaltWatcher:
             if _look_at(path) is not None:  # not stat: a dangling link that an operator made still means halt
                 return self._notice(source, path)
         itself = _look_at(self._path, follow=True)
-        if itself is not None and stat.S_ISREG(itself.st_mode) and itself.st_size:
+        is_file = itself is not None and stat.S_ISREG(itself.st_mode)
+        if self._empty_at_first is None:
+            self._empty_at_first = is_file
+        if itself is not None and is_file and (itself.st_size or not self._empty_at_first):
             return self._notice("halt", self._path)
         return None
 

@@ -174,13 +174,20 @@ def test_errors_are_json_lines_where_json_is_asked_for() -> None:
     assert [json.loads(line)["severity"] for line in lines] == ["ERROR"]
 
 
-@pytest.mark.parametrize(("kind", "words"), [("gone", "is not there"), ("file", "is a file, not a folder")])
-def test_a_halt_folder_that_is_none_is_warned_of(kind: str, words: str, tmp_path: Path) -> None:
-    halt = tmp_path / kind
-    (tmp_path / "file").touch()
+def test_a_halt_folder_that_isnt_there_is_warned_of(tmp_path: Path) -> None:
+    halt = tmp_path / "gone"
     got, lines = run("cifar10", "--store", f"file://{tmp_path}/store", "--halt", str(halt), "--data", "/nowhere/at/all")
     assert (got, len(lines)) == (78, 2), lines
-    assert f"warning: --halt {halt} {words}" in lines[0]
+    assert f"warning: --halt {halt} isn't there: to stop this run, make that folder and a file named halt" in lines[0]
+
+
+@pytest.mark.parametrize("name", ["halt", "file"])
+def test_a_file_for_a_halt_folder_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    got, lines = run("cifar10", "--store", f"file://{tmp_path}/store", "--halt", str(tmp_path / name))
+    assert (got, len(lines)) == (78, 1), lines
+    assert f"--halt {tmp_path / name}: is a file; give the folder" in lines[0]
+    assert lines[0].endswith(f"--halt {tmp_path}" if name == "halt" else "--halt DIR")
 
 
 def test_data_whose_address_is_away_for_now_is_a_start_to_try_again(tmp_path: Path) -> None:

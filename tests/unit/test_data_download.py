@@ -423,6 +423,28 @@ def test_no_source_and_no_official_archive_means_loudly_synthetic(
     assert [p.name for p in (tmp_path / "out").iterdir()] == [FILE_NAME]
 
 
+@pytest.mark.parametrize("damage", ["rotten", "cut"])
+def test_no_stand_in_comes_unasked_over_real_data_even_damaged(served: Served, tmp_path: Path, damage: str) -> None:
+    dataset, out = official(served, tmp_path), tmp_path / "out"
+    packed = pack(dataset, None, out, say=lambda line: None).path
+    kept = rotten(packed) if damage == "rotten" else packed.read_bytes()[:-100]
+    packed.write_bytes(kept)
+    served.status = 404
+    with pytest.raises(UserError, match=r"packed\.safetensors: of no use.*--source.*or remove that file") as caught:
+        pack(dataset, None, out, say=lambda line: None)
+    assert caught.value.code == 78
+    assert packed.read_bytes() == kept
+    assert pack(dataset, "synthetic", out, say=lambda line: None).synthetic  # asked for, it comes
+    packed.write_bytes(rotten(packed))
+    assert pack(dataset, None, out, say=lambda line: None).synthetic  # and may come anew over another
+
+
+def rotten(packed: Path) -> bytes:
+    raw = bytearray(packed.read_bytes())
+    raw[-100_000] ^= 1  # in a picture: labels come last
+    return bytes(raw)
+
+
 def closed_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

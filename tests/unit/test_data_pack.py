@@ -12,11 +12,13 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.unit.data_makers import SMALL, laid_out, python_archive, small_splits, tar, tree
 from trainer.data import scratch
+from trainer.data.download import DownloadError
 from trainer.data.pack import locate, pack
 from trainer.data.packed import FILE_NAME, open_packed
 from trainer.exits import UserError
@@ -78,6 +80,26 @@ class TestOnce:
         said: list[str] = []
         pack(SMALL, source, tmp_path / "out", say=said.append).verify()
         assert "of no use" in said[0]
+
+    @pytest.mark.parametrize("given", ["pictures", "synthetic", None])
+    def test_nothing_is_packed_over_a_file_that_cant_be_read(
+        self, source: str, tmp_path: Path, given: str | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = pack(SMALL, source, tmp_path / "out", say=quiet).path
+        inode, whole = before.stat().st_ino, before.read_bytes()
+        really = Path.open
+
+        def denied(path: Path, *arguments: Any, **more: Any) -> Any:
+            if path == before:  # as for another user than root, who may read all
+                raise PermissionError(13, "Permission denied")
+            return really(path, *arguments, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "open", denied)
+            with pytest.raises(UserError, match=r"Permission denied.*or remove it") as caught:
+                pack(SMALL, source if given == "pictures" else given, tmp_path / "out", say=quiet)
+        assert caught.value.code == 78
+        assert (before.stat().st_ino, before.read_bytes()) == (inode, whole)
 
 
 @pytest.mark.parametrize(
@@ -260,6 +282,7 @@ except UserError as e:
         [sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith(f"no space left in {tmp_path}")
+    assert ": File too large; free some" in done.stdout
     assert done.stderr == ""
     assert list(tmp_path.iterdir()) == []
 
@@ -271,7 +294,7 @@ def test_a_full_disk_is_told_and_left_clean(tmp_path: Path) -> None:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "none", str(disk)], capture_output=True).returncode:
         pytest.skip("mounting is not allowed here")
     try:
-        with pytest.raises(UserError, match="no space left in"):
+        with pytest.raises(UserError, match=r"no space left in .*/disk; free some"):
             pack("cifar10", "synthetic", disk, say=quiet)
         assert list(disk.iterdir()) == []
     finally:
@@ -364,3 +387,25 @@ class TestLocate:
             assert re.search(wanted, said[0] if said else str(told.value))
         with pytest.raises(UserError, match="data NAME --source"):
             open_packed(folder)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "mnist", "bert"])
+def test_a_folder_that_cant_be_written_to_is_told_before_any_work(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("trainer.data.synthetic.generate", lambda *_: pytest.fail("generated all the same"))
+    with pytest.raises(UserError, match="can't write to /proc/nothing/here"):
+        pack(name, "synthetic", Path("/proc/nothing/here"), say=said.append)
+    assert said == []  # "packing ..." would be the work's first word
+
+
+def test_mnists_stand_in_comes_unasked_over_no_damaged_file_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise DownloadError("away")
+
+    monkeypatch.setattr("trainer.data.idx.fetch", away)
+    (tmp_path / FILE_NAME).write_bytes(b"of something once")
+    with pytest.raises(UserError, match=r"of no use.*again \(--source ARCHIVE-OR-FOLDER\), or remove that file"):
+        pack("mnist", None, tmp_path, say=quiet)
+    assert (tmp_path / FILE_NAME).read_bytes() == b"of something once"

@@ -410,3 +410,10 @@ def test_a_model_that_is_not_here_stops_packing_with_the_command_that_gets_it(tm
 
 def test_the_stand_in_says_that_it_is_one(tmp_path: Path) -> None:
     assert packed(tmp_path, "synthetic").synthetic
+
+
+def test_who_has_nothing_packed_is_told_how_with_a_model_and_without(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"--model MODEL \(no --model for --preset scratch\), or start with --data FILE"
+    ):
+        locate("bert", None, tmp_path, say=lambda line: None)

@@ -19,7 +19,7 @@ from trainer.parts import encode
 
 
 def problem(data: bytes, piece: int = 1 << 20) -> str | None:
-    return fed(PartReader(io.BytesIO(), len(data)), data, piece)
+    return fed(PartReader(io.BytesIO(), len(data), "part x"), data, piece)
 
 
 def fed(reader: PartReader, data: bytes, piece: int = 1 << 20) -> str | None:
@@ -27,7 +27,7 @@ def fed(reader: PartReader, data: bytes, piece: int = 1 << 20) -> str | None:
         for start in range(0, len(data), piece):
             reader.write(memoryview(data)[start : start + piece])
     except NoPart as e:
-        return str(e)
+        return e.why
     return reader.problem(hashlib.sha256(data).hexdigest())
 
 
@@ -103,7 +103,7 @@ HOSTILE = {
 @pytest.mark.parametrize("what", HOSTILE)
 def test_what_is_no_part_of_a_checkpoint_is_refused_in_little_memory(what: str) -> None:
     data = HOSTILE[what]
-    reader = PartReader(kept := io.BytesIO(), len(data))
+    reader = PartReader(kept := io.BytesIO(), len(data), "part x")
     tracemalloc.start()
     told = fed(reader, data)
     peak = tracemalloc.get_traced_memory()[1]

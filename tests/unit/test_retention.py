@@ -229,7 +229,7 @@ def test_of_a_run_that_never_committed_parts_go_after_24_hours_and_not_those_of_
     age(run, 25)
     run.put_part("e" * 64, 3, [memoryview(b"new")])
     code, said = command("clean", "--store", run.store.url, "--run", "run", "--yes")
-    assert (code, "deleted 0 checkpoints and 1 parts" in said) == (0, True), said
+    assert (code, "deleted 0 checkpoints and 1 part," in said) == (0, True), said
     assert keys(run, "parts") == ["e" * 64]
     age(run, 25)
     run.store.put(run.key("checkpoints", "000001-00000010.json", "a folder"), b"in a manifest's place")
@@ -502,3 +502,11 @@ def test_names_that_no_checkpoint_has_are_none_and_stay(run: History) -> None:
 
 def test_store_time_is_near_the_stores_own(run: History) -> None:
     assert abs(store_time(run) - time.time()) < 60
+
+
+def test_one_checkpoint_is_no_checkpoints_to_clean_and_copy(run: History, tmp_path: Path) -> None:
+    chain(run, 1, [10])
+    _, cleaned = command("clean", "--store", run.store.url, "--run", "run")
+    assert "1 checkpoint stays" in cleaned
+    code, copied = command("copy", run.store.url, f"file://{tmp_path}/there", "--run", "run")
+    assert (code, "/there: 1 checkpoint, " in copied) == (0, True), copied

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from storage.errors import Damaged
+from storage.retry import Retrying
 from tests.checkpoints import age, chain, history, save, snapshot
 from tests.runs import command
 from trainer.header import data_start
@@ -234,3 +235,18 @@ def test_a_run_whose_claims_are_lost_is_looked_at_too_and_no_run_is_said(run: Hi
     assert out.endswith(f"no checkpoint of {run.run} is good: {way}\n")
     Path(f"{run.store.url}/nothing".removeprefix("file://")).mkdir()
     assert command("verify", "--store", f"{run.store.url}/nothing") == (0, f"no runs in {run.store.url}/nothing\n")
+
+
+def test_a_part_that_is_none_is_the_subject_of_the_warning_and_not_its_store(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = history(tmp_path)
+    chain(run, 1, [10])
+    data = (3).to_bytes(8, "little") + b"{1}"
+    ref = PartRef("model", hashlib.sha256(data).hexdigest(), len(data))
+    run.put_part(ref.sha256, len(data), [memoryview(data)])
+    tried_again = History(Retrying(run.store, lambda _: 60.0, lambda _: None), "run")
+    with pytest.raises(Bad, match=f"^part {ref.sha256[:12]} is no part of a checkpoint: "):
+        tried_again.part(ref)
+    assert caplog.messages[0].startswith(f"part {ref.sha256[:12]} in {run.store.url} is none: ")
+    assert caplog.messages[0].endswith("; trying again")

@@ -61,6 +61,15 @@ def test_a_file_in_place_of_the_folder_is_halt_once_something_is_in_it(tmp_path:
     assert look(link) is not None
 
 
+def test_a_file_that_comes_in_place_of_the_folder_is_halt_even_empty(tmp_path: Path) -> None:
+    watcher = HaltWatcher(tmp_path / "halt")
+    assert watcher.check() is None
+    (tmp_path / "halt").touch()
+    notice = watcher.check()
+    assert notice is not None
+    assert notice.source == "halt"
+
+
 @pytest.mark.parametrize("name", ["halt.txt", "HALT", "halt~", ".halt", "preempt", "preempt.txt.tmp"])
 def test_other_names_are_no_halt(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("x")

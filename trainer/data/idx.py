@@ -15,11 +15,11 @@ import numpy as np
 from trainer.data import synthetic
 from trainer.data.dataset import Bytes, PictureSet, Samples, Splits, shown
 from trainer.data.download import DownloadError, fetch
-from trainer.data.held import already, held
+from trainer.data.held import already, held, keep_real
 from trainer.data.packed import Origin, Packed, write_packed
 from trainer.data.paths import reading
 from trainer.data.pulse import Pulse, told
-from trainer.data.scratch import scratch
+from trainer.data.scratch import check_writable, scratch
 from trainer.data.sources import SYNTHETIC, is_address, local_path
 from trainer.exits import UserError
 
@@ -53,11 +53,13 @@ def pack(
             return _from_address(ADDRESS, mark, folder, pulse, files)
         except DownloadError as e:
             pulse.say(f"the official mnist can't be had: {e}")
+            keep_real(folder, MNIST.name)
             pulse.say("using a generated SYNTHETIC stand-in instead: results with it say nothing about the real data")
             source = SYNTHETIC
     if source == SYNTHETIC:
         if found is not None and found.synthetic:
             return already(found, pulse)
+        check_writable(folder)
         splits = synthetic.generate(MNIST, pulse)
         return write_packed(folder, MNIST, splits, Origin(SYNTHETIC, SYNTHETIC, "1"), synthetic=True, pulse=pulse)
     if found is not None and found.origin.mark == mark:
@@ -69,6 +71,7 @@ def pack(
         if not path.is_dir():
             what = "is no folder" if path.exists() else "no such folder"
             raise UserError(f"{shown(source)}: {what}; {ACCEPTED}")
+    check_writable(folder)
     return _from_files({name: path / name for name in files}, path.resolve().name, mark, folder, pulse, files)
 
 

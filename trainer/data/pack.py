@@ -13,11 +13,11 @@ from typing import Any, Protocol, cast
 from trainer.data import sources
 from trainer.data.dataset import PACKERS, Archive, Dataset, Splits, named, shown
 from trainer.data.download import DownloadError, fetch_unless_held, mark_of, name_of, unsigned
-from trainer.data.held import already, held
+from trainer.data.held import already, held, keep_real
 from trainer.data.packed import FILE_NAME, Packed, open_packed, remedy, write_packed
 from trainer.data.paths import cache_folder, reading
 from trainer.data.pulse import Pulse
-from trainer.data.scratch import remove_stale, scratch
+from trainer.data.scratch import check_writable, remove_stale, scratch
 from trainer.data.sources import Source
 from trainer.exits import UserError
 
@@ -49,7 +49,8 @@ def pack(
     """Pack the data set from `source` into `folder`, unless it was packed from the very same already.
 
     A source is an official archive or its address, an image folder or a tar of one, or "synthetic". None means:
-    what is packed already, else the official archive, else, where that can't be fetched, the SYNTHETIC stand-in.
+    what is packed already, else the official archive, else, where that can't be fetched and nothing that may be real
+    lies there, the SYNTHETIC stand-in.
 
     `check` is called at least every 0.2 s and may raise to stop; then, and after any error, what was packed before is
     as it was. `say` takes whole lines for people. `options`: the settings that other data than small pictures is packed
@@ -127,6 +128,7 @@ def _official(dataset: Dataset, folder: Path, pulse: Pulse) -> Packed:
         return _from_address(dataset, dataset.python.url, folder, pulse)
     except DownloadError as e:
         pulse.say(f"the official {dataset.name} can't be had: {e}")
+        keep_real(folder, dataset.name)
         pulse.say("using a generated SYNTHETIC stand-in instead: results with it say nothing about the real data")
     return _from_source(dataset, sources.recognise(dataset, sources.SYNTHETIC, pulse), folder, pulse)
 
@@ -164,6 +166,7 @@ def _from_source(dataset: Dataset, source: Source, folder: Path, pulse: Pulse) -
     before = held(folder, dataset.name, pulse, lambda packed: _fits(packed, dataset))
     if before and before.origin == source.origin:
         return already(before, pulse)
+    check_writable(folder)
     splits = _read(dataset, source, pulse)
     return write_packed(folder, dataset, splits, source.origin, synthetic=source.synthetic, pulse=pulse)
 

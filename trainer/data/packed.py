@@ -137,11 +137,12 @@ def remedy(name: str) -> str:
     """What gets the data set `name` packed; the end of a message."""
     if name == "bert":
         return (
-            "pack it: python entrypoint.py data bert --source FILE.csv --model MODEL; in a container: --data FILE.csv"
+            "pack it: python entrypoint.py data bert --source FILE.csv --model MODEL "
+            "(no --model for --preset scratch), or start with --data FILE.csv"
         )
     if name == "imagenet":
         return (
-            "pack it: python entrypoint.py data imagenet --source FOLDER-OR-TAR-OR-STORE; in a container: --data FOLDER"
+            "pack it: python entrypoint.py data imagenet --source FOLDER-OR-TAR-OR-STORE, or start with --data FOLDER"
         )
     name = name if name in DATASETS or name in PACKERS else "NAME"
     short = ", or make cifar10" if name == "cifar10" else ""

@@ -56,6 +56,10 @@ def beside(work: Callable[[], T], pulse: Pulse) -> T:
     return made.result()
 
 
-def told(error: OSError, what: str) -> UserError:
+class FileTrouble(UserError):
+    """A file can't be read or written; this says nothing about what is in it."""
+
+
+def told(error: OSError, what: str) -> FileTrouble:
     """A failure of reading or writing files, in one line; `what` as in "can't read /data/x.tar"."""
-    return UserError(f"{what}: {error.strerror or error}")
+    return FileTrouble(f"{what}: {error.strerror or error}")

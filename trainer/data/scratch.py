@@ -70,6 +70,12 @@ def scratch(folder: Path) -> Iterator[Scratch]:
         _mine.discard(token)
 
 
+def check_writable(folder: Path) -> None:
+    """Raise `UserError` where no file can be made in `folder`, before the work for it; it is made if need be."""
+    with scratch(folder):
+        pass
+
+
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[Scratch]:
     """A scratch file that takes the place of `target`, durably, when the block ends well."""
@@ -125,7 +131,6 @@ def _plainly(folder: Path) -> Iterator[None]:
         yield
     except OSError as e:
         if e.errno in _FULL:
-            raise UserError(
-                f"no space left in {shown(folder)}: {e.strerror}; free some, or choose another folder"
-            ) from e
+            why = "" if e.errno == errno.ENOSPC else f": {e.strerror}"  # a quota, or a limit of a file's size
+            raise UserError(f"no space left in {shown(folder)}{why}; free some, or choose another folder") from e
         raise told(e, f"can't write to {shown(folder)}") from e

@@ -30,6 +30,7 @@ from trainer.data.packed import FILE_NAME, TEXTS, Origin, Packed, open_packed, r
 from trainer.data.paths import reading
 from trainer.data.pulse import Pulse
 from trainer.data.rows import Row
+from trainer.data.scratch import check_writable
 from trainer.data.sources import SYNTHETIC, local_path
 from trainer.data.synthetic_texts import generate
 from trainer.exits import UserError
@@ -74,6 +75,7 @@ def pack(source: str | None, folder: Path, options: Mapping[str, Any], pulse: Pu
     found = _recognise(source, files, model, pulse)
     if (before := held(folder, NAME, pulse, lambda packed: packed.origin == found.origin)) is not None:
         return already(before, pulse)
+    check_writable(folder)
     synthetic = source == SYNTHETIC
     what = "the SYNTHETIC stand-in" if synthetic else f"{found.origin.kind} {shown(found.origin.name)}"
     pulse.say(f"packing texts from {what}")
