@@ -32,8 +32,8 @@ def mistake_here(error: BaseException) -> str | None:
     proxies = " or ".join(name for name, value in os.environ.items() if value and name.lower() in kinds)
     if proxies and re.search(_NO_PROXYS, words):
         return (
-            f"{proxies} is no address of a proxy: write it http://NAME:PASSWORD@HOST:PORT, and / # ? @ in the password "
-            "as %2F %23 %3F %40"
+            f"{proxies} is no address of a proxy: write it http://HOST:PORT, or with NAME:PASSWORD@ before the "
+            "HOST, and / # ? @ in the password as %2F %23 %3F %40"
         )
     return None
 
