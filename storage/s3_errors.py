@@ -77,9 +77,9 @@ def meaning(error: Exception, url: str, bucket: str, key: str, *, known: bool) -
         return NotSetUp(
             f"{url}: {one_line(error)}: look at AWS_PROFILE, and at the credentials file{f'; {file}' if file else ''}"
         )
-    if isinstance(error, sdk.NoCredentialsError | sdk.PartialCredentialsError) and (mend := _no_pair() or _no_file()):
-        return NotSetUp(f"{url}: no AWS credentials: {mend}")
     if isinstance(error, sdk.NoCredentialsError | sdk.PartialCredentialsError):
+        if mend := _no_pair() or _no_file():
+            return NotSetUp(f"{url}: no AWS credentials: {mend}")
         return NotSetUp(
             f"{url}: no AWS credentials ({one_line(error)}); at a desk: aws configure, or set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY; else give the machine a role (instance profile), set AWS_ROLE_ARN and "

@@ -255,6 +255,16 @@ def test_a_container_that_its_hours_have_stopped_is_not_started_again(machine: M
     assert (len(machine.runs), machine.turned_off) == (1, 0)  # `hours` does that
 
 
+def shut_down_while(going: Path, machine: Machine, **extra: str) -> None:
+    process = subprocess.Popen(["bash", machine.script], env=machine.environment(**extra))
+    try:
+        appears(going)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+
+
 def appears(file: Path) -> None:
     """Wait for it, a minute at most."""
     until = time.monotonic() + 60
@@ -298,13 +308,7 @@ def test_a_shutdown_while_the_image_is_fetched_ends_that(machine: Machine, tmp_p
     machine.stand_ins.add(
         "docker", f'case $1 in\nrun) touch "{going}"; exec sleep 600 ;;\nstop) echo No such container; exit 1 ;;\nesac'
     )
-    process = subprocess.Popen(["bash", machine.script], env=machine.environment())
-    try:
-        appears(going)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-    finally:
-        process.kill()
+    shut_down_while(going, machine)
     assert machine.turned_off == 0
 
 
@@ -440,13 +444,7 @@ def test_a_shutdown_while_docker_is_fetched_waits_for_apt(machine: Machine, tmp_
     """dpkg that is killed at work would refuse every later try."""
     path, going, done = without_docker(machine), tmp_path / "going", tmp_path / "done"
     machine.stand_ins.add("apt-get", f'[[ $* == *update ]] || {{ touch "{going}"; sleep 1; touch "{done}"; }}')
-    process = subprocess.Popen(["bash", machine.script], env=machine.environment(PATH=path))
-    try:
-        appears(going)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-    finally:
-        process.kill()
+    shut_down_while(going, machine, PATH=path)
     assert done.exists()
     assert (machine.runs, machine.turned_off) == ([], 0)
 
